@@ -1,0 +1,59 @@
+// Durable storage as the stores see it: a fixed run of bytes (a regular file or a block device) that is read, written and
+// synced asynchronously. The implementation is a small io_uring of our own (Asio has no asynchronous fsync); a thread
+// stands in where the kernel forbids io_uring and the program was built for epoll. tests/fakes has one that fails, tears
+// and cuts short.
+#pragma once
+
+#include "util/asio.hpp"
+#include "util/bytes.hpp"
+#include "util/result.hpp"
+
+#include <memory>
+#include <string>
+
+namespace vtpmd {
+
+class BlockFile {
+  public:
+    virtual ~BlockFile() = default;
+
+    /// For messages.
+    [[nodiscard]] virtual const std::string& path() const = 0;
+    /// Bytes; of a block device its fixed size.
+    [[nodiscard]] virtual std::uint64_t size() const = 0;
+    /// True for a block device, whose size cannot change.
+    [[nodiscard]] virtual bool fixed_size() const = 0;
+
+    /// Exactly `into.size()` bytes at `offset`; a short read is Errc::io.
+    virtual Task<Result<void>> read(std::uint64_t offset, MutByteView into) = 0;
+    /// All of `data` at `offset`, not yet durable. ENOSPC is Errc::no_space.
+    virtual Task<Result<void>> write(std::uint64_t offset, ByteView data) = 0;
+    /// Everything written before is on stable storage (fdatasync). After a failed sync the kernel may have dropped the
+    /// dirty pages: the caller must write again what it needs, never just sync again.
+    virtual Task<Result<void>> sync() = 0;
+    /// write, then sync, as one linked request.
+    virtual Task<Result<void>> write_sync(std::uint64_t offset, ByteView data) = 0;
+    /// Makes the file `size` bytes, allocated (fallocate), new bytes reading as zero. For a block device: an error if it
+    /// is smaller, else nothing.
+    virtual Task<Result<void>> resize(std::uint64_t size) = 0;
+};
+
+enum class OpenMode {
+    existing, ///< Errc::not_found if there is none
+    create,   ///< a new file, mode 0600; Errc::exists if there is one (a block device always exists: the store looks at
+              ///< its first bytes). The directory entry is made durable too.
+};
+
+/// Runs the I/O of every BlockFile of the process; owns the ring. Lives as long as its files.
+class BlockIo {
+  public:
+    virtual ~BlockIo() = default;
+    /// Opens and locks (open file description lock, or flock on a device): Errc::busy names the file if another process
+    /// holds it. The lock goes with the process.
+    virtual Result<std::unique_ptr<BlockFile>> open(const std::string& path, OpenMode mode) = 0;
+};
+
+/// Errc::unsupported, saying what to do, if io_uring is needed and the kernel refuses it.
+[[nodiscard]] Result<std::unique_ptr<BlockIo>> make_block_io(asio::any_io_executor executor);
+
+} // namespace vtpmd
