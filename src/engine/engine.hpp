@@ -1,0 +1,65 @@
+// The guest's TPM: libtpms behind execute(). libtpms keeps global state, so a process has one Engine at most; this room
+// is the only one that includes its headers.
+//
+// Persistence is staged: when a command changes the permanent state, libtpms hands the new blob over inside execute();
+// the engine keeps it until take_staged(). The caller makes it durable and only then gives the guest its answer.
+#pragma once
+
+#include "tpm/version.hpp"
+#include "util/bytes.hpp"
+#include "util/result.hpp"
+#include "util/secret_bytes.hpp"
+
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace vtpmd {
+
+/// libtpms' three blobs. Empty: not there.
+struct EngineState {
+    SecretBytes permanent;  ///< NV, keys, owner; 1.2-10 KB and what the guest defines
+    SecretBytes save_state; ///< what TPM_SaveState / TPM2_Shutdown(STATE) left
+    SecretBytes volatile_state; ///< a running TPM's registers (suspend, migration, PCR preset)
+};
+
+class Engine {
+  public:
+    /// Errc::busy if the process has one already.
+    static Result<std::unique_ptr<Engine>> create(TpmVersion version);
+    virtual ~Engine() = default;
+
+    /// Powers the TPM on with this state (TPMLIB_MainInit): empty permanent state makes a *fresh* TPM, which the caller
+    /// must have been asked for. A running one is powered off first. No TPM_Startup is sent. Errc::corrupt if libtpms
+    /// refuses the blobs: nothing is replaced.
+    virtual Result<void> power_on(const EngineState& state) = 0;
+    /// TPMLIB_Terminate; volatile state is gone.
+    virtual void power_off() = 0;
+    [[nodiscard]] virtual bool running() const = 0;
+
+    /// One command, one response, synchronous, from one thread at a time. Always a well-formed TPM response of at most
+    /// 4096 bytes, also for a malformed command.
+    virtual Bytes execute(ByteView command, std::uint8_t locality) = 0;
+    /// Asks a command that runs on another thread to end early (TPMLIB_CancelCommand).
+    virtual void cancel() = 0;
+
+    /// The permanent and save-state blobs as last stored by libtpms, if that happened since the last call.
+    /// A cleared save state (deleted by libtpms) is a staged change too.
+    virtual std::optional<EngineState> take_staged() = 0;
+    [[nodiscard]] virtual bool has_staged() const = 0;
+
+    /// All three blobs of the running TPM as they are now.
+    virtual Result<EngineState> snapshot() = 0;
+
+    [[nodiscard]] virtual TpmVersion version() const = 0;
+    /// TPMLIB_GetInfo's JSON for the given flags (1 specification, 2 attributes, 4 features).
+    [[nodiscard]] virtual std::string info(unsigned flags) const = 0;
+    [[nodiscard]] virtual bool established() const = 0;         ///< tpmEstablished
+    virtual void reset_established(std::uint8_t locality) = 0;
+    /// TPM_IO_Hash_Start/Data/End (D-RTM and firmware measurement); locality 4.
+    virtual Result<void> hash_start() = 0;
+    virtual Result<void> hash_data(ByteView data) = 0;
+    virtual Result<void> hash_end() = 0;
+};
+
+} // namespace vtpmd

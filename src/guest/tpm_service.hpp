@@ -1,0 +1,52 @@
+// What every way in for a guest (sockets, rings, QEMU's control channel) needs of the TPM behind it. Implemented by
+// instance/; faked in tests.
+#pragma once
+
+#include "tpm/version.hpp"
+#include "util/asio.hpp"
+#include "util/bytes.hpp"
+#include "util/result.hpp"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace vtpmd::guest {
+
+/// Longest TPM command or response (libtpms' buffer).
+inline constexpr std::size_t command_limit = 4096;
+
+class TpmService {
+  public:
+    virtual ~TpmService() = default;
+
+    /// One command (already private memory, at most command_limit bytes), one answer: always a well-formed TPM response,
+    /// an error response if it must be. What the command changed is durable before this returns. Concurrent calls queue.
+    virtual Task<Bytes> execute(Bytes command, std::uint8_t locality) = 0;
+    /// Asks the running command to end early.
+    virtual void cancel() = 0;
+
+    [[nodiscard]] virtual TpmVersion version() const = 0;
+    [[nodiscard]] virtual bool running() const = 0;
+
+    /// Power cycle (CMD_INIT): PCRs reset, volatile state gone if `delete_volatile`, then TPM_Startup as the mode says.
+    virtual Task<Result<void>> init(bool delete_volatile) = 0;
+    /// Power off (CMD_STOP): commands get an error until init().
+    virtual Task<Result<void>> stop() = 0;
+    /// Ends the instance in good order (CMD_SHUTDOWN).
+    virtual void shutdown() = 0;
+
+    [[nodiscard]] virtual bool established() = 0;
+    virtual Result<void> reset_established(std::uint8_t locality) = 0;
+    virtual Task<Result<void>> hash_start() = 0;
+    virtual Task<Result<void>> hash_data(Bytes data) = 0;
+    virtual Task<Result<void>> hash_end() = 0;
+    virtual Task<Result<void>> store_volatile() = 0;
+    [[nodiscard]] virtual std::string info(std::uint64_t flags) const = 0;
+
+    /// State blobs of the control channel: 1 permanent, 2 volatile, 3 save-state.
+    virtual Task<Result<Bytes>> get_blob(std::uint32_t type) = 0;
+    virtual Task<Result<void>> set_blob(std::uint32_t type, Bytes blob) = 0;
+};
+
+} // namespace vtpmd::guest

@@ -1,0 +1,96 @@
+// What the manager asks of the hardware TPM, for both families. Every call is a coroutine on the loop; the work runs on
+// the hardware thread, in order of urgency, batched.
+#pragma once
+
+#include "tpm/version.hpp"
+#include "util/asio.hpp"
+#include "util/bytes.hpp"
+#include "util/result.hpp"
+#include "util/secret_bytes.hpp"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace vtpmd::hwtpm {
+
+enum class HashAlg : std::uint16_t { sha1 = 0x0004, sha256 = 0x000b, sha384 = 0x000c, sha512 = 0x000d }; // TPM_ALG_ID
+
+/// "sha256:0,2,4,7": one bank, PCR indices 0-23, ascending. Empty pcrs: sealed to no PCR ("none").
+struct PcrSelection {
+    HashAlg bank = HashAlg::sha256;
+    std::vector<unsigned> pcrs;
+    friend bool operator==(const PcrSelection&, const PcrSelection&) = default;
+};
+[[nodiscard]] Result<PcrSelection> parse_pcr_selection(std::string_view text);
+[[nodiscard]] std::string to_string(const PcrSelection& selection);
+
+struct PcrValue {
+    HashAlg bank;
+    unsigned index;
+    Bytes digest;
+};
+
+/// A sealed secret as the TPM gave it, with what it was sealed to, so that a refusal can name the PCR.
+struct SealedSecret {
+    Bytes blob;                   ///< TPM2B_PUBLIC || TPM2B_PRIVATE (2.0), TPM_STORED_DATA (1.2)
+    PcrSelection selection;
+    std::vector<PcrValue> values; ///< at the time of sealing
+};
+
+/// The freshness counter: an NV counter index (2.0) or a monotonic counter (1.2).
+struct CounterRef {
+    std::uint32_t handle = 0;
+    Bytes auth; ///< its authorisation value (kept in the sealed part of the store), may be empty
+};
+
+class RootOfTrust {
+  public:
+    virtual ~RootOfTrust() = default;
+
+    [[nodiscard]] virtual TpmVersion version() const = 0;
+    /// For messages: driver, vendor, firmware.
+    [[nodiscard]] virtual std::string description() const = 0;
+    /// Identifies the part across reboots (a digest of the storage key's name), so that another TPM is recognised.
+    virtual Task<Result<Bytes>> identity() = 0;
+
+    /// Up to 128 bytes a secret. Errc::pcr_mismatch names the PCRs that are all zero (unless allow_zero) or banks missing.
+    struct SealOptions {
+        PcrSelection selection;
+        bool allow_zero_pcrs = false;
+    };
+    virtual Task<Result<SealedSecret>> seal(SecretBytes secret, SealOptions options) = 0;
+    /// Errc::pcr_mismatch names every PCR that differs from the value sealed to (bank, index, sealed, present);
+    /// Errc::mismatch: sealed by another TPM (or this one was cleared).
+    virtual Task<Result<SecretBytes>> unseal(SealedSecret sealed) = 0;
+
+    /// A counter that never goes back, also over delete and re-create. Returns where it is.
+    virtual Task<Result<CounterRef>> counter_create() = 0;
+    virtual Task<Result<std::uint64_t>> counter_read(CounterRef counter) = 0;
+    /// The value after the step.
+    virtual Task<Result<std::uint64_t>> counter_increment(CounterRef counter) = 0;
+    virtual Task<Result<void>> counter_delete(CounterRef counter) = 0;
+
+    /// 1..4096 bytes.
+    virtual Task<Result<Bytes>> random(std::size_t count) = 0;
+    /// Values of the banks and indices that exist; banks the TPM has not are left out.
+    virtual Task<Result<std::vector<PcrValue>>> pcr_read(std::vector<PcrSelection> selections) = 0;
+    /// PCR banks that are allocated.
+    [[nodiscard]] virtual std::vector<HashAlg> banks() const = 0;
+
+    /// Relinquishes the TPM; what is queued is finished first.
+    virtual Task<> close() = 0;
+};
+
+/// `driver` as on the command line: embedded:DIR, swtpm:unix:PATH, swtpm:tcp:HOST:PORT, device[:PATH], tis[:0xADDR],
+/// xen[:HANDLE], auto. Blocks while the TPM starts (seconds at worst): called before the loop serves.
+struct OpenOptions {
+    std::string driver = "auto";
+    unsigned locality = 0;
+    std::string owner_auth = "well-known";
+    std::string srk_auth = "well-known";
+    std::uint32_t srk_handle = 0x81000001;
+};
+
+} // namespace vtpmd::hwtpm

@@ -1,0 +1,78 @@
+// The manager's image: a superblock (opaque to this room: the sealed keys and where the counter is) and an append-only
+// journal of AEAD records chained by hash in one of two halves, with a checkpoint into the other half when it fills.
+//
+// The journal drives a state machine: apply() is called for every record once it is durable, in order, both when the
+// image is opened and while it runs, so that memory is always exactly what the disk says. Layout: journal.cpp.
+#pragma once
+
+#include "util/block_file.hpp"
+#include "util/log.hpp"
+#include "util/secret_bytes.hpp"
+#include "util/uuid.hpp"
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace vtpmd::store {
+
+/// The manager's registry, as the journal sees it.
+class JournalClient {
+  public:
+    virtual ~JournalClient() = default;
+    /// A record that is now durable. An error while opening (a record this version does not know) refuses the image.
+    virtual Result<void> apply(ByteView record) = 0;
+    /// Calls `emit` for records that rebuild everything apply() was ever given. Called between batches.
+    virtual void snapshot(const std::function<void(ByteView record)>& emit) = 0;
+    /// Records to put in front of the next batch of `count` callers' records (freshness), usually none.
+    virtual std::vector<Bytes> prologue(std::size_t count) = 0;
+    /// The batch is durable and applied, its callers have not been told yet (strict freshness steps the counter here).
+    /// An error here is given to every caller of the batch and the journal stops.
+    virtual Task<Result<void>> before_acknowledge() = 0;
+};
+
+struct JournalCounters {
+    std::uint64_t records = 0, batches = 0, syncs = 0, checkpoints = 0, bytes = 0, largest_batch = 0;
+};
+
+class ManagerImage {
+  public:
+    struct CreateOptions {
+        Uuid uuid;
+        std::uint64_t size = std::uint64_t{16} << 20; ///< bytes; a block device: its own size
+        Bytes superblock;                             ///< at most superblock_limit
+    };
+    static constexpr std::size_t superblock_limit = 60 * 1024;
+
+    /// Errc::exists if the place holds anything that is not zero.
+    static Task<Result<std::unique_ptr<ManagerImage>>> create(std::unique_ptr<BlockFile> file, CreateOptions options,
+                                                              const Log& log);
+    static Task<Result<std::unique_ptr<ManagerImage>>> open(std::unique_ptr<BlockFile> file, const Log& log);
+    virtual ~ManagerImage() = default;
+
+    [[nodiscard]] virtual const Uuid& uuid() const = 0;
+    [[nodiscard]] virtual const Bytes& superblock() const = 0;
+    /// Replaces it, twin copies one after the other, durable on return.
+    virtual Task<Result<void>> replace_superblock(Bytes superblock) = 0;
+
+    /// First use: starts an empty journal under `key` (32 bytes).
+    virtual Task<Result<void>> start_journal(SecretBytes key, JournalClient& client) = 0;
+    /// Replays. A torn tail that was never acknowledged is cut (logged); anything else that does not authenticate is
+    /// Errc::corrupt with its offset.
+    virtual Task<Result<void>> open_journal(SecretBytes key, JournalClient& client) = 0;
+
+    /// Durable on return, in the same order as the calls. Calls made while a write is in flight share the next one: one
+    /// append, one sync. After a failed write or sync nothing later is acknowledged until a checkpoint into the other
+    /// half has succeeded (tried at the next append), since the kernel may have dropped the pages.
+    virtual Task<Result<void>> append(Bytes record) = 0;
+    /// The same for several records that must be there together or not at all.
+    virtual Task<Result<void>> append_all(std::vector<Bytes> records) = 0;
+    /// Writes a checkpoint now.
+    virtual Task<Result<void>> checkpoint() = 0;
+    /// Waits for what is in flight; appends fail with Errc::closed from now on.
+    virtual Task<> close() = 0;
+
+    [[nodiscard]] virtual const JournalCounters& counters() const = 0;
+};
+
+} // namespace vtpmd::store
