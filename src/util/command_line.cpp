@@ -1,0 +1,176 @@
+#include "util/command_line.hpp"
+
+#include "util/text.hpp"
+
+#include <algorithm>
+#include <boost/program_options.hpp>
+#include <cerrno>
+#include <fstream>
+#include <unistd.h>
+
+namespace vtpmd {
+
+namespace po = boost::program_options;
+
+namespace {
+
+using Values = std::map<std::string, std::vector<std::string>, std::less<>>;
+
+po::options_description describe(std::span<const OptionSpec> specs) {
+    po::options_description description("options");
+    description.add_options()("word", po::value<std::vector<std::string>>(), "");
+    for (const OptionSpec& spec : specs) {
+        auto* value = po::value<std::vector<std::string>>();
+        if (spec.argument.empty()) {
+            value->implicit_value({"true"}, "true");
+        }
+        description.add_options()(std::string(spec.name).c_str(), value, std::string(spec.help).c_str());
+    }
+    return description;
+}
+
+/// "owner_auth=x" -> ("owner-auth", "x"), if the key is a known spelling.
+std::optional<std::pair<std::string, std::string>> old_word(std::span<const OptionSpec> specs, std::string_view word) {
+    std::size_t eq = word.find('=');
+    if (eq == std::string_view::npos || word.starts_with('-')) {
+        return std::nullopt;
+    }
+    std::string key(word.substr(0, eq));
+    std::replace(key.begin(), key.end(), '_', '-');
+    for (const OptionSpec& spec : specs) {
+        if (key == spec.name || (!spec.old_spelling.empty() && word.substr(0, eq) == spec.old_spelling)) {
+            return std::pair{std::string(spec.name), std::string(word.substr(eq + 1))};
+        }
+    }
+    return std::nullopt;
+}
+
+Result<Values> collect(const po::parsed_options& parsed, std::span<const OptionSpec> specs, std::string_view where) {
+    Values out;
+    for (const po::option& option : parsed.options) {
+        if (option.string_key == "word") {
+            auto word = old_word(specs, option.value.empty() ? "" : option.value.front());
+            if (!word) {
+                return make_error(Errc::usage, "'{}' is not an option; see --help",
+                                  printable(option.value.empty() ? "" : option.value.front()));
+            }
+            out[word->first].push_back(word->second);
+            continue;
+        }
+        auto& values = out[option.string_key];
+        if (option.value.empty()) {
+            values.emplace_back("true");
+        }
+        values.insert(values.end(), option.value.begin(), option.value.end());
+    }
+    for (const OptionSpec& spec : specs) {
+        auto it = out.find(spec.name);
+        if (it != out.end() && it->second.size() > 1 && !spec.repeatable) {
+            return make_error(Errc::usage, "{}: --{} is given {} times; give it once", where, spec.name,
+                              it->second.size());
+        }
+    }
+    return out;
+}
+
+Result<Values> from_arguments(const CommandLine::Source& source, const po::options_description& description) {
+    po::positional_options_description words;
+    words.add("word", -1);
+    auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing &
+                 ~po::command_line_style::allow_short;
+    try {
+        return collect(po::command_line_parser(source.arguments).options(description).positional(words).style(style).run(),
+                       source.specs, "command line");
+    } catch (const po::error& e) {
+        return make_error(Errc::usage, "{}; see --help", e.what());
+    }
+}
+
+Result<Values> from_file(const std::string& path, const CommandLine::Source& source,
+                         const po::options_description& description) {
+    std::ifstream file(path);
+    if (!file) {
+        return errno_error(errno, fmt::format("configuration file {}", path));
+    }
+    try {
+        return collect(po::parse_config_file(file, description), source.specs, path);
+    } catch (const po::error& e) {
+        return make_error(Errc::usage, "configuration file {}: {}", path, e.what());
+    }
+}
+
+} // namespace
+
+Result<CommandLine> CommandLine::parse(const Source& source) {
+    po::options_description description = describe(source.specs);
+    auto arguments = from_arguments(source, description);
+    if (!arguments) {
+        return arguments.error();
+    }
+    CommandLine out;
+    out.values_ = std::move(*arguments);
+    std::string config = out.get_or("config", "");
+    if (config.empty() && !source.default_config.empty() && ::access(source.default_config.c_str(), F_OK) == 0) {
+        config = source.default_config;
+    }
+    if (!config.empty()) {
+        auto file = from_file(config, source, description);
+        if (!file) {
+            return file.error();
+        }
+        for (auto& [name, values] : *file) {
+            out.values_.try_emplace(name, std::move(values));
+        }
+    }
+    return out;
+}
+
+bool CommandLine::has(std::string_view name) const { return values_.find(name) != values_.end(); }
+
+std::optional<std::string> CommandLine::get(std::string_view name) const {
+    auto it = values_.find(name);
+    if (it == values_.end() || it->second.empty()) {
+        return std::nullopt;
+    }
+    return it->second.back();
+}
+
+std::string CommandLine::get_or(std::string_view name, std::string_view fallback) const {
+    return get(name).value_or(std::string(fallback));
+}
+
+std::vector<std::string> CommandLine::all(std::string_view name) const {
+    auto it = values_.find(name);
+    return it == values_.end() ? std::vector<std::string>{} : it->second;
+}
+
+Result<bool> CommandLine::flag(std::string_view name) const {
+    static constexpr std::string_view on[] = {"true", "yes", "1", "on"};
+    static constexpr std::string_view off[] = {"false", "no", "0", "off"};
+    auto value = get(name);
+    if (!value) {
+        return false;
+    }
+    if (std::find(std::begin(on), std::end(on), *value) != std::end(on)) {
+        return true;
+    }
+    if (std::find(std::begin(off), std::end(off), *value) != std::end(off)) {
+        return false;
+    }
+    return make_error(Errc::usage, "--{} is a switch: '{}' is neither yes nor no", name, printable(*value));
+}
+
+std::string CommandLine::help(std::span<const OptionSpec> specs) {
+    std::string out;
+    for (const OptionSpec& spec : specs) {
+        std::string left = fmt::format("  --{}{}{}", spec.name, spec.argument.empty() ? "" : "=", spec.argument);
+        if (left.size() < 30) {
+            out += fmt::format("{:<30}{}\n", left, spec.help);
+        } else {
+            out += fmt::format("{}\n{:<30}{}\n", left, "", spec.help);
+        }
+    }
+    return out;
+}
+
+} // namespace vtpmd

@@ -1,0 +1,92 @@
+#include "check.hpp"
+#include "util/command_line.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <unistd.h>
+
+using namespace vtpmd;
+
+namespace {
+constexpr OptionSpec specs[] = {
+    {"config", "FILE", "more options"},
+    {"store", "PATH", "where"},
+    {"create", "", "make it"},
+    {"guest", "ENDPOINT", "who", true},
+    {"owner-auth", "AUTH", "auth"},
+    {"tpm-locality", "N", "locality", false, "tpmlocality"},
+};
+
+Result<CommandLine> parse(std::vector<std::string> arguments, std::string config = "") {
+    return CommandLine::parse({specs, std::move(arguments), std::move(config)});
+}
+
+struct TempFile {
+    explicit TempFile(const std::string& text) {
+        int fd = ::mkstemp(path.data());
+        REQUIRE(fd >= 0);
+        ::close(fd);
+        std::ofstream(path) << text;
+    }
+    ~TempFile() { std::remove(path.c_str()); }
+    TempFile(const TempFile&) = delete;
+    TempFile& operator=(const TempFile&) = delete;
+    std::string path = "/tmp/vtpmd-conf-XXXXXX";
+};
+} // namespace
+
+TEST_SUITE("util") {
+    TEST_CASE("command line: values, switches, repeats") {
+        auto c = parse({"--store=/a b", "--create", "--guest=x", "--guest", "y"});
+        REQUIRE(c);
+        CHECK(c->get("store") == "/a b");
+        CHECK(c->flag("create").value());
+        CHECK(c->all("guest") == std::vector<std::string>{"x", "y"});
+        CHECK_FALSE(c->has("owner-auth"));
+    }
+    TEST_CASE("command line: old spellings as key=value words") {
+        auto c = parse({"owner_auth=well-known", "tpmlocality=2"});
+        REQUIRE(c);
+        CHECK(c->get("owner-auth") == "well-known");
+        CHECK(c->get("tpm-locality") == "2");
+    }
+    TEST_CASE("command line: what is wrong is named") {
+        for (auto& [args, word] : std::vector<std::pair<std::vector<std::string>, std::string>>{
+                 {{"--stor=x"}, "stor"},
+                 {{"--nonsense"}, "nonsense"},
+                 {{"stray"}, "stray"},
+                 {{"what=ever"}, "what=ever"},
+                 {{"--store=a", "--store=b"}, "store"},
+                 {{"--store"}, "store"},
+                 {{"-x"}, "x"}}) {
+            CAPTURE(word);
+            auto c = parse(args);
+            REQUIRE_FALSE(c);
+            CHECK(c.error().code == Errc::usage);
+            CHECK(c.error().message.find(word) != std::string::npos);
+        }
+        auto c = parse({"--create=perhaps"});
+        REQUIRE(c);
+        CHECK_FALSE(c->flag("create"));
+    }
+    TEST_CASE("command line: it wins over the configuration file") {
+        TempFile file("# a comment\nstore = /from/file\nguest = a\nguest = b\ncreate = yes\n");
+        auto c = parse({"--config=" + file.path, "--guest=c"});
+        REQUIRE(c);
+        CHECK(c->get("store") == "/from/file");
+        CHECK(c->all("guest") == std::vector<std::string>{"c"});
+        CHECK(c->flag("create").value());
+        CHECK(parse({}, file.path)->get("store") == "/from/file");
+        CHECK(parse({"--create=no"}, file.path)->flag("create").value() == false);
+    }
+    TEST_CASE("command line: a bad configuration file is named") {
+        TempFile file("nonsense = 1\n");
+        auto c = parse({}, file.path);
+        REQUIRE_FALSE(c);
+        CHECK(c.error().message.find(file.path) != std::string::npos);
+        CHECK(c.error().message.find("nonsense") != std::string::npos);
+        CHECK(parse({"--config=/nonexistent/x"}).error().code == Errc::not_found);
+        CHECK(parse({}, "/nonexistent/x"));
+    }
+}
