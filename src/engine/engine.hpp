@@ -18,8 +18,8 @@ namespace vtpmd {
 
 /// libtpms' three blobs. Empty: not there.
 struct EngineState {
-    SecretBytes permanent;  ///< NV, keys, owner; 1.2-10 KB and what the guest defines
-    SecretBytes save_state; ///< what TPM_SaveState / TPM2_Shutdown(STATE) left
+    SecretBytes permanent;      ///< NV, keys, owner; 1.2-10 KB and what the guest defines
+    SecretBytes save_state;     ///< what TPM_SaveState / TPM2_Shutdown(STATE) left
     SecretBytes volatile_state; ///< a running TPM's registers (suspend, migration, PCR preset)
 };
 
@@ -54,7 +54,7 @@ class Engine {
     [[nodiscard]] virtual TpmVersion version() const = 0;
     /// TPMLIB_GetInfo's JSON for the given flags (1 specification, 2 attributes, 4 features).
     [[nodiscard]] virtual std::string info(unsigned flags) const = 0;
-    [[nodiscard]] virtual bool established() const = 0;         ///< tpmEstablished
+    [[nodiscard]] virtual bool established() const = 0; ///< tpmEstablished
     virtual void reset_established(std::uint8_t locality) = 0;
     /// TPM_IO_Hash_Start/Data/End (D-RTM and firmware measurement); locality 4.
     virtual Result<void> hash_start() = 0;

@@ -20,8 +20,9 @@ class TpmService {
   public:
     virtual ~TpmService() = default;
 
-    /// One command (already private memory, at most command_limit bytes), one answer: always a well-formed TPM response,
-    /// an error response if it must be. What the command changed is durable before this returns. Concurrent calls queue.
+    /// One command (already private memory, at most command_limit bytes), one answer: always a well-formed TPM
+    /// response, an error response if it must be. What the command changed is durable before this returns. Concurrent
+    /// calls queue.
     virtual Task<Bytes> execute(Bytes command, std::uint8_t locality) = 0;
     /// Asks the running command to end early.
     virtual void cancel() = 0;

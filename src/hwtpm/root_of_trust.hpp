@@ -34,7 +34,7 @@ struct PcrValue {
 
 /// A sealed secret as the TPM gave it, with what it was sealed to, so that a refusal can name the PCR.
 struct SealedSecret {
-    Bytes blob;                   ///< TPM2B_PUBLIC || TPM2B_PRIVATE (2.0), TPM_STORED_DATA (1.2)
+    Bytes blob; ///< TPM2B_PUBLIC || TPM2B_PRIVATE (2.0), TPM_STORED_DATA (1.2)
     PcrSelection selection;
     std::vector<PcrValue> values; ///< at the time of sealing
 };
@@ -55,7 +55,8 @@ class RootOfTrust {
     /// Identifies the part across reboots (a digest of the storage key's name), so that another TPM is recognised.
     virtual Task<Result<Bytes>> identity() = 0;
 
-    /// Up to 128 bytes a secret. Errc::pcr_mismatch names the PCRs that are all zero (unless allow_zero) or banks missing.
+    /// Up to 128 bytes a secret. Errc::pcr_mismatch names the PCRs that are all zero (unless allow_zero) or banks
+    /// missing.
     struct SealOptions {
         PcrSelection selection;
         bool allow_zero_pcrs = false;

@@ -15,9 +15,9 @@ namespace vtpmd::proto {
 
 /// What the manager says of a vTPM when it is greeted.
 struct HelloReply {
-    bool known = false;       ///< the manager has a registration for this UUID
-    bool has_record = false;  ///< and a hash_key: state was acknowledged once
-    bool may_create = false;  ///< the manager's --auto-create
+    bool known = false;                     ///< the manager has a registration for this UUID
+    bool has_record = false;                ///< and a hash_key: state was acknowledged once
+    bool may_create = false;                ///< the manager's --auto-create
     TpmVersion version = TpmVersion::tpm20; ///< as registered, if known
 };
 

@@ -1,6 +1,6 @@
-// The instance's image: a superblock and two slots on a BlockFile. A save encrypts the TPM's state under a fresh key into
-// the slot that is not valid now; the key and the slot's hash go to the manager, whose durable yes makes that slot the
-// valid one. The layout stands beside its codec in state_image.cpp.
+// The instance's image: a superblock and two slots on a BlockFile. A save encrypts the TPM's state under a fresh key
+// into the slot that is not valid now; the key and the slot's hash go to the manager, whose durable yes makes that slot
+// the valid one. The layout stands beside its codec in state_image.cpp.
 #pragma once
 
 #include "tpm/version.hpp"
@@ -32,13 +32,14 @@ class StateImage {
     static Task<Result<ImageIdentity>> identify(BlockFile& file);
     virtual ~StateImage() = default;
 
-    /// Decrypts the slot that `hash_key` names. Errc::rollback/mismatch if no slot has that hash (names the slots' sequence
-    /// numbers), Errc::corrupt if the hash fits but the content does not authenticate. That slot becomes the valid one.
+    /// Decrypts the slot that `hash_key` names. Errc::rollback/mismatch if no slot has that hash (names the slots'
+    /// sequence numbers), Errc::corrupt if the hash fits but the content does not authenticate. That slot becomes the
+    /// valid one.
     virtual Task<Result<SecretBytes>> load(ByteView hash_key) = 0;
 
-    /// Encrypts and writes `state` to the slot that is not valid, durably, and returns the hash_key for the manager. The
-    /// valid slot is untouched. Errc::no_space or too_large come before anything is overwritten.
-    /// Until accept() or reject(), a second prepare() is refused (Errc::busy).
+    /// Encrypts and writes `state` to the slot that is not valid, durably, and returns the hash_key for the manager.
+    /// The valid slot is untouched. Errc::no_space or too_large come before anything is overwritten. Until accept() or
+    /// reject(), a second prepare() is refused (Errc::busy).
     virtual Task<Result<SecretBytes>> prepare(ByteView state) = 0;
     /// The manager said its durable yes: the prepared slot is now the valid one.
     virtual void accept() = 0;

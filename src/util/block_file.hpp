@@ -1,7 +1,7 @@
-// Durable storage as the stores see it: a fixed run of bytes (a regular file or a block device) that is read, written and
-// synced asynchronously. The implementation is a small io_uring of our own (Asio has no asynchronous fsync); a thread
-// stands in where the kernel forbids io_uring and the program was built for epoll. tests/fakes has one that fails, tears
-// and cuts short.
+// Durable storage as the stores see it: a fixed run of bytes (a regular file or a block device) that is read, written
+// and synced asynchronously. The implementation is a small io_uring of our own (Asio has no asynchronous fsync); a
+// thread stands in where the kernel forbids io_uring and the program was built for epoll. tests/fakes has one that
+// fails, tears and cuts short.
 #pragma once
 
 #include "util/asio.hpp"
@@ -33,8 +33,8 @@ class BlockFile {
     virtual Task<Result<void>> sync() = 0;
     /// write, then sync, as one linked request.
     virtual Task<Result<void>> write_sync(std::uint64_t offset, ByteView data) = 0;
-    /// Makes the file `size` bytes, allocated (fallocate), new bytes reading as zero. For a block device: an error if it
-    /// is smaller, else nothing.
+    /// Makes the file `size` bytes, allocated (fallocate), new bytes reading as zero. For a block device: an error if
+    /// it is smaller, else nothing.
     virtual Task<Result<void>> resize(std::uint64_t size) = 0;
 };
 

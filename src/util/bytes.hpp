@@ -21,12 +21,8 @@ inline ByteView as_bytes(std::string_view s) noexcept {
 inline Bytes to_bytes(ByteView v) { return Bytes(v.begin(), v.end()); }
 
 /// For C interfaces that take unsigned char*.
-inline const unsigned char* uchar_ptr(ByteView v) noexcept {
-    return reinterpret_cast<const unsigned char*>(v.data());
-}
+inline const unsigned char* uchar_ptr(ByteView v) noexcept { return reinterpret_cast<const unsigned char*>(v.data()); }
 inline unsigned char* uchar_ptr(MutByteView v) noexcept { return reinterpret_cast<unsigned char*>(v.data()); }
-inline ByteView view_of(const void* p, std::size_t n) noexcept {
-    return {static_cast<const std::byte*>(p), n};
-}
+inline ByteView view_of(const void* p, std::size_t n) noexcept { return {static_cast<const std::byte*>(p), n}; }
 
 } // namespace vtpmd

@@ -24,7 +24,8 @@ class Clock {
 /// std::chrono::steady_clock on the loop's timers.
 class SystemClock final : public Clock {
   public:
-    explicit SystemClock(asio::any_io_executor executor) : executor_(std::move(executor)) {}
+    explicit SystemClock(asio::any_io_executor executor)
+        : executor_(std::move(executor)) {}
     [[nodiscard]] time_point now() const override { return std::chrono::steady_clock::now(); }
     Task<error_code> sleep_until(time_point when) override;
 

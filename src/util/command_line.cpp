@@ -79,8 +79,9 @@ Result<Values> from_arguments(const CommandLine::Source& source, const po::optio
     auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing &
                  ~po::command_line_style::allow_short;
     try {
-        return collect(po::command_line_parser(source.arguments).options(description).positional(words).style(style).run(),
-                       source.specs, "command line");
+        return collect(
+            po::command_line_parser(source.arguments).options(description).positional(words).style(style).run(),
+            source.specs, "command line");
     } catch (const po::error& e) {
         return make_error(Errc::usage, "{}; see --help", e.what());
     }

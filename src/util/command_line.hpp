@@ -1,7 +1,7 @@
 // Command line and configuration file of one mode: a table of options, their help text, and the values found.
 //
-// The command line wins over the file; an option given on the command line replaces all of the file's values for it. The
-// old spellings of Xen's stub domains (owner_auth=..., hwinitpcrs=...) are accepted as key=value words.
+// The command line wins over the file; an option given on the command line replaces all of the file's values for it.
+// The old spellings of Xen's stub domains (owner_auth=..., hwinitpcrs=...) are accepted as key=value words.
 #pragma once
 
 #include "util/result.hpp"
@@ -27,8 +27,8 @@ class CommandLine {
   public:
     struct Source {
         std::span<const OptionSpec> specs;
-        std::vector<std::string> arguments;    ///< without the program's name
-        std::string default_config;            ///< read if it exists and --config does not name another
+        std::vector<std::string> arguments; ///< without the program's name
+        std::string default_config;         ///< read if it exists and --config does not name another
     };
     /// Errc::usage with one line that names the option and what to do.
     static Result<CommandLine> parse(const Source& source);

@@ -56,10 +56,14 @@ void write_stderr(bool journal, LogLevel level, std::string_view line) {
 } // namespace
 
 Log::Log(LogLevel level)
-    : level_(level), sink_([journal = std::getenv("JOURNAL_STREAM") != nullptr](
-                               LogLevel l, std::string_view line) { write_stderr(journal, l, line); }) {}
+    : level_(level)
+    , sink_([journal = std::getenv("JOURNAL_STREAM") != nullptr](LogLevel l, std::string_view line) {
+        write_stderr(journal, l, line);
+    }) {}
 
-Log::Log(LogLevel level, Sink sink) : level_(level), sink_(std::move(sink)) {}
+Log::Log(LogLevel level, Sink sink)
+    : level_(level)
+    , sink_(std::move(sink)) {}
 
 RateLimit::Verdict RateLimit::allow(std::chrono::steady_clock::time_point now) {
     if (!started_ || now - window_start_ >= config_.interval) {

@@ -57,8 +57,8 @@ class Log {
     Sink sink_;
 };
 
-/// Lets at most `burst` events through per interval, so that a guest cannot fill the log. allow() tells whether to write
-/// the line, and how many were held back before it.
+/// Lets at most `burst` events through per interval, so that a guest cannot fill the log. allow() tells whether to
+/// write the line, and how many were held back before it.
 class RateLimit {
   public:
     struct Config {
@@ -66,7 +66,8 @@ class RateLimit {
         std::chrono::seconds interval{60};
     };
     RateLimit() = default;
-    explicit RateLimit(Config config) : config_(config) {}
+    explicit RateLimit(Config config)
+        : config_(config) {}
 
     struct Verdict {
         bool allowed;

@@ -12,28 +12,28 @@ namespace vtpmd {
 
 /// What went wrong, in the terms a caller decides on. The message of Error says the rest.
 enum class Errc {
-    usage = 1,     ///< a command line, configuration or request that makes no sense
-    not_found,     ///< a file, record or index that is not there
-    exists,        ///< it is there already and must not be replaced
-    busy,          ///< somebody else has it open
-    permission,    ///< the operating system or a policy says no
-    io,            ///< read, write or sync failed (EIO and the like)
-    no_space,      ///< the disk or the image is full; nothing was overwritten
-    not_ours,      ///< a file that is not a vtpmd image (magic)
-    version,       ///< an image or peer of a version that this program does not know
-    corrupt,       ///< authentication or structure of stored data is wrong
-    rollback,      ///< stored data is older than the freshness counter allows
-    mismatch,      ///< data that belongs to another vTPM, host, TPM or TPM version
-    pcr_mismatch,  ///< the platform's PCRs are not those that were sealed to
-    tombstone,     ///< the vTPM was deleted or migrated away
-    protocol,      ///< a peer's message is malformed
-    too_large,     ///< over a named limit
-    closed,        ///< the peer or the object is gone
-    timed_out,     ///< no answer in time
-    canceled,      ///< we were asked to stop
-    unavailable,   ///< a service we need is not there (now); trying again can help
-    tpm,           ///< a TPM answered with an error code
-    unsupported,   ///< not built in, or not offered by this kernel or TPM
+    usage = 1,    ///< a command line, configuration or request that makes no sense
+    not_found,    ///< a file, record or index that is not there
+    exists,       ///< it is there already and must not be replaced
+    busy,         ///< somebody else has it open
+    permission,   ///< the operating system or a policy says no
+    io,           ///< read, write or sync failed (EIO and the like)
+    no_space,     ///< the disk or the image is full; nothing was overwritten
+    not_ours,     ///< a file that is not a vtpmd image (magic)
+    version,      ///< an image or peer of a version that this program does not know
+    corrupt,      ///< authentication or structure of stored data is wrong
+    rollback,     ///< stored data is older than the freshness counter allows
+    mismatch,     ///< data that belongs to another vTPM, host, TPM or TPM version
+    pcr_mismatch, ///< the platform's PCRs are not those that were sealed to
+    tombstone,    ///< the vTPM was deleted or migrated away
+    protocol,     ///< a peer's message is malformed
+    too_large,    ///< over a named limit
+    closed,       ///< the peer or the object is gone
+    timed_out,    ///< no answer in time
+    canceled,     ///< we were asked to stop
+    unavailable,  ///< a service we need is not there (now); trying again can help
+    tpm,          ///< a TPM answered with an error code
+    unsupported,  ///< not built in, or not offered by this kernel or TPM
 };
 
 /// An error with its story: what was expected, what was found and where (path, offset, UUID). Never a secret.

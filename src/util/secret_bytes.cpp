@@ -15,7 +15,8 @@ namespace {
 constexpr std::size_t secure_limit = 1024;
 } // namespace
 
-SecretBytes::SecretBytes(std::size_t n) : size_(n) {
+SecretBytes::SecretBytes(std::size_t n)
+    : size_(n) {
     if (n == 0) {
         return;
     }
@@ -31,7 +32,8 @@ SecretBytes::SecretBytes(std::size_t n) : size_(n) {
     }
 }
 
-SecretBytes::SecretBytes(ByteView copy_of) : SecretBytes(copy_of.size()) {
+SecretBytes::SecretBytes(ByteView copy_of)
+    : SecretBytes(copy_of.size()) {
     std::copy(copy_of.begin(), copy_of.end(), data_);
 }
 

@@ -6,7 +6,9 @@
 namespace vtpmd {
 
 TaskGroup::TaskGroup(asio::any_io_executor executor, const Log& log)
-    : executor_(executor), log_(log), emptied_(executor, asio::steady_timer::time_point::max()) {}
+    : executor_(executor)
+    , log_(log)
+    , emptied_(executor, asio::steady_timer::time_point::max()) {}
 
 TaskGroup::~TaskGroup() {
     if (!entries_.empty()) {

@@ -13,7 +13,8 @@ namespace vtpmd {
 /// Reads from a view that must outlive the reader. After a failure every read gives zeros and ok() is false.
 class WireReader {
   public:
-    explicit WireReader(ByteView data) noexcept : data_(data) {}
+    explicit WireReader(ByteView data) noexcept
+        : data_(data) {}
 
     std::uint8_t u8() noexcept { return static_cast<std::uint8_t>(number<1, true>()); }
     std::uint16_t be16() noexcept { return static_cast<std::uint16_t>(number<2, true>()); }

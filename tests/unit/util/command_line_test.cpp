@@ -10,12 +10,9 @@ using namespace vtpmd;
 
 namespace {
 constexpr OptionSpec specs[] = {
-    {"config", "FILE", "more options"},
-    {"store", "PATH", "where"},
-    {"create", "", "make it"},
-    {"guest", "ENDPOINT", "who", true},
-    {"owner-auth", "AUTH", "auth"},
-    {"tpm-locality", "N", "locality", false, "tpmlocality"},
+    {"config", "FILE", "more options"}, {"store", "PATH", "where"},
+    {"create", "", "make it"},          {"guest", "ENDPOINT", "who", true},
+    {"owner-auth", "AUTH", "auth"},     {"tpm-locality", "N", "locality", false, "tpmlocality"},
 };
 
 Result<CommandLine> parse(std::vector<std::string> arguments, std::string config = "") {
@@ -52,14 +49,14 @@ TEST_SUITE("util") {
         CHECK(c->get("tpm-locality") == "2");
     }
     TEST_CASE("command line: what is wrong is named") {
-        for (auto& [args, word] : std::vector<std::pair<std::vector<std::string>, std::string>>{
-                 {{"--stor=x"}, "stor"},
-                 {{"--nonsense"}, "nonsense"},
-                 {{"stray"}, "stray"},
-                 {{"what=ever"}, "what=ever"},
-                 {{"--store=a", "--store=b"}, "store"},
-                 {{"--store"}, "store"},
-                 {{"-x"}, "x"}}) {
+        for (auto& [args, word] :
+             std::vector<std::pair<std::vector<std::string>, std::string>>{{{"--stor=x"}, "stor"},
+                                                                           {{"--nonsense"}, "nonsense"},
+                                                                           {{"stray"}, "stray"},
+                                                                           {{"what=ever"}, "what=ever"},
+                                                                           {{"--store=a", "--store=b"}, "store"},
+                                                                           {{"--store"}, "store"},
+                                                                           {{"-x"}, "x"}}) {
             CAPTURE(word);
             auto c = parse(args);
             REQUIRE_FALSE(c);
