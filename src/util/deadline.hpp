@@ -11,7 +11,7 @@
 namespace vtpmd {
 
 /// Runs `operation` for at most `limit`. When the time is up the operation is cancelled and joined, and the result is
-/// Errc::timed_out with `what` in its text; what the operation itself returned by then wins if it finished first.
+/// Errc::timed_out with `what` in its text, unless it succeeded after all (its error by then is our cancellation).
 /// The operation's exceptions pass through, except operation_aborted after the deadline.
 template <typename T>
 Task<Result<T>> with_deadline(Clock& clock, Clock::duration limit, std::string what, Task<Result<T>> operation) {
@@ -26,10 +26,11 @@ Task<Result<T>> with_deadline(Clock& clock, Clock::duration limit, std::string w
             asio::co_spawn(executor, wait(clock, limit), asio::deferred))
             .async_wait(asio::experimental::wait_for_one(), asio::use_awaitable);
     (void)timer_error;
-    if (outcome) {
+    const bool in_time = order[0] == 0;
+    if (outcome && (in_time || outcome->has_value())) {
         co_return std::move(*outcome);
     }
-    if (op_error && order[0] == 0) {
+    if (op_error && in_time) {
         std::rethrow_exception(op_error);
     }
     co_return make_error(Errc::timed_out, "{}: no answer within {} ms", what,
