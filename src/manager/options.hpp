@@ -1,0 +1,65 @@
+// What the manager is told on its command line (and by whoever passed it a socket); plain data. The names are those of
+// the options; what a value means stands with the part that uses it.
+#pragma once
+
+#include "hwtpm/root_of_trust.hpp"
+#include "util/fd.hpp"
+#include "util/log.hpp"
+#include "util/result.hpp"
+#include "util/uuid.hpp"
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace vtpmd::manager {
+
+/// How far behind the hardware counter the store may fall (freshness.hpp).
+struct FreshnessPolicy {
+    enum class Mode { off, window, strict };
+    Mode mode = Mode::window;
+    std::chrono::seconds window{900}; ///< of Mode::window: at most one lazy step in this time
+    friend bool operator==(const FreshnessPolicy&, const FreshnessPolicy&) = default;
+};
+/// "window" (900 s), "window:SECONDS" (1 to 31,536,000), "strict", "off"; Errc::usage otherwise.
+[[nodiscard]] Result<FreshnessPolicy> parse_freshness(std::string_view text);
+[[nodiscard]] std::string to_string(const FreshnessPolicy& policy);
+
+/// --spawn: which instances the manager starts itself.
+struct SpawnOptions {
+    bool enabled = false;
+    /// Only these; empty: every registered vTPM that has an image in the state directory.
+    std::vector<Uuid> only;
+    std::string state_dir = "/var/lib/vtpmd"; ///< images, UUID.img
+    std::string run_dir = "/run/vtpmd";       ///< guests' sockets, UUID.sock
+    std::string executable = "/proc/self/exe";
+    std::vector<std::string> extra_arguments; ///< passed on to every instance (--log-level and the like)
+};
+
+struct ManagerOptions {
+    std::string store_path = "/var/lib/vtpmd/manager.img";
+    bool create = false;
+    std::uint64_t store_size = std::uint64_t{16} << 20; ///< bytes, at creation; a block device has its own
+    /// 32 bytes that open the store without the TPM are written here (mode 0600, must not exist): at creation, a new
+    /// recovery key; empty: none is made.
+    std::string recovery_file;
+
+    hwtpm::OpenOptions tpm;
+    /// Not given: what the store is sealed to stays; at creation the default_seal_pcrs.
+    std::optional<hwtpm::PcrSelection> seal_pcrs;
+    bool allow_zero_pcrs = false; ///< seal to PCRs that nothing was measured into
+    FreshnessPolicy freshness;
+
+    std::string listen_path = "/run/vtpmd/manager.sock";
+    UniqueFd listen_fd; ///< a listening socket passed by the service manager; wins over listen_path
+    bool auto_create = false;
+    SpawnOptions spawn;
+};
+
+/// Firmware, option ROMs, boot loader and boot policy.
+[[nodiscard]] hwtpm::PcrSelection default_seal_pcrs();
+
+} // namespace vtpmd::manager

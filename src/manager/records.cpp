@@ -1,0 +1,143 @@
+// Layout: u8 type, u8 version (1), then by type
+//   1 group      u32 id, uuid[16], u64 created
+//   2 vtpm       uuid[16], u32 group, u8 TPM version (1: 1.2, 2: 2.0), u64 created
+//   3 key        uuid[16], u64 sequence, u8 n (80 or 92), wrapped key[n]
+//   4 tombstone  uuid[16], u8 reason (1 deleted, 2 migrated away), u64 when
+//   5 freshness  u64 counter
+#include "manager/records.hpp"
+
+#include "util/wire.hpp"
+
+#include <algorithm>
+
+namespace vtpmd::manager {
+
+namespace {
+
+enum class Type : std::uint8_t { group = 1, vtpm = 2, key = 3, tombstone = 4, freshness = 5 };
+constexpr std::uint8_t layout_version = 1;
+
+struct Encoder {
+    WireWriter& out;
+    WireWriter& begin(Type type) { return out.u8(static_cast<std::uint8_t>(type)).u8(layout_version); }
+
+    void operator()(const GroupRecord& r) { begin(Type::group).be32(r.id).bytes(r.uuid.bytes).be64(r.created); }
+    void operator()(const VtpmRecord& r) {
+        begin(Type::vtpm).bytes(r.uuid.bytes).be32(r.group).u8(static_cast<std::uint8_t>(r.version)).be64(r.created);
+    }
+    void operator()(const KeyRecord& r) {
+        begin(Type::key).bytes(r.uuid.bytes).be64(r.sequence).u8(r.key.size()).bytes(r.key.view());
+    }
+    void operator()(const TombstoneRecord& r) {
+        begin(Type::tombstone).bytes(r.uuid.bytes).u8(static_cast<std::uint8_t>(r.reason)).be64(r.when);
+    }
+    void operator()(const FreshnessRecord& r) { begin(Type::freshness).be64(r.counter); }
+};
+
+Uuid read_uuid(WireReader& in) { return Uuid{in.array<16>()}; }
+
+Result<Record> wrong(std::string_view kind, std::size_t size) {
+    return make_error(Errc::corrupt, "{} record of {} bytes is malformed", kind, size);
+}
+
+Result<Record> decode_group(WireReader& in, std::size_t size) {
+    GroupRecord r;
+    r.id = in.be32();
+    r.uuid = read_uuid(in);
+    r.created = in.be64();
+    if (!in.expect_end()) {
+        return wrong("group", size);
+    }
+    return r;
+}
+
+Result<Record> decode_vtpm(WireReader& in, std::size_t size) {
+    VtpmRecord r;
+    r.uuid = read_uuid(in);
+    r.group = in.be32();
+    r.version = static_cast<TpmVersion>(in.u8());
+    r.created = in.be64();
+    if (!in.expect_end() || (r.version != TpmVersion::tpm12 && r.version != TpmVersion::tpm20)) {
+        return wrong("vTPM", size);
+    }
+    return r;
+}
+
+Result<Record> decode_key(WireReader& in, std::size_t size) {
+    KeyRecord r;
+    r.uuid = read_uuid(in);
+    r.sequence = in.be64();
+    auto key = WrappedKey::from(in.bytes(in.u8()));
+    if (!in.expect_end() || !key || r.sequence == 0) {
+        return wrong("key", size);
+    }
+    r.key = *key;
+    return r;
+}
+
+Result<Record> decode_tombstone(WireReader& in, std::size_t size) {
+    using Reason = TombstoneRecord::Reason;
+    TombstoneRecord r;
+    r.uuid = read_uuid(in);
+    r.reason = static_cast<Reason>(in.u8());
+    r.when = in.be64();
+    if (!in.expect_end() || (r.reason != Reason::deleted && r.reason != Reason::migrated)) {
+        return wrong("tombstone", size);
+    }
+    return r;
+}
+
+Result<Record> decode_freshness(WireReader& in, std::size_t size) {
+    FreshnessRecord r{.counter = in.be64()};
+    if (!in.expect_end()) {
+        return wrong("freshness", size);
+    }
+    return r;
+}
+
+} // namespace
+
+Result<WrappedKey> WrappedKey::from(ByteView bytes) {
+    if (bytes.size() < overhead || !is_hash_key_size(bytes.size() - overhead)) {
+        return make_error(Errc::corrupt, "wrapped key of {} bytes (expected {} or {})", bytes.size(),
+                          hash_key_short + overhead, hash_key_long + overhead);
+    }
+    WrappedKey key;
+    std::copy(bytes.begin(), bytes.end(), key.bytes_.begin());
+    key.size_ = static_cast<std::uint8_t>(bytes.size());
+    return key;
+}
+
+Bytes encode(const Record& record) {
+    WireWriter out(128);
+    std::visit(Encoder{out}, record);
+    return out.take();
+}
+
+Result<Record> decode(ByteView bytes) {
+    WireReader in(bytes);
+    std::uint8_t type = in.u8();
+    std::uint8_t version = in.u8();
+    if (!in.ok()) {
+        return make_error(Errc::corrupt, "record of {} bytes has no header", bytes.size());
+    }
+    if (version != layout_version) {
+        return make_error(Errc::version, "record of type {} has version {} (this program knows {})", type, version,
+                          layout_version);
+    }
+    switch (static_cast<Type>(type)) {
+    case Type::group:
+        return decode_group(in, bytes.size());
+    case Type::vtpm:
+        return decode_vtpm(in, bytes.size());
+    case Type::key:
+        return decode_key(in, bytes.size());
+    case Type::tombstone:
+        return decode_tombstone(in, bytes.size());
+    case Type::freshness:
+        return decode_freshness(in, bytes.size());
+    }
+    return make_error(Errc::version, "record of unknown type {}: written by a newer program", type);
+}
+
+} // namespace vtpmd::manager

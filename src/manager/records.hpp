@@ -1,0 +1,90 @@
+// The records of the manager's journal: what a registry is made of. Each is typed and versioned by itself; the journal
+// encrypts, authenticates and orders them. All numbers are big-endian; layout beside the codec in records.cpp.
+#pragma once
+
+#include "store/state_image.hpp"
+#include "tpm/version.hpp"
+#include "util/bytes.hpp"
+#include "util/result.hpp"
+#include "util/uuid.hpp"
+
+#include <array>
+#include <cstdint>
+#include <variant>
+
+namespace vtpmd::manager {
+
+/// A vTPM's hash key is 64 bytes (AES-256 key and SHA-256), or 52 (SHA-1 instead) from vTPMs of Xen's.
+inline constexpr std::size_t hash_key_short = 52;
+inline constexpr std::size_t hash_key_long = store::hash_key_size;
+[[nodiscard]] constexpr bool is_hash_key_size(std::size_t n) { return n == hash_key_short || n == hash_key_long; }
+
+/// A hash key encrypted under its group's key: nonce[12] || ciphertext[52 or 64] || tag[16] (key_wrap.hpp). In place,
+/// since every registered vTPM has one in memory.
+class WrappedKey {
+  public:
+    static constexpr std::size_t overhead = 12 + 16;
+    static constexpr std::size_t capacity = hash_key_long + overhead;
+
+    WrappedKey() = default;
+    /// Errc::corrupt if the size fits neither kind of hash key.
+    static Result<WrappedKey> from(ByteView bytes);
+    [[nodiscard]] ByteView view() const noexcept { return {bytes_.data(), size_}; }
+    [[nodiscard]] std::uint8_t size() const noexcept { return size_; }
+    [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
+    friend bool operator==(const WrappedKey&, const WrappedKey&) = default;
+
+  private:
+    std::array<std::byte, capacity> bytes_{};
+    std::uint8_t size_ = 0;
+};
+
+using GroupId = std::uint32_t;
+
+/// A group exists. Group 0 is made with the store; its key is in the superblock.
+struct GroupRecord {
+    GroupId id = 0;
+    Uuid uuid;
+    std::uint64_t created = 0; ///< seconds since 1970, for people
+    friend bool operator==(const GroupRecord&, const GroupRecord&) = default;
+};
+
+/// A vTPM is registered. There is no going back but a tombstone.
+struct VtpmRecord {
+    Uuid uuid;
+    GroupId group = 0;
+    TpmVersion version = TpmVersion::tpm20;
+    std::uint64_t created = 0; ///< seconds since 1970, for people
+    friend bool operator==(const VtpmRecord&, const VtpmRecord&) = default;
+};
+
+/// The hash key of a vTPM, which replaces the one before.
+struct KeyRecord {
+    Uuid uuid;
+    std::uint64_t sequence = 0; ///< 1 for the first, then one more each time
+    WrappedKey key;
+    friend bool operator==(const KeyRecord&, const KeyRecord&) = default;
+};
+
+/// The vTPM is gone for good: an old image of it must not come back.
+struct TombstoneRecord {
+    enum class Reason : std::uint8_t { deleted = 1, migrated = 2 };
+    Uuid uuid;
+    Reason reason = Reason::deleted;
+    std::uint64_t when = 0; ///< seconds since 1970, for people
+    friend bool operator==(const TombstoneRecord&, const TombstoneRecord&) = default;
+};
+
+/// The journal is as new as this value of the hardware counter (freshness.hpp).
+struct FreshnessRecord {
+    std::uint64_t counter = 0;
+    friend bool operator==(const FreshnessRecord&, const FreshnessRecord&) = default;
+};
+
+using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord>;
+
+[[nodiscard]] Bytes encode(const Record& record);
+/// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.
+[[nodiscard]] Result<Record> decode(ByteView bytes);
+
+} // namespace vtpmd::manager

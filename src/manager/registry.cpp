@@ -1,0 +1,97 @@
+#include "manager/registry.hpp"
+
+namespace vtpmd::manager {
+
+Result<void> Registry::apply(const Record& record) {
+    return std::visit([this](const auto& r) { return on(r); }, record);
+}
+
+Result<void> Registry::on(const GroupRecord& r) {
+    if (!groups_.try_emplace(r.id, Group{.uuid = r.uuid, .created = r.created}).second) {
+        return make_error(Errc::corrupt, "group {} is there twice", r.id);
+    }
+    return {};
+}
+
+Result<void> Registry::on(const VtpmRecord& r) {
+    auto group = groups_.find(r.group);
+    if (group == groups_.end()) {
+        return make_error(Errc::corrupt, "vTPM {} belongs to group {}, which is not there", r.uuid, r.group);
+    }
+    if (tombstones_.contains(r.uuid)) {
+        return make_error(Errc::corrupt, "vTPM {} is registered after its tombstone", r.uuid);
+    }
+    if (!vtpms_.try_emplace(r.uuid, Vtpm{.created = r.created, .group = r.group, .version = r.version}).second) {
+        return make_error(Errc::corrupt, "vTPM {} is registered twice", r.uuid);
+    }
+    ++group->second.vtpms;
+    return {};
+}
+
+Result<void> Registry::on(const KeyRecord& r) {
+    auto it = vtpms_.find(r.uuid);
+    if (it == vtpms_.end()) {
+        return make_error(Errc::corrupt, "a key for vTPM {}, which is not registered", r.uuid);
+    }
+    if (r.sequence <= it->second.sequence) {
+        return make_error(Errc::corrupt, "vTPM {}: key {} comes after key {}", r.uuid, r.sequence, it->second.sequence);
+    }
+    it->second.sequence = r.sequence;
+    it->second.key = r.key;
+    return {};
+}
+
+Result<void> Registry::on(const TombstoneRecord& r) {
+    // A snapshot says of a vTPM that is gone only that it is gone, so there need not be a registration.
+    if (!tombstones_.try_emplace(r.uuid, Tombstone{.reason = r.reason, .when = r.when}).second) {
+        return make_error(Errc::corrupt, "vTPM {} has two tombstones", r.uuid);
+    }
+    if (auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
+        --groups_.at(it->second.group).vtpms;
+        vtpms_.erase(it);
+    }
+    return {};
+}
+
+Result<void> Registry::on(const FreshnessRecord& r) {
+    if (freshness_ && r.counter < *freshness_) {
+        return make_error(Errc::corrupt, "the freshness record goes back from {} to {}", *freshness_, r.counter);
+    }
+    freshness_ = r.counter;
+    return {};
+}
+
+void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
+    for (const auto& [id, g] : groups_) {
+        emit(GroupRecord{.id = id, .uuid = g.uuid, .created = g.created});
+    }
+    for (const auto& [uuid, v] : vtpms_) {
+        emit(VtpmRecord{.uuid = uuid, .group = v.group, .version = v.version, .created = v.created});
+        if (v.sequence != 0) {
+            emit(KeyRecord{.uuid = uuid, .sequence = v.sequence, .key = v.key});
+        }
+    }
+    for (const auto& [uuid, t] : tombstones_) {
+        emit(TombstoneRecord{.uuid = uuid, .reason = t.reason, .when = t.when});
+    }
+    if (freshness_) {
+        emit(FreshnessRecord{.counter = *freshness_});
+    }
+}
+
+const Registry::Vtpm* Registry::find(const Uuid& uuid) const {
+    auto it = vtpms_.find(uuid);
+    return it == vtpms_.end() ? nullptr : &it->second;
+}
+
+const Registry::Tombstone* Registry::tombstone(const Uuid& uuid) const {
+    auto it = tombstones_.find(uuid);
+    return it == tombstones_.end() ? nullptr : &it->second;
+}
+
+const Registry::Group* Registry::group(GroupId id) const {
+    auto it = groups_.find(id);
+    return it == groups_.end() ? nullptr : &it->second;
+}
+
+} // namespace vtpmd::manager

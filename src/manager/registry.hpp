@@ -1,0 +1,65 @@
+// What the manager knows: groups, vTPMs with their wrapped hash keys, tombstones, and how fresh all of it is. Pure: the
+// journal's records are the only way it changes (apply), and it can say itself again in records (snapshot).
+//
+// About 180 bytes a vTPM; every lookup is by hash.
+#pragma once
+
+#include "manager/records.hpp"
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <unordered_map>
+
+namespace vtpmd::manager {
+
+class Registry {
+  public:
+    struct Vtpm {
+        std::uint64_t created = 0;
+        std::uint64_t sequence = 0; ///< of the key; 0: nothing was ever saved
+        GroupId group = 0;
+        TpmVersion version = TpmVersion::tpm20;
+        WrappedKey key;
+    };
+    struct Group {
+        Uuid uuid;
+        std::uint64_t created = 0;
+        std::size_t vtpms = 0;
+    };
+    struct Tombstone {
+        TombstoneRecord::Reason reason = TombstoneRecord::Reason::deleted;
+        std::uint64_t when = 0;
+    };
+
+    /// Errc::corrupt for a record that cannot follow what was applied before (an unknown vTPM or group, a second
+    /// registration, a sequence or counter that goes back); nothing has changed then.
+    Result<void> apply(const Record& record);
+    /// Records that rebuild this registry in an empty one, groups first.
+    void snapshot(const std::function<void(const Record&)>& emit) const;
+
+    [[nodiscard]] const Vtpm* find(const Uuid& uuid) const;
+    [[nodiscard]] const Tombstone* tombstone(const Uuid& uuid) const;
+    [[nodiscard]] const Group* group(GroupId id) const;
+    /// The last freshness record; nullopt: there was none.
+    [[nodiscard]] std::optional<std::uint64_t> freshness() const noexcept { return freshness_; }
+
+    [[nodiscard]] std::size_t vtpm_count() const noexcept { return vtpms_.size(); }
+    [[nodiscard]] std::size_t tombstone_count() const noexcept { return tombstones_.size(); }
+    [[nodiscard]] const std::unordered_map<Uuid, Vtpm>& vtpms() const noexcept { return vtpms_; }
+    [[nodiscard]] const std::map<GroupId, Group>& groups() const noexcept { return groups_; }
+
+  private:
+    Result<void> on(const GroupRecord& r);
+    Result<void> on(const VtpmRecord& r);
+    Result<void> on(const KeyRecord& r);
+    Result<void> on(const TombstoneRecord& r);
+    Result<void> on(const FreshnessRecord& r);
+
+    std::map<GroupId, Group> groups_;
+    std::unordered_map<Uuid, Vtpm> vtpms_;
+    std::unordered_map<Uuid, Tombstone> tombstones_;
+    std::optional<std::uint64_t> freshness_;
+};
+
+} // namespace vtpmd::manager

@@ -1,0 +1,135 @@
+#include "manager/registry.hpp"
+
+#include <doctest/doctest.h>
+
+using namespace vtpmd;
+using namespace vtpmd::manager;
+
+namespace {
+
+Uuid uuid_of(unsigned n) {
+    Uuid u;
+    u.bytes[0] = std::byte{0xee};
+    for (unsigned i = 0; i < 4; ++i) {
+        u.bytes[12 + i] = static_cast<std::byte>(n >> (24 - 8 * i));
+    }
+    return u;
+}
+
+KeyRecord key_of(unsigned n, std::uint64_t sequence, std::size_t size = hash_key_long) {
+    Bytes bytes(size + WrappedKey::overhead, static_cast<std::byte>(n + sequence));
+    return {.uuid = uuid_of(n), .sequence = sequence, .key = WrappedKey::from(bytes).value()};
+}
+
+void must(const Result<void>& r) {
+    INFO((r ? std::string() : r.error().message));
+    REQUIRE(r.has_value());
+}
+
+void must_not(const Result<void>& r) {
+    REQUIRE(r.has_error());
+    CHECK(r.error().code == Errc::corrupt);
+}
+
+Registry with_group() {
+    Registry registry;
+    must(registry.apply(GroupRecord{.id = 0, .uuid = uuid_of(1000), .created = 5}));
+    return registry;
+}
+
+std::vector<Record> records_of(const Registry& registry) {
+    std::vector<Record> out;
+    registry.snapshot([&](const Record& r) { out.push_back(r); });
+    return out;
+}
+
+} // namespace
+
+TEST_SUITE("manager") {
+    TEST_CASE("registry: a vTPM's life") {
+        Registry registry = with_group();
+        CHECK(registry.find(uuid_of(1)) == nullptr);
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1), .version = TpmVersion::tpm12, .created = 6}));
+        const auto* v = registry.find(uuid_of(1));
+        REQUIRE(v != nullptr);
+        CHECK(v->sequence == 0);
+        CHECK(v->key.empty());
+        CHECK(v->version == TpmVersion::tpm12);
+        CHECK(registry.group(0)->vtpms == 1);
+
+        must(registry.apply(key_of(1, 1)));
+        must(registry.apply(key_of(1, 2, hash_key_short)));
+        CHECK(registry.find(uuid_of(1))->sequence == 2);
+        CHECK(registry.find(uuid_of(1))->key == key_of(1, 2, hash_key_short).key);
+
+        must(registry.apply(TombstoneRecord{.uuid = uuid_of(1), .when = 7}));
+        CHECK(registry.find(uuid_of(1)) == nullptr);
+        REQUIRE(registry.tombstone(uuid_of(1)) != nullptr);
+        CHECK(registry.tombstone(uuid_of(1))->when == 7);
+        CHECK(registry.group(0)->vtpms == 0);
+    }
+    TEST_CASE("registry: records that cannot follow are refused and change nothing") {
+        Registry registry = with_group();
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));
+        must(registry.apply(key_of(1, 5)));
+        must(registry.apply(TombstoneRecord{.uuid = uuid_of(2)}));
+        must(registry.apply(FreshnessRecord{.counter = 10}));
+        auto before = records_of(registry);
+
+        must_not(registry.apply(GroupRecord{.id = 0}));
+        must_not(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));             // twice
+        must_not(registry.apply(VtpmRecord{.uuid = uuid_of(3), .group = 4})); // no such group
+        must_not(registry.apply(VtpmRecord{.uuid = uuid_of(2)}));             // after its tombstone
+        must_not(registry.apply(key_of(3, 1)));                               // not registered
+        must_not(registry.apply(key_of(2, 1)));                               // gone
+        must_not(registry.apply(key_of(1, 5)));                               // the same again
+        must_not(registry.apply(key_of(1, 4)));                               // older
+        must_not(registry.apply(TombstoneRecord{.uuid = uuid_of(2)}));
+        must_not(registry.apply(FreshnessRecord{.counter = 9}));
+        CHECK((records_of(registry) == before));
+    }
+    TEST_CASE("registry: a snapshot rebuilds all of it") {
+        Registry registry = with_group();
+        must(registry.apply(GroupRecord{.id = 3, .uuid = uuid_of(1003)}));
+        for (unsigned i = 0; i < 50; ++i) {
+            must(registry.apply(VtpmRecord{.uuid = uuid_of(i), .group = i % 2 == 0 ? 0U : 3U, .created = i}));
+            for (unsigned s = 1; s <= i % 3; ++s) {
+                must(registry.apply(key_of(i, s)));
+            }
+        }
+        must(registry.apply(
+            TombstoneRecord{.uuid = uuid_of(7), .reason = TombstoneRecord::Reason::migrated, .when = 1}));
+        must(registry.apply(FreshnessRecord{.counter = 41}));
+        must(registry.apply(FreshnessRecord{.counter = 42}));
+
+        Registry copy;
+        for (const Record& r : records_of(registry)) {
+            must(copy.apply(decode(encode(r)).value()));
+        }
+        CHECK(copy.vtpm_count() == 49);
+        CHECK(copy.tombstone_count() == 1);
+        CHECK(copy.freshness() == 42);
+        CHECK(copy.group(0)->vtpms == 25);
+        CHECK(copy.group(3)->vtpms == 24);
+        CHECK(copy.tombstone(uuid_of(7))->reason == TombstoneRecord::Reason::migrated);
+        for (const auto& [uuid, v] : registry.vtpms()) {
+            const auto* c = copy.find(uuid);
+            REQUIRE(c != nullptr);
+            CHECK(c->sequence == v.sequence);
+            CHECK(c->key == v.key);
+            CHECK(c->group == v.group);
+            CHECK(c->created == v.created);
+        }
+    }
+    TEST_CASE("registry: 20,000 vTPMs are a few megabytes of records") {
+        Registry registry = with_group();
+        std::size_t bytes = 0;
+        for (unsigned i = 0; i < 20'000; ++i) {
+            must(registry.apply(VtpmRecord{.uuid = uuid_of(i)}));
+            must(registry.apply(key_of(i, 1)));
+        }
+        registry.snapshot([&](const Record& r) { bytes += encode(r).size(); });
+        CHECK(bytes < 4'000'000); // a checkpoint fits into half of a 16 MiB image
+        CHECK(sizeof(Registry::Vtpm) + sizeof(Uuid) < 160);
+    }
+}
