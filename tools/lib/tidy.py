@@ -1,0 +1,81 @@
+#!/usr/bin/python3
+"""clang-tidy over the sources of a build directory, in parallel, with an answer remembered per content.
+
+    tidy.py TOP BUILD
+
+Only src/ is checked (headers through the sources that include them). A file that was clean is not looked at again until
+it, a project header it includes, its command line, .clang-tidy or clang-tidy itself changes; what is remembered lives in
+BUILD/clang-tidy.cache. Prints findings, then "tidy: N passed, N failed"; exit 1 if anything was found.
+"""
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+TIDY = "clang-tidy-14"
+INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.M)
+
+
+def closure(path: pathlib.Path, src: pathlib.Path, seen: dict[pathlib.Path, bytes]) -> None:
+    """The project's files that `path` includes, directly or not, with their contents."""
+    if path in seen or not path.is_file():
+        return
+    seen[path] = content = path.read_bytes()
+    for name in INCLUDE.findall(content):
+        closure(src / name.decode(), src, seen)
+
+
+def main() -> int:
+    top, build = (pathlib.Path(a).resolve() for a in sys.argv[1:3])
+    src = top / "src"
+    cache = build / "clang-tidy.cache"
+    cache.mkdir(exist_ok=True)
+    salt = (top / ".clang-tidy").read_bytes() + subprocess.run(
+        [TIDY, "--version"], check=True, capture_output=True).stdout
+
+    jobs = []
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        path = (pathlib.Path(entry["directory"]) / entry["file"]).resolve()
+        if src not in path.parents or path.suffix != ".cpp":
+            continue
+        files: dict[pathlib.Path, bytes] = {}
+        closure(path, src, files)
+        command = [a for a in shlex.split(entry["command"]) if a.startswith(("-D", "-I", "-std", "-isystem"))]
+        digest = hashlib.sha256(salt + "\0".join(command).encode())
+        for name in sorted(files):
+            digest.update(str(name.relative_to(top)).encode() + b"\0" + files[name] + b"\0")
+        jobs.append((path, cache / digest.hexdigest(), len(files)))
+    if not jobs:
+        print(f"tidy: {build}/compile_commands.json names no source of {src}")
+        return 1
+
+    def check(job):
+        path, mark, _ = job
+        if mark.exists():
+            mark.touch()
+            return path, 0, ""
+        run = subprocess.run([TIDY, "-p", str(build), "--quiet", "--extra-arg=-Wno-unknown-warning-option", str(path)],
+                             capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if run.returncode == 0:
+            mark.touch()
+        return path, run.returncode, run.stdout + run.stderr
+
+    failed = 0
+    jobs.sort(key=lambda j: -j[2])  # the longest first, so that no core idles at the end
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for path, status, text in pool.map(check, jobs):
+            if status:
+                failed += 1
+                lines = [s for s in text.splitlines() if not re.match(r"^\d+ warnings? (and \d+ errors? )?generated|^Suppressed|^Use -", s)]
+                print(f"--- {path.relative_to(top)}\n" + "\n".join(lines), flush=True)
+    print(f"tidy: {len(jobs) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
