@@ -33,20 +33,28 @@ class Engine {
     /// must have been asked for. A running one is powered off first. No TPM_Startup is sent. Errc::corrupt if libtpms
     /// refuses the blobs: nothing is replaced.
     virtual Result<void> power_on(const EngineState& state) = 0;
-    /// TPMLIB_Terminate; volatile state is gone.
+    /// TPMLIB_Terminate; volatile state is gone. What is staged stays staged.
     virtual void power_off() = 0;
     [[nodiscard]] virtual bool running() const = 0;
 
     /// One command, one response, synchronous, from one thread at a time. Always a well-formed TPM response of at most
-    /// 4096 bytes, also for a malformed command.
+    /// 4096 bytes, also for a malformed command. A TPM that is powered off answers with its family's "failure".
     virtual Bytes execute(ByteView command, std::uint8_t locality) = 0;
-    /// Asks a command that runs on another thread to end early (TPMLIB_CancelCommand).
+    /// Asks a command that runs on another thread to end early (TPMLIB_CancelCommand). TPM 2.0 looks at it between the
+    /// candidates of a key search and between self tests; TPM 1.2 has no such thing, its command runs to its end.
+    /// No effect if no command runs.
     virtual void cancel() = 0;
 
     /// The permanent and save-state blobs as last stored by libtpms, if that happened since the last call.
     /// A cleared save state (deleted by libtpms) is a staged change too.
     virtual std::optional<EngineState> take_staged() = 0;
     [[nodiscard]] virtual bool has_staged() const = 0;
+    /// What take_staged() gave last is durable: until it changes, libtpms storing the same bytes again (TPM 2.0 does at
+    /// every Startup, TPM 1.2 at many commands) stages nothing. Without this call every store is staged.
+    virtual void staged_is_durable() = 0;
+    /// What take_staged() gave last did not become durable: has_staged() is true again, so that the next answer waits
+    /// for it. libtpms cannot take a change back.
+    virtual void staged_failed() = 0;
 
     /// All three blobs of the running TPM as they are now.
     virtual Result<EngineState> snapshot() = 0;
@@ -55,7 +63,8 @@ class Engine {
     /// TPMLIB_GetInfo's JSON for the given flags (1 specification, 2 attributes, 4 features).
     [[nodiscard]] virtual std::string info(unsigned flags) const = 0;
     [[nodiscard]] virtual bool established() const = 0; ///< tpmEstablished
-    virtual void reset_established(std::uint8_t locality) = 0;
+    /// Errc::tpm with TPM_BAD_LOCALITY unless the locality is 3 or 4. TPM 1.2 stages the change.
+    virtual Result<void> reset_established(std::uint8_t locality) = 0;
     /// TPM_IO_Hash_Start/Data/End (D-RTM and firmware measurement); locality 4.
     virtual Result<void> hash_start() = 0;
     virtual Result<void> hash_data(ByteView data) = 0;

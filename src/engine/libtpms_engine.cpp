@@ -1,0 +1,413 @@
+// Engine over libtpms. libtpms calls back without a context pointer, so the one engine of the process stands in
+// `current`; everything else is in the object.
+#include "engine/engine.hpp"
+
+#include "tpm/header.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+
+extern "C" {
+#include <libtpms/tpm_error.h>
+#include <libtpms/tpm_library.h>
+#include <libtpms/tpm_memory.h>
+#include <libtpms/tpm_nvfilename.h>
+#include <libtpms/tpm_tis.h>
+}
+
+namespace vtpmd {
+
+namespace {
+
+/// What the control channel and the TIS allow: localities 0 to 4. TPM Main part 3 section 18, PC Client TIS section 4.
+constexpr std::uint8_t highest_locality = 4;
+
+/// A buffer that libtpms allocated: cleansed and freed.
+struct TpmBuffer {
+    unsigned char* data = nullptr;
+    std::uint32_t size = 0;
+
+    TpmBuffer() = default;
+    TpmBuffer(const TpmBuffer&) = delete;
+    TpmBuffer& operator=(const TpmBuffer&) = delete;
+    ~TpmBuffer() {
+        if (data != nullptr) {
+            cleanse({reinterpret_cast<std::byte*>(data), size});
+            std::free(data);
+        }
+    }
+    [[nodiscard]] ByteView view() const { return view_of(data, data == nullptr ? 0 : size); }
+};
+
+Error tpm_error(TPM_RESULT rc, std::string_view what) {
+    Error e = make_error(Errc::tpm, "{}: libtpms answered {:#x}", what, rc);
+    e.detail = rc;
+    return e;
+}
+
+class LibtpmsEngine final : public Engine {
+  public:
+    explicit LibtpmsEngine(TpmVersion version) noexcept
+        : version_(version) {}
+    ~LibtpmsEngine() override;
+    LibtpmsEngine(const LibtpmsEngine&) = delete;
+    LibtpmsEngine& operator=(const LibtpmsEngine&) = delete;
+
+    Result<void> start_library();
+
+    Result<void> power_on(const EngineState& state) override;
+    void power_off() override;
+    [[nodiscard]] bool running() const override { return running_; }
+    Bytes execute(ByteView command, std::uint8_t locality) override;
+    void cancel() override;
+    std::optional<EngineState> take_staged() override;
+    [[nodiscard]] bool has_staged() const override { return staged_; }
+    void staged_is_durable() override;
+    void staged_failed() override;
+    Result<EngineState> snapshot() override;
+    [[nodiscard]] TpmVersion version() const override { return version_; }
+    [[nodiscard]] std::string info(unsigned flags) const override;
+    [[nodiscard]] bool established() const override;
+    Result<void> reset_established(std::uint8_t locality) override;
+    Result<void> hash_start() override;
+    Result<void> hash_data(ByteView data) override;
+    Result<void> hash_end() override;
+
+    // What libtpms' callbacks do.
+    TPM_RESULT load(unsigned char** data, std::uint32_t* length, std::string_view name) const;
+    TPM_RESULT store(ByteView data, std::string_view name);
+    TPM_RESULT remove(std::string_view name, bool must_exist);
+    [[nodiscard]] std::uint8_t locality() const noexcept { return locality_; }
+
+  private:
+    Result<void> validate_and_init(bool has_permanent, bool has_volatile);
+    [[nodiscard]] bool stage(SecretBytes& kept, ByteView data);
+    [[nodiscard]] Result<void> running_or_error(std::string_view what) const;
+
+    TpmVersion version_;
+    bool running_ = false;
+    std::uint8_t locality_ = 0;
+    std::atomic<bool> executing_ = false;
+
+    SecretBytes permanent_;      ///< as last given or stored
+    SecretBytes save_state_;     ///< as last given or stored
+    SecretBytes volatile_state_; ///< only while the TPM starts with it
+    bool staged_ = false;        ///< permanent_ or save_state_ changed since take_staged()
+    bool durable_ = false;       ///< permanent_ and save_state_ are what the disk has
+
+    /// TPMLIB_Process' buffer, which it enlarges as it likes; the capacity is kept from command to command.
+    unsigned char* response_ = nullptr;
+    std::uint32_t response_capacity_ = 0;
+    /// The command's copy: libtpms decrypts parameters in place.
+    std::array<std::byte, tpm::packet_limit> command_{};
+};
+
+/// libtpms has one TPM per process and its callbacks no context: this is it.
+std::atomic<LibtpmsEngine*> current = nullptr;
+
+// --- callbacks (extern "C" in type only; libtpms runs them on the thread that called it) ---
+
+TPM_RESULT on_nvram_init() { return TPM_SUCCESS; }
+TPM_RESULT on_nvram_load(unsigned char** data, std::uint32_t* length, std::uint32_t /*tpm_number*/, const char* name) {
+    return current.load()->load(data, length, name);
+}
+TPM_RESULT on_nvram_store(const unsigned char* data, std::uint32_t length, std::uint32_t /*tpm_number*/,
+                          const char* name) {
+    return current.load()->store(view_of(data, length), name);
+}
+TPM_RESULT on_nvram_delete(std::uint32_t /*tpm_number*/, const char* name, TPM_BOOL must_exist) {
+    return current.load()->remove(name, must_exist != 0);
+}
+TPM_RESULT on_io_init() { return TPM_SUCCESS; }
+TPM_RESULT on_get_locality(TPM_MODIFIER_INDICATOR* locality, std::uint32_t /*tpm_number*/) {
+    *locality = current.load()->locality();
+    return TPM_SUCCESS;
+}
+/// There is no button: software presence (TSC_PhysicalPresence) is the firmware's affair inside the guest.
+TPM_RESULT on_get_physical_presence(TPM_BOOL* presence, std::uint32_t /*tpm_number*/) {
+    *presence = 0;
+    return TPM_SUCCESS;
+}
+
+LibtpmsEngine::~LibtpmsEngine() {
+    LibtpmsEngine::power_off();
+    if (response_ != nullptr) {
+        cleanse({reinterpret_cast<std::byte*>(response_), response_capacity_});
+        std::free(response_);
+    }
+    cleanse(command_);
+    LibtpmsEngine* self = this;
+    current.compare_exchange_strong(self, nullptr);
+}
+
+Result<void> LibtpmsEngine::start_library() {
+    LibtpmsEngine* nobody = nullptr;
+    if (!current.compare_exchange_strong(nobody, this)) {
+        return make_error(Errc::busy, "this process has a TPM already: libtpms can run only one");
+    }
+    libtpms_callbacks callbacks{};
+    callbacks.sizeOfStruct = sizeof callbacks;
+    callbacks.tpm_nvram_init = on_nvram_init;
+    callbacks.tpm_nvram_loaddata = on_nvram_load;
+    callbacks.tpm_nvram_storedata = on_nvram_store;
+    callbacks.tpm_nvram_deletename = on_nvram_delete;
+    callbacks.tpm_io_init = on_io_init;
+    callbacks.tpm_io_getlocality = on_get_locality;
+    callbacks.tpm_io_getphysicalpresence = on_get_physical_presence;
+    if (TPM_RESULT rc = TPMLIB_RegisterCallbacks(&callbacks); rc != TPM_SUCCESS) {
+        return tpm_error(rc, "registering the callbacks");
+    }
+    const auto choice = version_ == TpmVersion::tpm12 ? TPMLIB_TPM_VERSION_1_2 : TPMLIB_TPM_VERSION_2;
+    if (TPM_RESULT rc = TPMLIB_ChooseTPMVersion(choice); rc != TPM_SUCCESS) {
+        return make_error(Errc::unsupported, "libtpms has no TPM {} ({:#x})", to_string(version_), rc);
+    }
+    TPMLIB_SetBufferSize(tpm::packet_limit, nullptr, nullptr);
+    return {};
+}
+
+Result<void> LibtpmsEngine::power_on(const EngineState& state) {
+    power_off();
+    permanent_ = state.permanent.clone();
+    save_state_ = state.save_state.clone();
+    volatile_state_ = state.volatile_state.clone();
+    staged_ = false;
+    durable_ = !state.permanent.empty();
+
+    Result<void> started = validate_and_init(!state.permanent.empty(), !state.volatile_state.empty());
+    volatile_state_.clear();
+    if (!started) {
+        // Nothing that a half-started TPM may have stored is worth more than what the caller has.
+        TPMLIB_Terminate();
+        permanent_.clear();
+        save_state_.clear();
+        staged_ = durable_ = false;
+        return started;
+    }
+    running_ = true;
+    return {};
+}
+
+/// Asks libtpms whether it can read the blobs before it starts with them: TPM 2.0 leaves by longjmp, to nowhere at this
+/// point, when TPMLIB_MainInit meets a permanent state that it cannot read.
+Result<void> LibtpmsEngine::validate_and_init(bool has_permanent, bool has_volatile) {
+    if (!has_permanent && (has_volatile || !save_state_.empty())) {
+        return make_error(Errc::corrupt, "there is {} state but no permanent state: refusing to make a fresh TPM",
+                          has_volatile ? "volatile" : "saved");
+    }
+    if (has_permanent) {
+        if (TPM_RESULT rc = TPMLIB_ValidateState(TPMLIB_STATE_PERMANENT, 0); rc != TPM_SUCCESS) {
+            Error e = make_error(Errc::corrupt, "libtpms cannot read the TPM {} permanent state of {} bytes ({:#x})",
+                                 to_string(version_), permanent_.size(), rc);
+            e.detail = rc;
+            return e;
+        }
+    }
+    if (TPM_RESULT rc = TPMLIB_MainInit(); rc != TPM_SUCCESS) {
+        Error e = make_error(has_permanent ? Errc::corrupt : Errc::tpm, "libtpms cannot start this TPM {} ({:#x}){}",
+                             to_string(version_), rc, has_volatile ? " with the volatile state given" : "");
+        e.detail = rc;
+        return e;
+    }
+    return {};
+}
+
+void LibtpmsEngine::power_off() {
+    if (running_) {
+        TPMLIB_Terminate();
+        running_ = false;
+    }
+}
+
+Bytes LibtpmsEngine::execute(ByteView command, std::uint8_t locality) {
+    if (!running_) {
+        return tpm::error_response(version_, tpm::Refusal::failure);
+    }
+    if (command.size() > command_.size()) {
+        return tpm::error_response(version_, tpm::Refusal::bad_size);
+    }
+    if (locality > highest_locality) {
+        return tpm::error_response(version_, tpm::Refusal::bad_locality);
+    }
+    std::copy(command.begin(), command.end(), command_.begin());
+    locality_ = locality;
+    std::uint32_t size = 0;
+    executing_ = true;
+    const TPM_RESULT rc = TPMLIB_Process(&response_, &size, &response_capacity_, uchar_ptr(MutByteView(command_)),
+                                         static_cast<std::uint32_t>(command.size()));
+    executing_ = false;
+    cleanse(MutByteView(command_).first(command.size()));
+
+    const ByteView answer = view_of(response_, response_ == nullptr ? 0 : size);
+    Bytes out = rc == TPM_SUCCESS && tpm::is_well_formed_response(version_, answer)
+                    ? to_bytes(answer)
+                    : tpm::error_response(version_, tpm::Refusal::failure);
+    if (response_ != nullptr) {
+        cleanse({reinterpret_cast<std::byte*>(response_), size});
+    }
+    return out;
+}
+
+void LibtpmsEngine::cancel() {
+    if (executing_) {
+        TPMLIB_CancelCommand();
+    }
+}
+
+std::optional<EngineState> LibtpmsEngine::take_staged() {
+    if (!staged_) {
+        return std::nullopt;
+    }
+    staged_ = false;
+    EngineState out;
+    out.permanent = permanent_.clone();
+    out.save_state = save_state_.clone();
+    return out;
+}
+
+void LibtpmsEngine::staged_is_durable() { durable_ = durable_ || !staged_; }
+
+void LibtpmsEngine::staged_failed() {
+    staged_ = true;
+    durable_ = false;
+}
+
+Result<EngineState> LibtpmsEngine::snapshot() {
+    if (auto ok = running_or_error("taking a snapshot"); !ok) {
+        return ok.error();
+    }
+    EngineState out;
+    TpmBuffer permanent;
+    if (TPM_RESULT rc = TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &permanent.data, &permanent.size); rc != TPM_SUCCESS) {
+        return tpm_error(rc, "reading the permanent state");
+    }
+    TpmBuffer registers;
+    if (TPM_RESULT rc = TPMLIB_GetState(TPMLIB_STATE_VOLATILE, &registers.data, &registers.size); rc != TPM_SUCCESS) {
+        return tpm_error(rc, "reading the volatile state");
+    }
+    out.permanent = SecretBytes(permanent.view());
+    out.volatile_state = SecretBytes(registers.view());
+    // Not TPMLIB_GetState: for TPM 1.2 that is what TPM_SaveState would save now, although nobody asked for it.
+    out.save_state = save_state_.clone();
+    return out;
+}
+
+std::string LibtpmsEngine::info(unsigned flags) const {
+    char* json = TPMLIB_GetInfo(static_cast<TPMLIB_InfoFlags>(flags));
+    std::string out = json == nullptr ? "{}" : json;
+    std::free(json);
+    return out;
+}
+
+bool LibtpmsEngine::established() const {
+    TPM_BOOL set = 0;
+    return running_ && TPM_IO_TpmEstablished_Get(&set) == TPM_SUCCESS && set != 0;
+}
+
+Result<void> LibtpmsEngine::reset_established(std::uint8_t locality) {
+    if (auto ok = running_or_error("resetting tpmEstablished"); !ok) {
+        return ok;
+    }
+    locality_ = locality;
+    const TPM_RESULT rc = TPM_IO_TpmEstablished_Reset();
+    return rc == TPM_SUCCESS ? Result<void>() : tpm_error(rc, "resetting tpmEstablished");
+}
+
+Result<void> LibtpmsEngine::hash_start() {
+    if (auto ok = running_or_error("starting a hash sequence"); !ok) {
+        return ok;
+    }
+    locality_ = highest_locality;
+    const TPM_RESULT rc = TPM_IO_Hash_Start();
+    return rc == TPM_SUCCESS ? Result<void>() : tpm_error(rc, "starting a hash sequence");
+}
+
+Result<void> LibtpmsEngine::hash_data(ByteView data) {
+    if (auto ok = running_or_error("hashing"); !ok) {
+        return ok;
+    }
+    const TPM_RESULT rc = TPM_IO_Hash_Data(uchar_ptr(data), static_cast<std::uint32_t>(data.size()));
+    return rc == TPM_SUCCESS ? Result<void>() : tpm_error(rc, "hashing");
+}
+
+Result<void> LibtpmsEngine::hash_end() {
+    if (auto ok = running_or_error("ending a hash sequence"); !ok) {
+        return ok;
+    }
+    const TPM_RESULT rc = TPM_IO_Hash_End();
+    return rc == TPM_SUCCESS ? Result<void>() : tpm_error(rc, "ending a hash sequence");
+}
+
+Result<void> LibtpmsEngine::running_or_error(std::string_view what) const {
+    if (!running_) {
+        return make_error(Errc::unavailable, "{}: the TPM is powered off", what);
+    }
+    return {};
+}
+
+TPM_RESULT LibtpmsEngine::load(unsigned char** data, std::uint32_t* length, std::string_view name) const {
+    const SecretBytes* blob = nullptr;
+    if (name == TPM_PERMANENT_ALL_NAME) {
+        blob = &permanent_;
+    } else if (name == TPM_SAVESTATE_NAME) {
+        blob = &save_state_;
+    } else if (name == TPM_VOLATILESTATE_NAME) {
+        blob = &volatile_state_;
+    }
+    *data = nullptr;
+    *length = 0;
+    if (blob == nullptr || blob->empty()) {
+        return TPM_RETRY; // "there is none"
+    }
+    auto* copy = static_cast<unsigned char*>(std::malloc(blob->size())); // libtpms frees it
+    if (copy == nullptr) {
+        return TPM_SIZE;
+    }
+    std::memcpy(copy, blob->data(), blob->size());
+    *data = copy;
+    *length = static_cast<std::uint32_t>(blob->size());
+    return TPM_SUCCESS;
+}
+
+/// Never fails: a failed store puts the TPM into failure mode, and the disk is not asked yet.
+TPM_RESULT LibtpmsEngine::store(ByteView data, std::string_view name) {
+    if (name == TPM_PERMANENT_ALL_NAME) {
+        staged_ = stage(permanent_, data) || staged_;
+    } else if (name == TPM_SAVESTATE_NAME) {
+        staged_ = stage(save_state_, data) || staged_;
+    }
+    return TPM_SUCCESS; // volatile state is taken by snapshot(), never stored
+}
+
+TPM_RESULT LibtpmsEngine::remove(std::string_view name, bool must_exist) {
+    if (name != TPM_SAVESTATE_NAME || save_state_.empty()) {
+        return must_exist ? TPM_FAIL : TPM_SUCCESS;
+    }
+    staged_ = stage(save_state_, {}) || staged_;
+    return TPM_SUCCESS;
+}
+
+/// Keeps `data` as the blob's present content; false if the disk has just that.
+bool LibtpmsEngine::stage(SecretBytes& kept, ByteView data) {
+    if (durable_ && kept.equals(data)) {
+        return false;
+    }
+    kept = SecretBytes(data);
+    durable_ = false;
+    return true;
+}
+
+} // namespace
+
+Result<std::unique_ptr<Engine>> Engine::create(TpmVersion version) {
+    auto engine = std::make_unique<LibtpmsEngine>(version);
+    if (auto started = engine->start_library(); !started) {
+        return started.error();
+    }
+    return std::unique_ptr<Engine>(std::move(engine));
+}
+
+} // namespace vtpmd
