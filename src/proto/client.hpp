@@ -1,49 +1,52 @@
 // The instance's end of the manager protocol.
 #pragma once
 
-#include "proto/channel.hpp"
-#include "tpm/version.hpp"
+#include "proto/messages.hpp"
 #include "util/clock.hpp"
-#include "util/secret_bytes.hpp"
-#include "util/uuid.hpp"
+#include "util/log.hpp"
 
 #include <functional>
 #include <memory>
-#include <optional>
 
 namespace vtpmd::proto {
 
-/// What the manager says of a vTPM when it is greeted.
-struct HelloReply {
-    bool known = false;                     ///< the manager has a registration for this UUID
-    bool has_record = false;                ///< and a hash_key: state was acknowledged once
-    bool may_create = false;                ///< the manager's --auto-create
-    TpmVersion version = TpmVersion::tpm20; ///< as registered, if known
-};
-
-struct HelloRequest {
-    Uuid uuid;
-    TpmVersion version = TpmVersion::tpm20;
-    bool create = false; ///< register the UUID if it is new (--create)
-};
-
-/// One manager, one vTPM. Requests are strictly one after another. If the link breaks the client connects again with
-/// back-off; a request whose answer was lost is sent again (all of them are idempotent), until its deadline.
+/// One manager, one vTPM. Requests are strictly one after another (a second one meanwhile waits its turn). If
+/// the link breaks the client connects again with back-off; a request whose answer was lost is sent again
+/// (all of them are idempotent), until its deadline.
 class ManagerClient {
   public:
     using Connect = std::function<Task<Result<std::unique_ptr<Channel>>>()>;
     virtual ~ManagerClient() = default;
 
-    /// Connects and says hello. Errc::tombstone, busy (open elsewhere), permission, mismatch (version), unavailable.
+    /// Connects and says hello. Errc::tombstone, busy (open elsewhere), permission, mismatch (version),
+    /// not_found, unavailable (nobody answered in time).
     virtual Task<Result<HelloReply>> hello() = 0;
-    /// Durable at the manager on success. Errc::unavailable after `deadline`: the outcome is unknown and the same
-    /// hash_key must be offered again before any slot is written.
+    /// Durable at the manager on success. After any error the outcome is unknown: the same hash_key must be
+    /// offered again before any slot is written. Errc::unavailable after the deadline; otherwise what the
+    /// manager says.
     virtual Task<Result<void>> save_hash_key(ByteView hash_key) = 0;
     /// nullopt: registered, but nothing was ever saved.
     virtual Task<Result<std::optional<SecretBytes>>> load_hash_key() = 0;
-    /// Passes a TPM command to the manager's TPM (GetRandom, PcrRead of either family), as the manager allows.
+    virtual Task<Result<BootHash>> boot_hash() = 0;
+    /// Passes a TPM command to the manager's TPM (GetRandom, PcrRead of either family), as the manager
+    /// allows.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;
+    /// Drops the link for good: requests end with Errc::closed.
     virtual void close() = 0;
 };
+
+struct ClientOptions {
+    HelloRequest greeting;
+    Clock::duration hello_deadline = std::chrono::seconds(30);
+    Clock::duration request_deadline = std::chrono::seconds(30);
+    /// How long a first hello that is refused with `busy` is tried again: the manager may not have noticed
+    /// yet that the last instance of this vTPM died.
+    Clock::duration busy_patience = std::chrono::seconds(2);
+};
+
+/// `connect`, `clock` and `log` outlive the client. Destroy it only when no request is running.
+[[nodiscard]] std::unique_ptr<ManagerClient> make_manager_client(asio::any_io_executor executor, ClientOptions options,
+                                                                 ManagerClient::Connect connect, Clock& clock,
+                                                                 const Log& log);
 
 } // namespace vtpmd::proto

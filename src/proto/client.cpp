@@ -1,0 +1,283 @@
+#include "proto/client.hpp"
+
+#include "proto/backoff.hpp"
+#include "util/deadline.hpp"
+#include "util/fifo_lock.hpp"
+
+#include <random>
+
+namespace vtpmd::proto {
+
+namespace {
+
+/// What a refused hello means for a link that is being made: nothing that time can cure, or try again.
+bool worth_retrying(Errc code) {
+    switch (code) {
+    case Errc::unavailable:
+    case Errc::closed:
+    case Errc::timed_out:
+    case Errc::protocol:
+    case Errc::busy:
+    case Errc::io:
+    case Errc::no_space:
+        return true;
+    default:
+        return false;
+    }
+}
+
+class Client final : public ManagerClient {
+  public:
+    Client(asio::any_io_executor executor, ClientOptions options, Connect connect, Clock& clock, const Log& log)
+        : options_(options)
+        , clock_(clock)
+        , log_(log)
+        , connect_(std::move(connect))
+        , turn_(std::move(executor))
+        , spread_(std::random_device{}()) {}
+
+    Task<Result<HelloReply>> hello() override {
+        auto held = co_await turn_.acquire();
+        if (!held) {
+            co_return std::move(held).error();
+        }
+        auto linked = co_await bounded(options_.hello_deadline, "the manager", make_link());
+        if (!linked) {
+            co_return std::move(linked).error();
+        }
+        failures_ = 0;
+        co_return greeted_;
+    }
+
+    Task<Result<void>> save_hash_key(ByteView hash_key) override {
+        SecretBytes request = secret_frame(encode_save(hash_key));
+        auto answer = co_await exchange("SAVEHASHKEY", request.view(), &is_answer);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        auto saved = parse_save_reply(*answer);
+        had_record_ = had_record_ || saved.has_value();
+        co_return saved;
+    }
+
+    Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
+        const Bytes request = encode_load();
+        auto answer = co_await exchange("LOADHASHKEY", request, &is_answer);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        auto loaded = parse_load_reply(*answer);
+        cleanse(*answer);
+        co_return loaded;
+    }
+
+    Task<Result<BootHash>> boot_hash() override {
+        const Bytes request = encode_get_boot_hash();
+        auto answer = co_await exchange("GET_BOOT_HASH", request, &is_answer);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        co_return parse_boot_hash_reply(*answer);
+    }
+
+    Task<Result<Bytes>> tpm_command(Bytes command) override {
+        if (command.size() < header_size || command.size() > frame_limit) {
+            co_return make_error(Errc::usage, "a TPM command of {} bytes", command.size());
+        }
+        co_return co_await exchange("a TPM command for the manager", command, &is_tpm_answer);
+    }
+
+    void close() override {
+        closed_ = true;
+        if (channel_) {
+            channel_->close();
+        }
+    }
+
+  private:
+    using IsAnswer = bool (*)(const FrameHeader&);
+    static bool is_answer(const FrameHeader& h) { return h.tag == tag::response; }
+    static bool is_tpm_answer(const FrameHeader& h) {
+        return h.tag == tag::tpm12_response || h.tag == tag::tpm20_command;
+    }
+
+    static SecretBytes secret_frame(Bytes frame) {
+        SecretBytes secret(frame);
+        cleanse(frame);
+        return secret;
+    }
+
+    /// `operation` with a deadline; running out of it is Errc::unavailable with the last trouble of the link.
+    template <typename T>
+    Task<Result<T>> bounded(Clock::duration limit, std::string what, Task<Result<T>> operation) {
+        trouble_.reset();
+        auto result = co_await with_deadline(clock_, limit, what, std::move(operation));
+        if (!result && (result.error().code == Errc::timed_out || result.error().code == Errc::canceled)) {
+            // Whatever was under way may still be answered: that answer must not be taken for a later
+            // request's.
+            channel_.reset();
+        }
+        if (!result && result.error().code == Errc::timed_out) {
+            co_return make_error(Errc::unavailable, "{}: {}", what,
+                                 trouble_ ? trouble_->message : result.error().message);
+        }
+        co_return result;
+    }
+
+    Task<Result<Bytes>> exchange(std::string what, ByteView request, IsAnswer expected) {
+        auto held = co_await turn_.acquire();
+        if (!held) {
+            co_return std::move(held).error();
+        }
+        co_return co_await bounded(options_.request_deadline, std::move(what),
+                                   exchange_until_answered(request, expected));
+    }
+
+    /// Sends `request` over as many links as it takes.
+    Task<Result<Bytes>> exchange_until_answered(ByteView request, IsAnswer expected) {
+        for (;;) {
+            auto linked = co_await make_link();
+            if (!linked) {
+                co_return std::move(linked).error();
+            }
+            auto answer = co_await once(request);
+            if (answer) {
+                if (expected(*parse_header(*answer))) {
+                    failures_ = 0;
+                    co_return answer;
+                }
+                answer = make_error(Errc::protocol, "{}: an answer of another kind", channel_->peer());
+            }
+            if (answer.error().code == Errc::canceled) {
+                co_return std::move(answer).error();
+            }
+            link_lost(std::move(answer).error());
+        }
+    }
+
+    /// One request, one answer on the present link. `in_exchange_` stays set if this is abandoned half-way.
+    Task<Result<Bytes>> once(ByteView request) {
+        in_exchange_ = true;
+        auto sent = co_await channel_->send(request);
+        if (!sent) {
+            co_return std::move(sent).error();
+        }
+        auto answer = co_await channel_->receive();
+        if (answer) {
+            in_exchange_ = false;
+        }
+        co_return answer;
+    }
+
+    /// Returns with a link that was greeted, or with an error that trying again does not cure.
+    Task<Result<void>> make_link() {
+        const Clock::time_point started = clock_.now();
+        for (;;) {
+            if (closed_) {
+                co_return make_error(Errc::closed, "the link to the manager was closed");
+            }
+            if (in_exchange_) { // an earlier request was cancelled half-way
+                in_exchange_ = false;
+                channel_.reset();
+            }
+            if (channel_) {
+                co_return Result<void>{};
+            }
+            const auto wait = backoff_.wait_before(failures_, static_cast<std::uint32_t>(spread_()));
+            if (wait.count() > 0) {
+                (void)co_await clock_.sleep_for(wait);
+            }
+            auto linked = co_await try_link();
+            if (linked) {
+                continue;
+            }
+            const Error& e = linked.error();
+            const bool out_of_patience =
+                e.code == Errc::busy && !greeted_once_ && clock_.now() - started >= options_.busy_patience;
+            if (e.code == Errc::canceled || !worth_retrying(e.code) || out_of_patience) {
+                channel_.reset();
+                co_return linked;
+            }
+            link_lost(std::move(linked).error());
+        }
+    }
+
+    /// Connects and greets, once.
+    Task<Result<void>> try_link() {
+        auto channel = co_await connect_();
+        if (!channel) {
+            Error e = std::move(channel).error();
+            // No socket, nobody listening, no right to it yet: a manager that is being (re)started looks like
+            // this.
+            if (e.code == Errc::not_found || e.code == Errc::closed || e.code == Errc::io) {
+                e.code = Errc::unavailable;
+            }
+            co_return e;
+        }
+        channel_ = std::move(*channel);
+        HelloRequest greeting = options_.greeting;
+        // Registered once is enough: asking again could make a manager with an older store take this vTPM for
+        // a new one.
+        greeting.create = greeting.create && !greeted_once_;
+        const Bytes request = encode_hello(greeting);
+        auto answer = co_await once(request);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        auto reply = parse_hello_reply(*answer);
+        if (!reply) {
+            co_return std::move(reply).error();
+        }
+        if (had_record_ && !reply->has_record) {
+            co_return make_error(
+                Errc::mismatch,
+                "{}: this manager has no record of vTPM {}, whose state was saved through it before; is "
+                "it running on another store?",
+                channel_->peer(), options_.greeting.uuid);
+        }
+        if (failures_ > 0) {
+            log_.info("manager {}: connected", channel_->peer());
+        }
+        greeted_once_ = true;
+        had_record_ = reply->has_record;
+        greeted_ = *reply;
+        co_return Result<void>{};
+    }
+
+    void link_lost(Error why) {
+        channel_.reset();
+        in_exchange_ = false;
+        if (auto verdict = limit_.allow(clock_.now()); failures_ <= 1 && verdict.allowed) {
+            log_.warning("manager: {}; trying again", why.message);
+        }
+        trouble_ = std::move(why);
+        ++failures_;
+    }
+
+    const ClientOptions options_;
+    const Backoff backoff_{};
+    Clock& clock_;
+    const Log& log_;
+    const Connect connect_;
+
+    FifoLock turn_;
+    std::unique_ptr<Channel> channel_;
+    HelloReply greeted_{};
+    bool greeted_once_ = false;
+    bool had_record_ = false;
+    bool in_exchange_ = false;
+    bool closed_ = false;
+    unsigned failures_ = 0;        ///< of links in a row
+    std::optional<Error> trouble_; ///< why the last link failed, in the present request
+    RateLimit limit_;
+    std::minstd_rand spread_;
+};
+
+} // namespace
+
+std::unique_ptr<ManagerClient> make_manager_client(asio::any_io_executor executor, ClientOptions options,
+                                                   ManagerClient::Connect connect, Clock& clock, const Log& log) {
+    return std::make_unique<Client>(std::move(executor), options, std::move(connect), clock, log);
+}
+
+} // namespace vtpmd::proto

@@ -1,0 +1,110 @@
+// The messages of the manager protocol, pure. Frames are in frame.hpp, status codes in status.hpp.
+//
+//   ordinal      name           request body                                      response body
+//   1            SAVEHASHKEY    52 or 64 bytes                                    -
+//   2            LOADHASHKEY    -                                                 52 or 64 bytes
+//   3            GET_BOOT_HASH  -                                                 20 bytes
+//   0x56500001   HELLO          u16 protocol version (1), uuid[16],               u16 protocol version (1),
+//   u32 flags
+//                               u8 TPM version (1: 1.2, 2: 2.0),                  (1 known, 2 has a record, 4
+//                               may create), u32 flags (1 create; others must be 0)            u8 TPM version
+//                               (0 if not known)
+//
+// HELLO is ours, and outside the ranges of the Xen ordinals: on a socket it names the vTPM, once, before
+// anything else. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every
+// other error answer has no body. A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM;
+// its answer is a TPM response.
+#pragma once
+
+#include "proto/frame.hpp"
+#include "proto/status.hpp"
+#include "tpm/version.hpp"
+#include "util/secret_bytes.hpp"
+#include "util/uuid.hpp"
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <variant>
+
+namespace vtpmd::proto {
+
+inline constexpr std::uint16_t protocol_version = 1;
+inline constexpr std::size_t hash_key_short = 52; ///< key[32] || SHA-1, older peers
+inline constexpr std::size_t hash_key_long = 64;  ///< key[32] || SHA-256
+inline constexpr std::size_t boot_hash_size = 20;
+inline constexpr std::size_t error_text_limit = 1024;
+
+namespace ordinal {
+inline constexpr std::uint32_t save_hash_key = 1;
+inline constexpr std::uint32_t load_hash_key = 2;
+inline constexpr std::uint32_t get_boot_hash = 3;
+inline constexpr std::uint32_t hello = 0x56500001;
+} // namespace ordinal
+
+struct HelloRequest {
+    Uuid uuid;
+    TpmVersion version = TpmVersion::tpm20;
+    bool create = false; ///< register the UUID if it is new (--create)
+};
+
+/// What the manager says of a vTPM when it is greeted.
+struct HelloReply {
+    bool known = false;                     ///< the manager has a registration for this UUID
+    bool has_record = false;                ///< and a hash_key: state was acknowledged once
+    bool may_create = false;                ///< the manager's --auto-create
+    TpmVersion version = TpmVersion::tpm20; ///< as registered, if known
+};
+
+using BootHash = std::array<std::byte, boot_hash_size>;
+
+// --- requests, as the server sees them ---
+
+struct SaveRequest {
+    SecretBytes hash_key; ///< 52 or 64 bytes
+};
+struct LoadRequest {};
+struct BootHashRequest {};
+/// A raw TPM command that any vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read.
+struct TpmCommand {
+    Bytes command;
+};
+/// A frame that is none of the above: the answer to send, and why for the log.
+struct BadRequest {
+    Bytes answer;
+    std::string reason;
+};
+using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, TpmCommand, BadRequest>;
+
+/// Any whole frame (parse_frame holds).
+[[nodiscard]] Request parse_request(ByteView frame);
+
+[[nodiscard]] Bytes encode_hello_reply(const HelloReply& reply);
+/// SAVEHASHKEY's answer has no body, those of LOADHASHKEY and GET_BOOT_HASH have what was asked for.
+[[nodiscard]] Bytes encode_success(ByteView body = {});
+[[nodiscard]] Bytes encode_error(const Error& error);
+/// With the error's text as body, cut to error_text_limit.
+[[nodiscard]] Bytes encode_hello_error(const Error& error);
+/// A TPM response in the family of the command's tag that says `failed` (TPM_FAIL, TPM_RC_FAILURE) or "no
+/// such command" (TPM_BAD_ORDINAL, TPM_RC_COMMAND_CODE).
+enum class TpmRefusal { failed, no_such_command };
+[[nodiscard]] Bytes encode_tpm_refusal(std::uint16_t command_tag, TpmRefusal why);
+
+// --- requests and answers, as the client sees them ---
+
+[[nodiscard]] Bytes encode_hello(const HelloRequest& request);
+/// Holds a secret: cleanse it after use.
+[[nodiscard]] Bytes encode_save(ByteView hash_key);
+[[nodiscard]] Bytes encode_load();
+[[nodiscard]] Bytes encode_get_boot_hash();
+
+/// The body of a success answer; what the manager's status says otherwise; Errc::protocol for anything but an
+/// answer.
+[[nodiscard]] Result<ByteView> parse_response(ByteView frame);
+[[nodiscard]] Result<HelloReply> parse_hello_reply(ByteView frame);
+[[nodiscard]] Result<void> parse_save_reply(ByteView frame);
+/// nullopt: TPM_BADINDEX, nothing was ever saved.
+[[nodiscard]] Result<std::optional<SecretBytes>> parse_load_reply(ByteView frame);
+[[nodiscard]] Result<BootHash> parse_boot_hash_reply(ByteView frame);
+
+} // namespace vtpmd::proto

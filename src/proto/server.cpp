@@ -1,0 +1,138 @@
+#include "proto/server.hpp"
+
+#include "util/deadline.hpp"
+
+namespace vtpmd::proto {
+
+namespace {
+
+class Session {
+  public:
+    Session(Channel& channel, Handler& handler, Clock& clock, const Log& log, ServeOptions options)
+        : channel_(channel)
+        , handler_(handler)
+        , clock_(clock)
+        , log_(log)
+        , options_(options) {}
+
+    Task<Result<void>> run() {
+        while (!refused_) {
+            auto frame = co_await next_frame();
+            if (!frame) {
+                if (frame.error().code == Errc::closed) {
+                    co_return Result<void>{};
+                }
+                co_return std::move(frame).error();
+            }
+            Request request = parse_request(*frame);
+            cleanse(*frame);
+            Bytes answer = co_await answer_to(std::move(request));
+            auto sent = co_await channel_.send(answer);
+            cleanse(answer);
+            if (!sent) {
+                co_return std::move(sent).error();
+            }
+        }
+        co_return std::move(*refused_);
+    }
+
+  private:
+    Task<Result<Bytes>> next_frame() {
+        if (options_.hello_required && !greeted_) {
+            co_return co_await with_deadline(clock_, options_.hello_deadline, channel_.peer() + ": a hello",
+                                             channel_.receive());
+        }
+        co_return co_await channel_.receive();
+    }
+
+    Task<Bytes> answer_to(Request request) {
+        if (auto* bad = std::get_if<BadRequest>(&request)) {
+            warn(bad->reason);
+            co_return std::move(bad->answer);
+        }
+        if (auto* hello = std::get_if<HelloRequest>(&request)) {
+            co_return co_await answer_hello(*hello);
+        }
+        if (options_.hello_required && !greeted_) {
+            warn("a request before the hello");
+            const Error e = make_error(Errc::permission, "a request before the hello");
+            co_return encode_error(e);
+        }
+        if (auto* save = std::get_if<SaveRequest>(&request)) {
+            auto saved = co_await handler_.save_hash_key(std::move(save->hash_key));
+            co_return saved ? encode_success() : refuse("SAVEHASHKEY", saved.error());
+        }
+        if (std::holds_alternative<LoadRequest>(request)) {
+            auto loaded = co_await handler_.load_hash_key();
+            if (!loaded) {
+                co_return refuse("LOADHASHKEY", loaded.error());
+            }
+            if (!*loaded) {
+                const Error nothing = make_error(Errc::not_found, "nothing was saved yet");
+                co_return encode_error(nothing);
+            }
+            co_return encode_success((*loaded)->view());
+        }
+        if (std::holds_alternative<BootHashRequest>(request)) {
+            auto hash = co_await handler_.boot_hash();
+            co_return hash ? encode_success(*hash) : refuse("GET_BOOT_HASH", hash.error());
+        }
+        co_return co_await answer_tpm(std::move(std::get<TpmCommand>(request)));
+    }
+
+    Task<Bytes> answer_hello(HelloRequest hello) {
+        if (greeted_) {
+            warn("a second hello");
+            const Error e = make_error(Errc::usage, "a second hello on one link");
+            co_return encode_hello_error(e);
+        }
+        auto reply = co_await handler_.hello(hello);
+        if (!reply) {
+            refused_ = std::move(reply).error();
+            co_return encode_hello_error(*refused_);
+        }
+        greeted_ = true;
+        co_return encode_hello_reply(*reply);
+    }
+
+    Task<Bytes> answer_tpm(TpmCommand request) {
+        const std::uint16_t command_tag = parse_header(request.command)->tag;
+        auto response = co_await handler_.tpm_command(std::move(request.command));
+        if (response && parse_frame(*response)) {
+            co_return std::move(*response);
+        }
+        log_.error("{}: the manager's TPM: {}", channel_.peer(),
+                   response ? std::string("a malformed response") : response.error().message);
+        co_return encode_tpm_refusal(command_tag, TpmRefusal::failed);
+    }
+
+    Bytes refuse(std::string_view what, const Error& e) {
+        log_.error("{}: {}: {}", channel_.peer(), what, e.message);
+        return encode_error(e);
+    }
+
+    void warn(std::string_view reason) {
+        if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
+            log_.warning("{}: {} ({} such lines held back)", channel_.peer(), reason, verdict.suppressed);
+        }
+    }
+
+    Channel& channel_;
+    Handler& handler_;
+    Clock& clock_;
+    const Log& log_;
+    const ServeOptions options_;
+
+    bool greeted_ = false;
+    std::optional<Error> refused_;
+    RateLimit limit_;
+};
+
+} // namespace
+
+Task<Result<void>> serve(Channel& channel, Handler& handler, Clock& clock, const Log& log, ServeOptions options) {
+    Session session(channel, handler, clock, log, options);
+    co_return co_await session.run();
+}
+
+} // namespace vtpmd::proto

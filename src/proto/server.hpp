@@ -1,0 +1,40 @@
+// The manager's end of one link: reads a request, asks the handler, answers, and again.
+#pragma once
+
+#include "proto/messages.hpp"
+#include "util/clock.hpp"
+#include "util/log.hpp"
+
+namespace vtpmd::proto {
+
+/// What one vTPM's link can ask. One handler a connection; calls come one after another, never two at once.
+/// An error is answered with the status of its code (status.hpp); its text goes to the peer only for hello(),
+/// so say there what the operator needs to know and nothing else.
+class Handler {
+  public:
+    virtual ~Handler() = default;
+    /// At most once a link; with ServeOptions::hello_required before anything else. Errc::tombstone, busy,
+    /// permission, mismatch (TPM version), not_found (not registered, and creation not asked for or not
+    /// allowed). After an error the link is closed.
+    virtual Task<Result<HelloReply>> hello(HelloRequest request) = 0;
+    /// 52 or 64 bytes. Durable on return.
+    virtual Task<Result<void>> save_hash_key(SecretBytes hash_key) = 0;
+    /// nullopt: nothing was ever saved.
+    virtual Task<Result<std::optional<SecretBytes>>> load_hash_key() = 0;
+    virtual Task<Result<BootHash>> boot_hash() = 0;
+    /// TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit
+    /// bytes; body not yet checked. Returns a TPM response; an error becomes TPM_FAIL or TPM_RC_FAILURE.
+    virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;
+};
+
+struct ServeOptions {
+    bool hello_required = true; ///< false where the transport names the vTPM (a Xen ring)
+    Clock::duration hello_deadline = std::chrono::seconds(10); ///< for the first frame, if it must be a hello
+};
+
+/// Until the peer closes (success), breaks framing or is too slow (Errc::protocol, timed_out), a hello is
+/// refused (that error), or the task is cancelled (Errc::canceled, or the exception). A request that is well
+/// framed but malformed gets an error answer and the link goes on. `channel` is not closed by this.
+Task<Result<void>> serve(Channel& channel, Handler& handler, Clock& clock, const Log& log, ServeOptions options);
+
+} // namespace vtpmd::proto

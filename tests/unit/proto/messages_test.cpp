@@ -1,0 +1,210 @@
+#include "check.hpp"
+#include "proto/messages.hpp"
+#include "util/text.hpp"
+
+#include <random>
+
+using namespace vtpmd;
+using namespace vtpmd::proto;
+
+namespace {
+const Uuid uuid = parse_uuid("00112233-4455-6677-8899-aabbccddeeff").value();
+Bytes key(std::size_t n) {
+    Bytes b(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        b[i] = static_cast<std::byte>(i * 3);
+    }
+    return b;
+}
+std::uint32_t status_in(const Request& r) { return parse_header(std::get<BadRequest>(r).answer)->code; }
+
+/// Cuts `frame` to n bytes and makes its size field true, so that only the message layer can refuse it.
+Bytes cut(const Bytes& frame, std::size_t n) {
+    auto h = parse_header(frame);
+    return make_frame(h->tag, h->code, body_of(frame).first(n - header_size));
+}
+} // namespace
+
+TEST_SUITE("proto") {
+    TEST_CASE("golden bytes: hello") {
+        CHECK(to_hex(encode_hello({uuid, TpmVersion::tpm12, true})) == "01c10000002156500001"
+                                                                       "0001"
+                                                                       "00112233445566778899aabbccddeeff"
+                                                                       "01"
+                                                                       "00000001");
+        CHECK(to_hex(encode_hello_reply({true, true, false, TpmVersion::tpm20})) == "01c40000001100000000"
+                                                                                    "0001"
+                                                                                    "00000003"
+                                                                                    "02");
+        CHECK(to_hex(encode_load()) == "01c10000000a00000002");
+        CHECK(to_hex(encode_error(Error{Errc::tombstone, "x"})) == "01c40000000a00000401");
+    }
+
+    TEST_CASE("requests: round trip") {
+        auto hello = std::get<HelloRequest>(parse_request(encode_hello({uuid, TpmVersion::tpm20, false})));
+        CHECK(hello.uuid == uuid);
+        CHECK(hello.version == TpmVersion::tpm20);
+        CHECK_FALSE(hello.create);
+        for (std::size_t n : {hash_key_short, hash_key_long}) {
+            auto save = std::get<SaveRequest>(parse_request(encode_save(key(n))));
+            CHECK(save.hash_key.equals(key(n)));
+        }
+        CHECK(std::holds_alternative<LoadRequest>(parse_request(encode_load())));
+        CHECK(std::holds_alternative<BootHashRequest>(parse_request(encode_get_boot_hash())));
+    }
+
+    TEST_CASE("answers: round trip") {
+        for (bool record : {false, true}) {
+            for (bool may : {false, true}) {
+                auto r = parse_hello_reply(encode_hello_reply({true, record, may, TpmVersion::tpm12}));
+                REQUIRE(r);
+                CHECK(r->known);
+                CHECK(r->has_record == record);
+                CHECK(r->may_create == may);
+                CHECK(r->version == TpmVersion::tpm12);
+            }
+        }
+        CHECK_FALSE(parse_hello_reply(encode_hello_reply({}))->known);
+        CHECK(parse_save_reply(encode_success()));
+        CHECK((*parse_load_reply(encode_success(key(64))))->equals(key(64)));
+        CHECK_FALSE(parse_load_reply(encode_error(Error{Errc::not_found, ""}))->has_value());
+        CHECK(parse_load_reply(encode_error(Error{Errc::io, ""})).error().code == Errc::io);
+        CHECK(parse_boot_hash_reply(encode_success(key(20))));
+    }
+
+    TEST_CASE("a refused hello carries its text, made fit for the log") {
+        auto r = parse_hello_reply(encode_hello_error(Error{Errc::mismatch, "registered as\nTPM 1.2"}));
+        CHECK(r.error().code == Errc::mismatch);
+        CHECK(r.error().message == "the manager says: registered as\\x0aTPM 1.2");
+        const std::string longer(5000, 'x');
+        CHECK(encode_hello_error(Error{Errc::mismatch, longer}).size() == header_size + error_text_limit);
+    }
+
+    TEST_CASE("requests: truncated at every length, and a trailing byte") {
+        const std::vector<Bytes> all = {encode_hello({uuid, TpmVersion::tpm20, true}), encode_save(key(52)),
+                                        encode_save(key(64)), encode_load(), encode_get_boot_hash()};
+        for (const Bytes& whole : all) {
+            for (std::size_t n = header_size; n < whole.size(); ++n) {
+                if (n == header_size + 52) {
+                    continue; // a long hash key cut to a short one is a valid request
+                }
+                CHECK(status_in(parse_request(cut(whole, n))) == 0x19);
+            }
+            for (std::size_t n = 0; n < whole.size(); ++n) {
+                CHECK(status_in(parse_request(ByteView(whole).first(n))) == 0x19);
+            }
+            auto h = parse_header(whole);
+            Bytes body = to_bytes(body_of(whole));
+            body.push_back(std::byte{0});
+            CHECK(status_in(parse_request(make_frame(h->tag, h->code, body))) == 0x19);
+        }
+    }
+
+    TEST_CASE("answers: truncated at every length, and a trailing byte") {
+        const Bytes hello = encode_hello_reply({true, true, true, TpmVersion::tpm20});
+        for (std::size_t n = 0; n < hello.size(); ++n) {
+            CHECK(parse_hello_reply(ByteView(hello).first(n)).error().code == Errc::protocol);
+            if (n >= header_size) {
+                CHECK(parse_hello_reply(cut(hello, n)).error().code == Errc::protocol);
+            }
+        }
+        for (std::size_t n = 0; n < 100; ++n) {
+            const Bytes answer = encode_success(key(n));
+            CHECK(parse_save_reply(answer).has_value() == (n == 0));
+            CHECK(parse_load_reply(answer).has_value() == (n == 52 || n == 64));
+            CHECK(parse_boot_hash_reply(answer).has_value() == (n == 20));
+            CHECK(parse_hello_reply(answer).has_value() == false);
+        }
+    }
+
+    TEST_CASE("hello: values that make no sense") {
+        Bytes body = to_bytes(body_of(encode_hello({uuid, TpmVersion::tpm20, true})));
+        auto with = [&](std::size_t at, unsigned value) {
+            Bytes b = body;
+            b[at] = static_cast<std::byte>(value);
+            return status_in(parse_request(make_frame(tag::request, ordinal::hello, b)));
+        };
+        CHECK(with(1, 2) == 0x409); // protocol version
+        CHECK(with(18, 0) == 3);    // TPM version
+        CHECK(with(18, 3) == 3);
+        CHECK(with(22, 2) == 3); // an unknown flag
+        CHECK(status_in(parse_request(encode_hello({Uuid{}, TpmVersion::tpm20, true}))) == 3);
+    }
+
+    TEST_CASE("only harmless TPM commands are passed on") {
+        auto passed = [](std::uint16_t t, std::uint32_t code) {
+            return std::holds_alternative<TpmCommand>(parse_request(make_frame(t, code, key(4))));
+        };
+        CHECK(passed(tag::tpm12_command, 0x46));
+        CHECK(passed(tag::tpm12_command, 0x15));
+        CHECK_FALSE(passed(tag::tpm12_command, 0x14)); // Extend
+        CHECK(passed(tag::tpm20_command, 0x17B));
+        CHECK(passed(tag::tpm20_command, 0x17E));
+        CHECK_FALSE(passed(tag::tpm20_command, 0x182)); // PCR_Extend
+        CHECK_FALSE(passed(tag::tpm12_command, 0x17B));
+        CHECK(to_hex(std::get<BadRequest>(parse_request(make_frame(tag::tpm12_command, 0x14))).answer) ==
+              "00c40000000a0000000a");
+        CHECK(to_hex(std::get<BadRequest>(parse_request(make_frame(tag::tpm20_command, 0x182))).answer) ==
+              "80010000000a00000143");
+    }
+
+    TEST_CASE("unknown tags and ordinals get an answer") {
+        CHECK(status_in(parse_request(make_frame(0x1234, 1))) == 0x1E);
+        CHECK(status_in(parse_request(make_frame(tag::request, 99))) == 0x0A);
+        CHECK(status_in(parse_request(make_frame(tag::management, 0x02000101))) == 0x0A);
+        CHECK(status_in(parse_request(make_frame(tag::response, 1))) == 0x1E);
+    }
+
+    TEST_CASE("status codes survive the way there and back") {
+        for (Errc code :
+             {Errc::usage, Errc::not_found, Errc::exists, Errc::busy, Errc::permission, Errc::io, Errc::no_space,
+              Errc::version, Errc::corrupt, Errc::rollback, Errc::mismatch, Errc::pcr_mismatch, Errc::tombstone,
+              Errc::protocol, Errc::unavailable, Errc::tpm, Errc::unsupported}) {
+            const auto status = static_cast<std::uint32_t>(status_of(code));
+            CHECK(status != 0);
+            CHECK(errc_of(status) == code);
+            CHECK(status_error(status).detail == status);
+        }
+        for (std::uint32_t s = 1; s < 0x800; ++s) {
+            CHECK_FALSE(status_error(s).message.empty());
+        }
+    }
+
+    TEST_CASE("frames: sizes") {
+        CHECK_FALSE(parse_header(key(9)));
+        CHECK(parse_header(make_frame(tag::request, 1, key(frame_limit - header_size))));
+        Bytes f = make_frame(tag::request, 1);
+        f[5] = std::byte{9};
+        CHECK_FALSE(parse_header(f));
+        f[4] = std::byte{0x10};
+        f[5] = std::byte{1}; // 4097
+        CHECK_FALSE(parse_header(f));
+    }
+
+    TEST_CASE("10,000 random frames are answered or taken, none crashes") {
+        std::mt19937 random(1);
+        const std::uint16_t tags[] = {tag::request,       tag::management,    tag::response,
+                                      tag::tpm12_command, tag::tpm20_command, 0};
+        const std::uint32_t codes[] = {1, 2, 3, 4, ordinal::hello, 0x46, 0x15, 0x17B, 0x17E, 0xFFFFFFFF};
+        for (int i = 0; i < 10000; ++i) {
+            Bytes body(random() % 80);
+            for (auto& b : body) {
+                b = static_cast<std::byte>(random());
+            }
+            Bytes frame = make_frame(tags[random() % 6], codes[random() % 10], body);
+            if (random() % 4 == 0) {
+                frame[random() % frame.size()] = static_cast<std::byte>(random());
+            }
+            if (random() % 4 == 0) {
+                frame.resize(random() % (frame.size() + 1));
+            }
+            Request r = parse_request(frame);
+            if (auto* bad = std::get_if<BadRequest>(&r)) {
+                CHECK(parse_frame(bad->answer));
+                CHECK_FALSE(bad->reason.empty());
+            }
+            (void)parse_hello_reply(frame);
+            (void)parse_load_reply(frame);
+        }
+    }
+}
