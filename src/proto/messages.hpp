@@ -1,14 +1,12 @@
 // The messages of the manager protocol, pure. Frames are in frame.hpp, status codes in status.hpp.
 //
-//   ordinal      name           request body                                      response body
-//   1            SAVEHASHKEY    52 or 64 bytes                                    -
-//   2            LOADHASHKEY    -                                                 52 or 64 bytes
-//   3            GET_BOOT_HASH  -                                                 20 bytes
-//   0x56500001   HELLO          u16 protocol version (1), uuid[16],               u16 protocol version (1),
-//   u32 flags
-//                               u8 TPM version (1: 1.2, 2: 2.0),                  (1 known, 2 has a record, 4
-//                               may create), u32 flags (1 create; others must be 0)            u8 TPM version
-//                               (0 if not known)
+//   ordinal      name           request body                         response body
+//   1            SAVEHASHKEY    52 or 64 bytes                       -
+//   2            LOADHASHKEY    -                                    52 or 64 bytes
+//   3            GET_BOOT_HASH  -                                    20 bytes
+//   0x56500001   HELLO          u16 protocol version (1), uuid[16],  u16 protocol version (1), u32 flags (1 known,
+//                               u8 TPM version (1: 1.2, 2: 2.0),     2 has a record, 4 may create), u8 TPM version
+//                               u32 flags (1 create; others 0)       (0 if not known)
 //
 // HELLO is ours, and outside the ranges of the Xen ordinals: on a socket it names the vTPM, once, before
 // anything else. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every

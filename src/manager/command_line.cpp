@@ -1,0 +1,160 @@
+#include "manager/command_line.hpp"
+
+#include "util/service.hpp"
+#include "util/text.hpp"
+
+namespace vtpmd::manager {
+
+namespace {
+
+constexpr OptionSpec specs[] = {
+    {"store", "PATH", "the manager's image, a file or block device (default /var/lib/vtpmd/manager.img)"},
+    {"create", "", "make the store if there is none; an existing one is never replaced"},
+    {"store-size", "BYTES", "size of a new store (default 16777216: 20,000 vTPMs)"},
+    {"recovery-file", "PATH", "with --create: write a recovery key for the store there; keep it off this host"},
+    {"tpm", "DRIVER",
+     "device[:/dev/tpm0], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, embedded:DIR (software, for trying), auto (default)"},
+    {"tpm-locality", "N", "locality for the hardware TPM, 0-4 (default 0)", false, "tpmlocality"},
+    {"owner-auth", "AUTH", "well-known (default), hash:HEX or text:STR"},
+    {"srk-auth", "AUTH", "the storage root key's, the same forms"},
+    {"srk-handle", "HANDLE", "persistent handle of the TPM 2.0 storage key (default 0x81000001)"},
+    {"seal-pcrs", "BANK:LIST", "what the store is sealed to (default sha256:0,2,4,7), or none"},
+    {"allow-zero-pcrs", "", "seal even to PCRs that nothing was measured into"},
+    {"freshness", "MODE", "window[:SECONDS] (default 900), strict or off: how soon a rolled-back store is noticed"},
+    {"listen", "unix:PATH", "where vTPMs find the manager (default unix:/run/vtpmd/manager.sock)"},
+    {"auto-create", "", "register a vTPM the first time its UUID asks; else only instances with --create are new"},
+    {"spawn", "", "start every registered vTPM that has an image in the state directory (--spawn=UUID: only that one)", true},
+    {"state-dir", "DIR", "where spawned instances keep their images (default /var/lib/vtpmd)"},
+    {"run-dir", "DIR", "where spawned instances put their guests' sockets (default /run/vtpmd)"},
+    {"config", "FILE", "more options, name = value (default /etc/vtpmd/manager.conf if it exists)"},
+    {"log-level", "LEVEL", "error, info (default) or debug", false, "loglevel"},
+    {"help", "", "this text"},
+};
+
+Error bad_value(std::string_view option, const Error& why) {
+    return make_error(Errc::usage, "--{}: {}", option, why.message);
+}
+
+Result<std::string> parse_listen(std::string_view text) {
+    constexpr std::string_view scheme = "unix:";
+    if (!text.starts_with(scheme) || text.size() == scheme.size()) {
+        return make_error(Errc::usage, "--listen={}: expected unix:PATH", printable(text));
+    }
+    return std::string(text.substr(scheme.size()));
+}
+
+Result<void> parse_tpm(const CommandLine& line, ManagerOptions& out) {
+    out.tpm.driver = line.get_or("tpm", out.tpm.driver);
+    out.tpm.owner_auth = line.get_or("owner-auth", out.tpm.owner_auth);
+    out.tpm.srk_auth = line.get_or("srk-auth", out.tpm.srk_auth);
+    if (auto text = line.get("tpm-locality")) {
+        auto value = parse_number(*text, 4);
+        if (!value) {
+            return bad_value("tpm-locality", value.error());
+        }
+        out.tpm.locality = static_cast<unsigned>(*value);
+    }
+    if (auto text = line.get("srk-handle")) {
+        auto value = parse_number(*text, 0x81ffffff);
+        if (!value) {
+            return bad_value("srk-handle", value.error());
+        }
+        if (*value < 0x81000000) {
+            return make_error(Errc::usage, "--srk-handle={}: persistent handles are 0x81000000 to 0x81ffffff", *text);
+        }
+        out.tpm.srk_handle = static_cast<std::uint32_t>(*value);
+    }
+    return {};
+}
+
+Result<void> parse_policy(const CommandLine& line, ManagerOptions& out) {
+    if (auto text = line.get("seal-pcrs")) {
+        auto selection = hwtpm::parse_pcr_selection(*text);
+        if (!selection) {
+            return bad_value("seal-pcrs", selection.error());
+        }
+        out.seal_pcrs = std::move(*selection);
+    }
+    if (auto text = line.get("freshness")) {
+        auto policy = parse_freshness(*text);
+        if (!policy) {
+            return bad_value("freshness", policy.error());
+        }
+        out.freshness = *policy;
+    }
+    return {};
+}
+
+Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
+    out.spawn.enabled = line.has("spawn");
+    for (const std::string& text : line.all("spawn")) {
+        if (text == "all" || text == "true") {
+            continue;
+        }
+        auto uuid = parse_uuid(text);
+        if (!uuid) {
+            return bad_value("spawn", uuid.error());
+        }
+        out.spawn.only.push_back(*uuid);
+    }
+    out.spawn.state_dir = line.get_or("state-dir", out.spawn.state_dir);
+    out.spawn.run_dir = line.get_or("run-dir", out.spawn.run_dir);
+    if (auto level = line.get("log-level")) {
+        out.spawn.extra_arguments.push_back("--log-level=" + *level);
+    }
+    return {};
+}
+
+Result<void> parse_store(const CommandLine& line, ManagerOptions& out) {
+    out.store_path = line.get_or("store", out.store_path);
+    out.recovery_file = line.get_or("recovery-file", out.recovery_file);
+    if (auto text = line.get("store-size")) {
+        auto value = parse_number(*text, std::uint64_t{1} << 40);
+        if (!value) {
+            return bad_value("store-size", value.error());
+        }
+        out.store_size = *value;
+    }
+    if (auto text = line.get("listen")) {
+        auto path = parse_listen(*text);
+        if (!path) {
+            return path.error();
+        }
+        out.listen_path = std::move(*path);
+    }
+    return {};
+}
+
+} // namespace
+
+std::span<const OptionSpec> option_specs() { return specs; }
+
+Result<ManagerOptions> parse_options(const CommandLine& line) {
+    ManagerOptions out;
+    for (auto [name, target] : {std::pair{"create", &out.create},
+                                {"allow-zero-pcrs", &out.allow_zero_pcrs},
+                                {"auto-create", &out.auto_create}}) {
+        auto value = line.flag(name);
+        if (!value) {
+            return value.error();
+        }
+        *target = *value;
+    }
+    for (auto* part : {parse_store, parse_tpm, parse_policy, parse_spawn}) {
+        if (auto done = part(line, out); !done) {
+            return done.error();
+        }
+    }
+    for (PassedSocket& socket : take_passed_sockets()) {
+        if (socket.name == "api") {
+            return make_error(Errc::unsupported, "a socket named 'api' was passed, but there is no management API yet");
+        }
+        if (out.listen_fd) {
+            return make_error(Errc::usage, "two sockets were passed for the vTPM link; pass one");
+        }
+        out.listen_fd = std::move(socket.fd);
+    }
+    return out;
+}
+
+} // namespace vtpmd::manager
