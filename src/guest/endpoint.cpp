@@ -1,0 +1,97 @@
+#include "guest/endpoint.hpp"
+
+#include "util/text.hpp"
+
+#include <fmt/format.h>
+#include <sys/un.h>
+
+namespace vtpmd::guest {
+
+namespace {
+
+constexpr std::string_view kinds = "socket:unix:PATH, socket:tcp:PORT, xen:DOMID[/HANDLE]";
+constexpr std::size_t path_limit = sizeof(sockaddr_un::sun_path) - 1;
+constexpr std::uint16_t domid_limit = 0x7FEF; // DOMID_FIRST_RESERVED - 1, xen/xen.h
+
+Result<Endpoint> parse_unix(std::string_view path) {
+    UnixEndpoint e{std::string(path)};
+    if (path.empty() || path.front() != '/') {
+        return make_error(Errc::usage, "--guest=socket:unix:{}: an absolute path is needed", path);
+    }
+    if (e.control_path().size() > path_limit) {
+        return make_error(Errc::usage,
+                          "--guest=socket:unix:{}: with '.ctrl' this is over the {} characters of a socket's path",
+                          path, path_limit);
+    }
+    return Endpoint(std::move(e));
+}
+
+Result<Endpoint> parse_tcp(std::string_view rest) {
+    std::string_view port = rest;
+    if (const auto colon = rest.rfind(':'); colon != std::string_view::npos) {
+        const std::string_view host = rest.substr(0, colon);
+        port = rest.substr(colon + 1);
+        if (host != "127.0.0.1" && host != "localhost") {
+            return make_error(
+                Errc::usage,
+                "--guest=socket:tcp:{}: only the loopback address 127.0.0.1 is served, since the connection is "
+                "not authenticated",
+                rest);
+        }
+    }
+    auto number = parse_number(port, 65534);
+    if (!number || *number == 0) {
+        return make_error(Errc::usage,
+                          "--guest=socket:tcp:{}: a port from 1 to 65534 is needed (control is at the next one)", rest);
+    }
+    return Endpoint(TcpEndpoint{static_cast<std::uint16_t>(*number)});
+}
+
+Result<Endpoint> parse_xen(std::string_view rest) {
+    const auto slash = rest.find('/');
+    auto domid = parse_number(rest.substr(0, slash), domid_limit);
+    auto handle =
+        slash == std::string_view::npos ? Result<std::uint64_t>(0) : parse_number(rest.substr(slash + 1), 0xFFFFFFFF);
+    if (!domid || !handle) {
+        return make_error(Errc::usage, "--guest=xen:{}: DOMID or DOMID/HANDLE is needed, both numbers", rest);
+    }
+    return Endpoint(XenEndpoint{static_cast<std::uint16_t>(*domid), static_cast<std::uint32_t>(*handle)});
+}
+
+} // namespace
+
+Result<Endpoint> parse_endpoint(std::string_view text) {
+    auto after = [&](std::string_view prefix) -> std::optional<std::string_view> {
+        if (text.starts_with(prefix)) {
+            return text.substr(prefix.size());
+        }
+        return std::nullopt;
+    };
+    if (auto rest = after("socket:unix:")) {
+        return parse_unix(*rest);
+    }
+    if (auto rest = after("socket:tcp:")) {
+        return parse_tcp(*rest);
+    }
+    if (auto rest = after("xen:")) {
+        return parse_xen(*rest);
+    }
+    if (after("qemu:") || text == "vtpmx") {
+        return make_error(Errc::unsupported, "--guest={}: this version does not offer it yet; possible are {}", text,
+                          kinds);
+    }
+    return make_error(Errc::usage, "--guest={}: not an endpoint; possible are {}", text, kinds);
+}
+
+std::string to_string(const Endpoint& endpoint) {
+    if (const auto* u = std::get_if<UnixEndpoint>(&endpoint)) {
+        return "socket:unix:" + u->path;
+    }
+    if (const auto* t = std::get_if<TcpEndpoint>(&endpoint)) {
+        return fmt::format("socket:tcp:127.0.0.1:{}", t->port);
+    }
+    const auto& x = std::get<XenEndpoint>(endpoint);
+    return fmt::format("xen:{}/{}", x.domid, x.handle);
+}
+
+} // namespace vtpmd::guest

@@ -1,0 +1,42 @@
+// How a guest reaches an instance, as --guest names it.
+#pragma once
+
+#include "util/result.hpp"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+
+namespace vtpmd::guest {
+
+/// socket:unix:PATH. Commands at PATH, control at PATH.ctrl.
+struct UnixEndpoint {
+    std::string path;
+    [[nodiscard]] std::string control_path() const { return path + ".ctrl"; }
+    friend bool operator==(const UnixEndpoint&, const UnixEndpoint&) = default;
+};
+
+/// socket:tcp:[127.0.0.1:]PORT. Commands at PORT, control at PORT+1, on the loopback interface only: there is no
+/// authentication on these connections.
+struct TcpEndpoint {
+    std::uint16_t port = 0;
+    friend bool operator==(const TcpEndpoint&, const TcpEndpoint&) = default;
+};
+
+/// xen:DOMID[/HANDLE].
+struct XenEndpoint {
+    std::uint16_t domid = 0;
+    std::uint32_t handle = 0;
+    friend bool operator==(const XenEndpoint&, const XenEndpoint&) = default;
+};
+
+using Endpoint = std::variant<UnixEndpoint, TcpEndpoint, XenEndpoint>;
+
+/// Errc::usage with what is wrong and what is possible; Errc::unsupported for kinds that this program does not have
+/// yet.
+[[nodiscard]] Result<Endpoint> parse_endpoint(std::string_view text);
+[[nodiscard]] std::string to_string(const Endpoint& endpoint);
+
+} // namespace vtpmd::guest

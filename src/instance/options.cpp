@@ -1,0 +1,78 @@
+#include "instance/options.hpp"
+
+#include "util/text.hpp"
+
+#include <algorithm>
+#include <set>
+
+namespace vtpmd::instance {
+
+namespace {
+constexpr unsigned pcr_limit = 23;
+}
+
+Result<Startup> parse_startup(std::string_view text) {
+    if (text == "clear") {
+        return Startup::clear;
+    }
+    if (text == "save") {
+        return Startup::save;
+    }
+    if (text == "deactivated") {
+        return Startup::deactivated;
+    }
+    return make_error(Errc::usage, "--startup={}: clear, save or deactivated is needed", text);
+}
+
+Result<std::vector<unsigned>> parse_pcr_list(std::string_view text) {
+    std::set<unsigned> pcrs;
+    if (text == "none") {
+        return std::vector<unsigned>{};
+    }
+    if (text == "all") {
+        text = "0-23";
+    }
+    for (std::string_view part : split(text, ',')) {
+        const auto dash = part.find('-');
+        auto first = parse_number(part.substr(0, dash), pcr_limit);
+        auto last = dash == std::string_view::npos ? first : parse_number(part.substr(dash + 1), pcr_limit);
+        if (!first || !last || *first > *last) {
+            return make_error(Errc::usage,
+                              "--hwinitpcrs={}: all, none, or PCR numbers from 0 to {} such as 5,12-16 are needed",
+                              text, pcr_limit);
+        }
+        for (auto i = *first; i <= *last; ++i) {
+            pcrs.insert(static_cast<unsigned>(i));
+        }
+    }
+    return std::vector<unsigned>(pcrs.begin(), pcrs.end());
+}
+
+Result<ManagerAddress> parse_manager_address(std::string_view text) {
+    ManagerAddress address;
+    for (std::string_view part : split(text, ',')) {
+        if (part.starts_with("fd:") && !address.inherited_fd) {
+            auto fd = parse_number(part.substr(3), 1U << 20);
+            if (!fd || *fd < 3) {
+                return make_error(Errc::usage, "--manager={}: fd:N needs a descriptor number from 3", text);
+            }
+            address.inherited_fd = static_cast<int>(*fd);
+        } else if (part.starts_with("unix:/") && address.path.empty()) {
+            address.path = part.substr(5);
+        } else if (part == "xen" || part.starts_with("xen:")) {
+            return make_error(Errc::unsupported, "--manager={}: this version reaches its manager by unix:PATH only",
+                              text);
+        } else {
+            return make_error(Errc::usage, "--manager={}: unix:PATH with an absolute path is needed", text);
+        }
+    }
+    return address;
+}
+
+std::string default_state_path(const Uuid& uuid) { return fmt::format("/var/lib/vtpmd/{}.img", uuid); }
+
+guest::Endpoint default_endpoint(const Uuid& uuid) {
+    return guest::UnixEndpoint{fmt::format("/run/vtpmd/{}.sock", uuid)};
+}
+
+} // namespace vtpmd::instance

@@ -1,0 +1,56 @@
+// What an instance is told on its command line (and by whoever passed it a socket); plain data.
+#pragma once
+
+#include "guest/endpoint.hpp"
+#include "tpm/version.hpp"
+#include "util/fd.hpp"
+#include "util/uuid.hpp"
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace vtpmd::instance {
+
+/// What is sent to the TPM after it is powered on, for the guest. `deactivated` exists for TPM 1.2 only.
+enum class Startup { clear, save, deactivated };
+/// "clear", "save", "deactivated"; Errc::usage otherwise.
+[[nodiscard]] Result<Startup> parse_startup(std::string_view text);
+
+/// "all" (0-23), "none", or a list of indices and ranges: "5,12-16". Ascending, each once; Errc::usage otherwise.
+[[nodiscard]] Result<std::vector<unsigned>> parse_pcr_list(std::string_view text);
+
+/// Where the manager is: an inherited connected socket first, if there is one, then a path.
+struct ManagerAddress {
+    std::optional<int> inherited_fd; ///< "fd:N": used once; when it breaks, the path is tried
+    std::string path;                ///< "unix:PATH"; empty: no way back once the inherited socket breaks
+    friend bool operator==(const ManagerAddress&, const ManagerAddress&) = default;
+};
+/// "unix:PATH", or what a spawning manager passes: "fd:N" or "fd:N,unix:PATH". Errc::usage, unsupported (xen).
+[[nodiscard]] Result<ManagerAddress> parse_manager_address(std::string_view text);
+
+struct InstanceOptions {
+    Uuid uuid;
+    ManagerAddress manager{std::nullopt, "/run/vtpmd/manager.sock"};
+    std::string state_path; ///< empty: default_state_path(uuid)
+    bool create = false;
+    /// Not given: as the image says; 2.0 for a new one. Given and different from the image's: refused.
+    std::optional<TpmVersion> tpm_version;
+    std::vector<guest::Endpoint> guests; ///< empty: default_endpoint(uuid)
+    Startup startup = Startup::clear;
+    std::vector<unsigned> hwinitpcrs;
+    bool maintenance_commands = false; ///< --maintcmds
+
+    /// Listening sockets passed by the service manager: the guests' commands and control for the first socket endpoint
+    /// (by FileDescriptorName= "commands" and "control"; a single one is for commands).
+    UniqueFd listen_commands;
+    UniqueFd listen_control;
+    std::string
+        socket_group; ///< group that may connect to the guests' sockets (mode 0660); empty: the owner only (0600)
+};
+
+[[nodiscard]] std::string default_state_path(const Uuid& uuid);   ///< /var/lib/vtpmd/UUID.img
+[[nodiscard]] guest::Endpoint default_endpoint(const Uuid& uuid); ///< socket:unix:/run/vtpmd/UUID.sock
+
+} // namespace vtpmd::instance

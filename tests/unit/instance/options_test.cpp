@@ -1,0 +1,39 @@
+#include "check.hpp"
+#include "instance/options.hpp"
+
+using namespace vtpmd;
+using namespace vtpmd::instance;
+
+TEST_SUITE("instance") {
+    TEST_CASE("PCR lists") {
+        CHECK(parse_pcr_list("none")->empty());
+        CHECK(parse_pcr_list("all")->size() == 24);
+        CHECK(*parse_pcr_list("5,12-16") == std::vector<unsigned>{5, 12, 13, 14, 15, 16});
+        CHECK(*parse_pcr_list("7,3,7,2-4") == std::vector<unsigned>{2, 3, 4, 7});
+        for (const char* bad : {"", ",", "24", "5-", "-5", "6-5", "5,,6", "a", "0-24", "5 ,6", "all,3"}) {
+            CAPTURE(bad);
+            REQUIRE_FALSE(parse_pcr_list(bad));
+            CHECK(parse_pcr_list(bad).error().code == Errc::usage);
+        }
+    }
+
+    TEST_CASE("manager addresses") {
+        CHECK(*parse_manager_address("unix:/run/m.sock") == ManagerAddress{std::nullopt, "/run/m.sock"});
+        CHECK(*parse_manager_address("fd:5") == ManagerAddress{5, ""});
+        CHECK(*parse_manager_address("fd:5,unix:/run/m.sock") == ManagerAddress{5, "/run/m.sock"});
+        for (const char* bad :
+             {"", "unix:", "unix:relative", "fd:", "fd:2", "fd:x", "fd:5,fd:6", "tcp:1", "unix:/a,unix:/b"}) {
+            CAPTURE(bad);
+            REQUIRE_FALSE(parse_manager_address(bad));
+            CHECK(parse_manager_address(bad).error().code == Errc::usage);
+        }
+        CHECK(parse_manager_address("xen:0").error().code == Errc::unsupported);
+    }
+
+    TEST_CASE("startup modes") {
+        CHECK(*parse_startup("clear") == Startup::clear);
+        CHECK(*parse_startup("save") == Startup::save);
+        CHECK(*parse_startup("deactivated") == Startup::deactivated);
+        CHECK(parse_startup("state").error().code == Errc::usage);
+    }
+}
