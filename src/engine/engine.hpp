@@ -56,8 +56,11 @@ class Engine {
     /// for it. libtpms cannot take a change back.
     virtual void staged_failed() = 0;
 
-    /// All three blobs of the running TPM as they are now.
+    /// All three blobs of the running TPM as they are now: permanent and save state as libtpms stored them last.
     virtual Result<EngineState> snapshot() = 0;
+    /// Power-cycles the running TPM into this volatile state; permanent and save state, and what is staged, stay as
+    /// they are. Errc::corrupt if libtpms refuses it: the TPM is then off.
+    virtual Result<void> resume(const SecretBytes& volatile_state) = 0;
 
     [[nodiscard]] virtual TpmVersion version() const = 0;
     /// TPMLIB_GetInfo's JSON for the given flags (1 specification, 2 attributes, 4 features).

@@ -69,6 +69,7 @@ class LibtpmsEngine final : public Engine {
     void staged_is_durable() override;
     void staged_failed() override;
     Result<EngineState> snapshot() override;
+    Result<void> resume(const SecretBytes& volatile_state) override;
     [[nodiscard]] TpmVersion version() const override { return version_; }
     [[nodiscard]] std::string info(unsigned flags) const override;
     [[nodiscard]] bool established() const override;
@@ -84,7 +85,7 @@ class LibtpmsEngine final : public Engine {
     [[nodiscard]] std::uint8_t locality() const noexcept { return locality_; }
 
   private:
-    Result<void> validate_and_init(bool has_permanent, bool has_volatile);
+    Result<void> validate_and_init();
     [[nodiscard]] bool stage(SecretBytes& kept, ByteView data);
     [[nodiscard]] Result<void> running_or_error(std::string_view what) const;
 
@@ -177,23 +178,22 @@ Result<void> LibtpmsEngine::power_on(const EngineState& state) {
     staged_ = false;
     durable_ = !state.permanent.empty();
 
-    Result<void> started = validate_and_init(!state.permanent.empty(), !state.volatile_state.empty());
+    Result<void> started = validate_and_init();
     volatile_state_.clear();
     if (!started) {
         // Nothing that a half-started TPM may have stored is worth more than what the caller has.
-        TPMLIB_Terminate();
         permanent_.clear();
         save_state_.clear();
         staged_ = durable_ = false;
-        return started;
     }
-    running_ = true;
-    return {};
+    return started;
 }
 
 /// Asks libtpms whether it can read the blobs before it starts with them: TPM 2.0 leaves by longjmp, to nowhere at this
 /// point, when TPMLIB_MainInit meets a permanent state that it cannot read.
-Result<void> LibtpmsEngine::validate_and_init(bool has_permanent, bool has_volatile) {
+Result<void> LibtpmsEngine::validate_and_init() {
+    const bool has_permanent = !permanent_.empty();
+    const bool has_volatile = !volatile_state_.empty();
     if (!has_permanent && (has_volatile || !save_state_.empty())) {
         return make_error(Errc::corrupt, "there is {} state but no permanent state: refusing to make a fresh TPM",
                           has_volatile ? "volatile" : "saved");
@@ -210,8 +210,10 @@ Result<void> LibtpmsEngine::validate_and_init(bool has_permanent, bool has_volat
         Error e = make_error(has_permanent ? Errc::corrupt : Errc::tpm, "libtpms cannot start this TPM {} ({:#x}){}",
                              to_string(version_), rc, has_volatile ? " with the volatile state given" : "");
         e.detail = rc;
+        TPMLIB_Terminate();
         return e;
     }
+    running_ = true;
     return {};
 }
 
@@ -279,20 +281,30 @@ Result<EngineState> LibtpmsEngine::snapshot() {
     if (auto ok = running_or_error("taking a snapshot"); !ok) {
         return ok.error();
     }
-    EngineState out;
-    TpmBuffer permanent;
-    if (TPM_RESULT rc = TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &permanent.data, &permanent.size); rc != TPM_SUCCESS) {
-        return tpm_error(rc, "reading the permanent state");
-    }
     TpmBuffer registers;
     if (TPM_RESULT rc = TPMLIB_GetState(TPMLIB_STATE_VOLATILE, &registers.data, &registers.size); rc != TPM_SUCCESS) {
         return tpm_error(rc, "reading the volatile state");
     }
-    out.permanent = SecretBytes(permanent.view());
-    out.volatile_state = SecretBytes(registers.view());
-    // Not TPMLIB_GetState: for TPM 1.2 that is what TPM_SaveState would save now, although nobody asked for it.
+    // libtpms' own view of the other two is not wanted: asked for TPM 1.2's save state it makes up what TPM_SaveState
+    // would save now, although nobody asked the TPM to.
+    EngineState out;
+    out.permanent = permanent_.clone();
     out.save_state = save_state_.clone();
+    out.volatile_state = SecretBytes(registers.view());
     return out;
+}
+
+Result<void> LibtpmsEngine::resume(const SecretBytes& volatile_state) {
+    if (auto ok = running_or_error("resuming"); !ok) {
+        return ok;
+    }
+    const bool was_staged = staged_;
+    power_off();
+    volatile_state_ = volatile_state.clone();
+    Result<void> started = validate_and_init();
+    volatile_state_.clear();
+    staged_ = staged_ || was_staged;
+    return started;
 }
 
 std::string LibtpmsEngine::info(unsigned flags) const {
