@@ -52,6 +52,8 @@ struct ManagerOptions {
     std::optional<hwtpm::PcrSelection> seal_pcrs;
     bool allow_zero_pcrs = false; ///< seal to PCRs that nothing was measured into
     FreshnessPolicy freshness;
+    /// --accept-counter: take an old copy of the store, if the TPM's counter stands at exactly this value.
+    std::optional<std::uint64_t> accept_counter;
 
     std::string listen_path = "/run/vtpmd/manager.sock";
     UniqueFd listen_fd; ///< a listening socket passed by the service manager; wins over listen_path

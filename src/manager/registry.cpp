@@ -1,5 +1,7 @@
 #include "manager/registry.hpp"
 
+#include <algorithm>
+
 namespace vtpmd::manager {
 
 Result<void> Registry::apply(const Record& record) {
@@ -54,10 +56,7 @@ Result<void> Registry::on(const TombstoneRecord& r) {
 }
 
 Result<void> Registry::on(const FreshnessRecord& r) {
-    if (freshness_ && r.counter < *freshness_) {
-        return make_error(Errc::corrupt, "the freshness record goes back from {} to {}", *freshness_, r.counter);
-    }
-    freshness_ = r.counter;
+    freshness_ = std::max(freshness_.value_or(0), r.counter);
     return {};
 }
 

@@ -33,7 +33,7 @@ class Registry {
     };
 
     /// Errc::corrupt for a record that cannot follow what was applied before (an unknown vTPM or group, a second
-    /// registration, a sequence or counter that goes back); nothing has changed then.
+    /// registration, a sequence that goes back); nothing has changed then.
     Result<void> apply(const Record& record);
     /// Records that rebuild this registry in an empty one, groups first.
     void snapshot(const std::function<void(const Record&)>& emit) const;
@@ -41,7 +41,7 @@ class Registry {
     [[nodiscard]] const Vtpm* find(const Uuid& uuid) const;
     [[nodiscard]] const Tombstone* tombstone(const Uuid& uuid) const;
     [[nodiscard]] const Group* group(GroupId id) const;
-    /// The last freshness record; nullopt: there was none.
+    /// The highest freshness record; nullopt: there was none.
     [[nodiscard]] std::optional<std::uint64_t> freshness() const noexcept { return freshness_; }
 
     [[nodiscard]] std::size_t vtpm_count() const noexcept { return vtpms_.size(); }

@@ -1,0 +1,169 @@
+// A root of trust in memory. FakeTpm is the part: it outlives "reboots", that is the FakeRootOfTrust objects that talk to it.
+// Before every operation before() is called with its name: it may throw (the machine dies), or return an error (the
+// TPM fails); after() likewise, when the operation has happened but nobody heard of it.
+#pragma once
+
+#include "hwtpm/root_of_trust.hpp"
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <string_view>
+
+namespace vtpmd::fakes {
+
+struct FakeTpm {
+    using Hook = std::function<std::optional<Error>(std::string_view operation)>;
+    TpmVersion version = TpmVersion::tpm20;
+    Bytes identity{std::byte{1}, std::byte{2}, std::byte{3}};
+    std::map<std::uint32_t, std::uint64_t> counters;
+    std::uint64_t high_water = 40; ///< a new counter starts above all that ever were
+    std::map<std::pair<hwtpm::HashAlg, unsigned>, Bytes> pcrs;
+    std::vector<hwtpm::HashAlg> banks{hwtpm::HashAlg::sha1, hwtpm::HashAlg::sha256};
+    struct Sealed {
+        SecretBytes secret;
+        std::vector<hwtpm::PcrValue> values;
+    };
+    std::map<std::uint32_t, Sealed> sealed;
+    std::vector<std::string> calls;
+    Hook before, after;
+
+    FakeTpm() {
+        for (hwtpm::HashAlg bank : banks) {
+            for (unsigned p = 0; p < 24; ++p) {
+                pcrs[{bank, p}] = Bytes(bank == hwtpm::HashAlg::sha1 ? 20 : 32, static_cast<std::byte>(p + 1));
+            }
+        }
+    }
+};
+
+class FakeRootOfTrust final : public hwtpm::RootOfTrust {
+  public:
+    explicit FakeRootOfTrust(FakeTpm& tpm)
+        : tpm_(tpm) {}
+
+    [[nodiscard]] TpmVersion version() const override { return tpm_.version; }
+    [[nodiscard]] std::string description() const override { return "fake TPM"; }
+    Task<Result<Bytes>> identity() override {
+        return doing<Bytes>("identity", [this]() -> Result<Bytes> { return tpm_.identity; });
+    }
+    Task<Result<hwtpm::SealedSecret>> seal(SecretBytes secret, SealOptions options) override {
+        auto held = std::make_shared<SecretBytes>(std::move(secret));
+        return doing<hwtpm::SealedSecret>("seal", [this, held, options]() -> Result<hwtpm::SealedSecret> {
+            hwtpm::SealedSecret out{.blob = {}, .selection = options.selection, .values = values_of(options.selection)};
+            auto id = static_cast<std::uint32_t>(tpm_.sealed.size() + 1);
+            for (unsigned shift : {24U, 16U, 8U, 0U}) {
+                out.blob.push_back(static_cast<std::byte>(id >> shift));
+            }
+            out.blob.resize(200); // about what a TPM gives
+            tpm_.sealed.emplace(id, FakeTpm::Sealed{held->clone(), out.values});
+            return out;
+        });
+    }
+    Task<Result<SecretBytes>> unseal(hwtpm::SealedSecret sealed) override {
+        return doing<SecretBytes>("unseal", [this, sealed]() -> Result<SecretBytes> {
+            std::uint32_t id = 0;
+            for (std::size_t i = 0; i < 4 && i < sealed.blob.size(); ++i) {
+                id = id << 8U | std::to_integer<std::uint32_t>(sealed.blob[i]);
+            }
+            auto it = tpm_.sealed.find(id);
+            if (it == tpm_.sealed.end()) {
+                return make_error(Errc::mismatch, "sealed by another TPM");
+            }
+            std::string differ;
+            for (const hwtpm::PcrValue& v : it->second.values) {
+                if (tpm_.pcrs[{v.bank, v.index}] != v.digest) {
+                    differ += fmt::format(" PCR {}", v.index);
+                }
+            }
+            if (!differ.empty()) {
+                return make_error(Errc::pcr_mismatch, "PCRs differ from what was sealed to:{}", differ);
+            }
+            return it->second.secret.clone();
+        });
+    }
+
+    Task<Result<hwtpm::CounterRef>> counter_create() override {
+        return doing<hwtpm::CounterRef>("counter_create", [this]() -> Result<hwtpm::CounterRef> {
+            std::uint32_t handle = 0x01800000;
+            while (tpm_.counters.contains(handle)) {
+                ++handle;
+            }
+            tpm_.counters[handle] = ++tpm_.high_water;
+            return hwtpm::CounterRef{.handle = handle, .auth = Bytes(20, std::byte{0xaa})};
+        });
+    }
+    Task<Result<std::uint64_t>> counter_read(hwtpm::CounterRef c) override {
+        return doing<std::uint64_t>("counter_read", [this, c]() -> Result<std::uint64_t> {
+            auto it = tpm_.counters.find(c.handle);
+            return it == tpm_.counters.end() ? Result<std::uint64_t>(make_error(Errc::not_found, "no counter"))
+                                             : Result<std::uint64_t>(it->second);
+        });
+    }
+    Task<Result<std::uint64_t>> counter_increment(hwtpm::CounterRef c) override {
+        return doing<std::uint64_t>("counter_increment", [this, c]() -> Result<std::uint64_t> {
+            auto it = tpm_.counters.find(c.handle);
+            if (it == tpm_.counters.end()) {
+                return make_error(Errc::not_found, "no counter");
+            }
+            tpm_.high_water = std::max(tpm_.high_water, ++it->second);
+            return it->second;
+        });
+    }
+    Task<Result<void>> counter_delete(hwtpm::CounterRef c) override {
+        return doing<void>("counter_delete", [this, c]() -> Result<void> {
+            if (tpm_.counters.erase(c.handle) == 0) {
+                return make_error(Errc::not_found, "no counter");
+            }
+            return {};
+        });
+    }
+    Task<Result<Bytes>> random(std::size_t count) override {
+        return doing<Bytes>("random", [count]() -> Result<Bytes> { return Bytes(count, std::byte{0x42}); });
+    }
+    Task<Result<std::vector<hwtpm::PcrValue>>> pcr_read(std::vector<hwtpm::PcrSelection> selections) override {
+        using Values = std::vector<hwtpm::PcrValue>;
+        return doing<Values>("pcr_read", [this, selections]() -> Result<Values> {
+            Values all;
+            for (const auto& s : selections) {
+                auto values = values_of(s);
+                all.insert(all.end(), values.begin(), values.end());
+            }
+            return all;
+        });
+    }
+    [[nodiscard]] std::vector<hwtpm::HashAlg> banks() const override { return tpm_.banks; }
+    Task<> close() override { co_return; }
+
+  private:
+    std::vector<hwtpm::PcrValue> values_of(const hwtpm::PcrSelection& selection) {
+        std::vector<hwtpm::PcrValue> out;
+        for (unsigned p : selection.pcrs) {
+            if (auto it = tpm_.pcrs.find({selection.bank, p}); it != tpm_.pcrs.end()) {
+                out.push_back({.bank = selection.bank, .index = p, .digest = it->second});
+            }
+        }
+        return out;
+    }
+    template <typename T>
+    Task<Result<T>> doing(std::string_view operation, std::function<Result<T>()> work) {
+        co_await asio::post(use_tuple); // as the hardware thread: never in the caller's turn
+        tpm_.calls.emplace_back(operation);
+        if (tpm_.before) {
+            if (auto e = tpm_.before(operation)) {
+                co_return *e;
+            }
+        }
+        Result<T> result = work();
+        if (tpm_.after) {
+            if (auto e = tpm_.after(operation)) {
+                co_return *e;
+            }
+        }
+        co_return result;
+    }
+
+    FakeTpm& tpm_;
+};
+
+} // namespace vtpmd::fakes
