@@ -1,7 +1,7 @@
-// Durable storage as the stores see it: a fixed run of bytes (a regular file or a block device) that is read, written
-// and synced asynchronously. The implementation is a small io_uring of our own (Asio has no asynchronous fsync); a
-// thread stands in where the kernel forbids io_uring and the program was built for epoll. tests/fakes has one that
-// fails, tears and cuts short.
+// Durable storage as the stores see it: a fixed run of bytes (a regular file or a block device) that is read, written and
+// synced asynchronously. The implementation is a small io_uring of our own (Asio has no asynchronous fsync); a thread
+// stands in where the kernel forbids io_uring and the program was built for epoll. tests/fakes has one that fails, tears
+// and cuts short.
 #pragma once
 
 #include "util/asio.hpp"
@@ -13,6 +13,8 @@
 
 namespace vtpmd {
 
+/// One coroutine at a time uses a BlockFile. An operation is never abandoned: when the awaiting task is cancelled it still
+/// waits for the disk, returns what happened, and the cancellation shows at the caller's next co_await.
 class BlockFile {
   public:
     virtual ~BlockFile() = default;
@@ -33,23 +35,24 @@ class BlockFile {
     virtual Task<Result<void>> sync() = 0;
     /// write, then sync, as one linked request.
     virtual Task<Result<void>> write_sync(std::uint64_t offset, ByteView data) = 0;
-    /// Makes the file `size` bytes, allocated (fallocate), new bytes reading as zero. For a block device: an error if
-    /// it is smaller, else nothing.
-    virtual Task<Result<void>> resize(std::uint64_t size) = 0;
+    /// `length` bytes at `offset` exist and have their place on the disk (fallocate), so that writing them cannot fail for
+    /// want of room; what was not there reads as zero. The file grows as needed. A block device: Errc::no_space if the
+    /// range is not inside it, else nothing.
+    virtual Task<Result<void>> allocate(std::uint64_t offset, std::uint64_t length) = 0;
 };
 
 enum class OpenMode {
     existing, ///< Errc::not_found if there is none
-    create,   ///< a new file, mode 0600; Errc::exists if there is one (a block device always exists: the store looks at
-              ///< its first bytes). The directory entry is made durable too.
+    create,   ///< a new file, mode 0600, its directory entry durable. One that is there already is opened as it is: the
+              ///< store looks whether it holds anything (a creation that was cut short is taken up again).
 };
 
-/// Runs the I/O of every BlockFile of the process; owns the ring. Lives as long as its files.
+/// Runs the I/O of every BlockFile of the process; owns the ring. Outlives its files and goes before the loop does.
 class BlockIo {
   public:
     virtual ~BlockIo() = default;
-    /// Opens and locks (open file description lock, or flock on a device): Errc::busy names the file if another process
-    /// holds it. The lock goes with the process.
+    /// Opens and locks (open file description lock; a device also with flock, and O_EXCL against mounts): Errc::busy names
+    /// the file, and the holder where the kernel tells, if another process holds it. The lock goes with the process.
     virtual Result<std::unique_ptr<BlockFile>> open(const std::string& path, OpenMode mode) = 0;
 };
 

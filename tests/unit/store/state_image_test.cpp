@@ -1,0 +1,99 @@
+#include "store/state_image.hpp"
+
+#include "check.hpp"
+#include "fault_file.hpp"
+#include "run_task.hpp"
+
+using namespace vtpmd;
+using namespace vtpmd::store;
+using test::FaultDisk;
+using test::run_task;
+
+namespace {
+
+struct Fixture {
+    asio::io_context loop;
+    std::vector<std::string> warnings;
+    Log log{LogLevel::info, [this](LogLevel, std::string_view line) { warnings.emplace_back(line); }};
+    ImageIdentity identity{parse_uuid("11111111-2222-3333-4444-555555555555").value(), TpmVersion::tpm20};
+
+    Result<std::unique_ptr<StateImage>> create(FaultDisk& disk) {
+        return run_task(loop, StateImage::create(disk.open(), identity, log));
+    }
+    Result<std::unique_ptr<StateImage>> open(FaultDisk& disk) {
+        return run_task(loop, StateImage::open(disk.open(), identity, log));
+    }
+    /// prepare and accept.
+    SecretBytes save(StateImage& image, ByteView state) {
+        SecretBytes hash_key = run_task(loop, image.prepare(state)).value();
+        run_task(loop, image.accept()).value();
+        return hash_key;
+    }
+};
+
+Bytes state_of(std::size_t n, unsigned seed) {
+    Bytes out(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        out[i] = static_cast<std::byte>(seed + i * 13);
+    }
+    return out;
+}
+
+} // namespace
+
+TEST_SUITE("store") {
+    TEST_CASE_FIXTURE(Fixture, "state image: a save is loaded again with what the manager keeps") {
+        FaultDisk disk;
+        auto image = create(disk).value();
+        CHECK_FALSE(image->had_state());
+        SecretBytes last;
+        for (unsigned i = 0; i < 5; ++i) {
+            const Bytes state = state_of(1000 + 3000 * i, i);
+            last = save(*image, state);
+            CHECK(last.size() == hash_key_size);
+            CHECK(image->had_state());
+            auto again = open(disk).value();
+            CHECK(again->had_state());
+            CHECK(run_task(loop, again->load(last.view())).value().equals(state));
+        }
+        CHECK(disk.clean());
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "state image: a rejected save leaves the old one valid") {
+        FaultDisk disk;
+        auto image = create(disk).value();
+        const Bytes first = state_of(500, 1);
+        const SecretBytes kept = save(*image, first);
+        for (int i = 0; i < 3; ++i) {
+            REQUIRE(run_task(loop, image->prepare(state_of(700, 2))));
+            CHECK(run_task(loop, image->prepare(state_of(700, 3))).error().code == Errc::busy);
+            image->reject();
+        }
+        auto again = open(disk).value();
+        CHECK(run_task(loop, again->load(kept.view())).value().equals(first));
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "state image: an image with state writes nothing before it was loaded") {
+        FaultDisk disk;
+        auto image = create(disk).value();
+        (void)save(*image, state_of(500, 1));
+        auto again = open(disk).value();
+        CHECK(run_task(loop, again->prepare(state_of(10, 2))).error().code == Errc::usage);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "state image: of another vTPM or another TPM version it is refused, naming both") {
+        FaultDisk disk;
+        (void)create(disk).value();
+        ImageIdentity other = identity;
+        other.version = TpmVersion::tpm12;
+        auto refused = run_task(loop, StateImage::open(disk.open(), other, log));
+        CHECK(refused.error().code == Errc::mismatch);
+        CHECK(refused.error().message.find("TPM 2.0, not 1.2") != std::string::npos);
+        other.uuid = random_uuid();
+        refused = run_task(loop, StateImage::open(disk.open(), other, log));
+        CHECK(refused.error().code == Errc::mismatch);
+        CHECK(refused.error().message.find(to_string(other.uuid)) != std::string::npos);
+        CHECK(refused.error().message.find(to_string(identity.uuid)) != std::string::npos);
+        CHECK(run_task(loop, StateImage::identify(*disk.open())).value().uuid == identity.uuid);
+    }
+}
