@@ -49,8 +49,9 @@ class Engine {
     /// A cleared save state (deleted by libtpms) is a staged change too.
     virtual std::optional<EngineState> take_staged() = 0;
     [[nodiscard]] virtual bool has_staged() const = 0;
-    /// What take_staged() gave last is durable: until it changes, libtpms storing the same bytes again (TPM 2.0 does at
-    /// every Startup, TPM 1.2 at many commands) stages nothing. Without this call every store is staged.
+    /// What take_staged() gave last is durable: until it changes, libtpms storing the same bytes again stages nothing.
+    /// (Rare: TPM 2.0 stores at a repeated Shutdown, at a lockout reset that resets nothing. Commands that change nothing
+    /// permanent, such as extends, reads or sessions, do not store at all.) Without this call every store is staged.
     virtual void staged_is_durable() = 0;
     /// What take_staged() gave last did not become durable: has_staged() is true again, so that the next answer waits
     /// for it. libtpms cannot take a change back.
@@ -65,6 +66,9 @@ class Engine {
     [[nodiscard]] virtual TpmVersion version() const = 0;
     /// TPMLIB_GetInfo's JSON for the given flags (1 specification, 2 attributes, 4 features).
     [[nodiscard]] virtual std::string info(unsigned flags) const = 0;
+    /// Why the last "failure" answer of execute() came about, as far as libtpms says; empty if there was none since
+    /// power_on(). For the log: nothing secret in it.
+    [[nodiscard]] virtual std::string failure() const = 0;
     [[nodiscard]] virtual bool established() const = 0; ///< tpmEstablished
     /// Errc::tpm with TPM_BAD_LOCALITY unless the locality is 3 or 4. TPM 1.2 stages the change.
     virtual Result<void> reset_established(std::uint8_t locality) = 0;

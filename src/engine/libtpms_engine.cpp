@@ -3,6 +3,7 @@
 #include "engine/engine.hpp"
 
 #include "tpm/header.hpp"
+#include "util/fd.hpp"
 
 #include <algorithm>
 #include <array>
@@ -10,6 +11,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
+#include <sys/mman.h>
+#include <unistd.h>
 
 extern "C" {
 #include <libtpms/tpm_error.h>
@@ -43,6 +46,38 @@ struct TpmBuffer {
     [[nodiscard]] ByteView view() const { return view_of(data, data == nullptr ? 0 : size); }
 };
 
+/// Where libtpms writes what it has to say, instead of stderr: when a TPM 2.0 enters failure mode it would write the
+/// command there, authorisation values and all. Only the first line of a message is ever shown.
+class LibraryMessages {
+  public:
+    LibraryMessages()
+        : file_(memfd_create("libtpms-messages", MFD_CLOEXEC)) {
+        if (file_) {
+            TPMLIB_SetDebugFD(file_.get());
+        }
+    }
+    ~LibraryMessages() { TPMLIB_SetDebugFD(-1); }
+    LibraryMessages(const LibraryMessages&) = delete;
+    LibraryMessages& operator=(const LibraryMessages&) = delete;
+
+    /// ": what libtpms said first", or nothing; and forgets all of it.
+    std::string take() {
+        std::array<char, 160> line{};
+        const ssize_t n = file_ ? pread(file_.get(), line.data(), line.size(), 0) : 0;
+        if (n <= 0) {
+            return {};
+        }
+        if (ftruncate(file_.get(), 0) == 0) {
+            (void)lseek(file_.get(), 0, SEEK_SET);
+        }
+        const std::string_view text(line.data(), static_cast<std::size_t>(n));
+        return fmt::format(": {}", text.substr(0, text.find('\n')));
+    }
+
+  private:
+    UniqueFd file_;
+};
+
 Error tpm_error(TPM_RESULT rc, std::string_view what) {
     Error e = make_error(Errc::tpm, "{}: libtpms answered {:#x}", what, rc);
     e.detail = rc;
@@ -72,6 +107,7 @@ class LibtpmsEngine final : public Engine {
     Result<void> resume(const SecretBytes& volatile_state) override;
     [[nodiscard]] TpmVersion version() const override { return version_; }
     [[nodiscard]] std::string info(unsigned flags) const override;
+    [[nodiscard]] std::string failure() const override { return failure_; }
     [[nodiscard]] bool established() const override;
     Result<void> reset_established(std::uint8_t locality) override;
     Result<void> hash_start() override;
@@ -86,11 +122,14 @@ class LibtpmsEngine final : public Engine {
 
   private:
     Result<void> validate_and_init();
+    void note_failure(TPM_RESULT rc);
     [[nodiscard]] bool stage(SecretBytes& kept, ByteView data);
     [[nodiscard]] Result<void> running_or_error(std::string_view what) const;
 
     TpmVersion version_;
+    LibraryMessages messages_;
     bool running_ = false;
+    std::string failure_; ///< why execute() answered with a failure last
     std::uint8_t locality_ = 0;
     std::atomic<bool> executing_ = false;
 
@@ -172,6 +211,7 @@ Result<void> LibtpmsEngine::start_library() {
 
 Result<void> LibtpmsEngine::power_on(const EngineState& state) {
     power_off();
+    failure_.clear();
     permanent_ = state.permanent.clone();
     save_state_ = state.save_state.clone();
     volatile_state_ = state.volatile_state.clone();
@@ -195,20 +235,21 @@ Result<void> LibtpmsEngine::validate_and_init() {
     const bool has_permanent = !permanent_.empty();
     const bool has_volatile = !volatile_state_.empty();
     if (!has_permanent && (has_volatile || !save_state_.empty())) {
-        return make_error(Errc::corrupt, "there is {} state but no permanent state: refusing to make a fresh TPM",
-                          has_volatile ? "volatile" : "saved");
+        return make_error(Errc::corrupt, "there is {} state but no permanent state: refusing to make a fresh TPM {}",
+                          has_volatile ? "volatile" : "saved", to_string(version_));
     }
     if (has_permanent) {
         if (TPM_RESULT rc = TPMLIB_ValidateState(TPMLIB_STATE_PERMANENT, 0); rc != TPM_SUCCESS) {
-            Error e = make_error(Errc::corrupt, "libtpms cannot read the TPM {} permanent state of {} bytes ({:#x})",
-                                 to_string(version_), permanent_.size(), rc);
+            Error e = make_error(Errc::corrupt, "libtpms cannot read the TPM {} permanent state of {} bytes ({:#x}){}",
+                                 to_string(version_), permanent_.size(), rc, messages_.take());
             e.detail = rc;
             return e;
         }
     }
     if (TPM_RESULT rc = TPMLIB_MainInit(); rc != TPM_SUCCESS) {
-        Error e = make_error(has_permanent ? Errc::corrupt : Errc::tpm, "libtpms cannot start this TPM {} ({:#x}){}",
-                             to_string(version_), rc, has_volatile ? " with the volatile state given" : "");
+        Error e =
+            make_error(has_permanent ? Errc::corrupt : Errc::tpm, "libtpms cannot start this TPM {} ({:#x}){}{}",
+                       to_string(version_), rc, has_volatile ? " with the volatile state given" : "", messages_.take());
         e.detail = rc;
         TPMLIB_Terminate();
         return e;
@@ -250,7 +291,18 @@ Bytes LibtpmsEngine::execute(ByteView command, std::uint8_t locality) {
     if (response_ != nullptr) {
         cleanse({reinterpret_cast<std::byte*>(response_), size});
     }
+    if (rc != TPM_SUCCESS || tpm::peek_header(out).code == tpm::refusal_code(version_, tpm::Refusal::failure)) {
+        note_failure(rc);
+    }
     return out;
+}
+
+/// A TPM in failure mode answers every command so; libtpms says why the first time only.
+void LibtpmsEngine::note_failure(TPM_RESULT rc) {
+    const std::string said = messages_.take();
+    if (failure_.empty() || !said.empty()) {
+        failure_ = fmt::format("{:#x}{}", rc, said);
+    }
 }
 
 void LibtpmsEngine::cancel() {
