@@ -5,6 +5,7 @@
 #include "tpm/version.hpp"
 #include "util/asio.hpp"
 #include "util/bytes.hpp"
+#include "util/log.hpp"
 #include "util/result.hpp"
 #include "util/secret_bytes.hpp"
 
@@ -85,7 +86,7 @@ class RootOfTrust {
 };
 
 /// `driver` as on the command line: embedded:DIR, swtpm:unix:PATH, swtpm:tcp:HOST:PORT, device[:PATH], tis[:0xADDR],
-/// xen[:HANDLE], auto. Blocks while the TPM starts (seconds at worst): called before the loop serves.
+/// xen[:HANDLE], auto. open_root blocks while the TPM starts (seconds at worst): called before the loop serves.
 struct OpenOptions {
     std::string driver = "auto";
     unsigned locality = 0;
@@ -93,5 +94,9 @@ struct OpenOptions {
     std::string srk_auth = "well-known";
     std::uint32_t srk_handle = 0x81000001;
 };
+/// `create`: an embedded TPM may be made where there is none (the manager's --create). `log` outlives the root. Errors are
+/// one line each that says what to do.
+[[nodiscard]] Result<std::unique_ptr<RootOfTrust>> open_root(const OpenOptions& options, asio::any_io_executor executor,
+                                                             const Log& log, bool create);
 
 } // namespace vtpmd::hwtpm

@@ -1,0 +1,76 @@
+// From --tpm= to a root of trust: the driver, the family, the operations.
+#include "hwtpm/auth.hpp"
+#include "hwtpm/driver_spec.hpp"
+#include "hwtpm/patient_device.hpp"
+#include "hwtpm/probe.hpp"
+#include "hwtpm/root20.hpp"
+#include "hwtpm/swtpm_device.hpp"
+
+namespace vtpmd::hwtpm {
+
+namespace {
+
+constexpr unsigned highest_locality = 4;
+
+Result<std::unique_ptr<TpmDevice>> open_device(const DriverSpec& spec, unsigned locality, const Log& log, bool create) {
+    (void)create;
+    switch (spec.kind) {
+    case DriverKind::swtpm_unix:
+    case DriverKind::swtpm_tcp:
+        return open_swtpm(spec, locality, log);
+    case DriverKind::automatic:
+    case DriverKind::device:
+    case DriverKind::tis:
+    case DriverKind::embedded:
+    case DriverKind::xen:
+        break;
+    }
+    return make_error(Errc::unsupported, "--tpm={}: this driver is not built in yet", to_string(spec));
+}
+
+} // namespace
+
+Result<std::unique_ptr<RootOfTrust>> open_root(const OpenOptions& options, asio::any_io_executor executor,
+                                               const Log& log, bool create) {
+    auto spec = parse_driver(options.driver);
+    if (!spec) {
+        return spec.error();
+    }
+    if (options.locality > highest_locality) {
+        return make_error(Errc::usage, "--tpm-locality={}: 0 to {}", options.locality, highest_locality);
+    }
+    auto opened = open_device(*spec, options.locality, log, create);
+    if (!opened) {
+        return opened.error();
+    }
+    std::unique_ptr<TpmDevice> device = std::make_unique<PatientDevice>(std::move(*opened), PatientDevice::Config{});
+    auto family = probe_family(*device);
+    if (!family) {
+        return family.error();
+    }
+    auto owner = parse_auth("--owner-auth", options.owner_auth, *family);
+    if (!owner) {
+        return owner.error();
+    }
+    auto srk = parse_auth("--srk-auth", options.srk_auth, *family);
+    if (!srk) {
+        return srk.error();
+    }
+    if (*family == TpmVersion::tpm12) {
+        return make_error(Errc::unsupported, "{}: a TPM 1.2 cannot be the root of trust yet", device->description());
+    }
+    Tpm20::Config config{
+        .owner_auth = std::move(*owner), .srk_auth = std::move(*srk), .srk_handle = options.srk_handle};
+    auto root = make_root20(std::move(device), std::move(config), std::move(executor), log);
+    if (root) {
+        log.info("TPM {}: {}", to_string((*root)->version()), (*root)->description());
+        if (spec->kind == DriverKind::swtpm_unix || spec->kind == DriverKind::swtpm_tcp ||
+            spec->kind == DriverKind::embedded) {
+            log.warning("--tpm={} is SOFTWARE: good for trying and testing, no protection for production",
+                        to_string(*spec));
+        }
+    }
+    return root;
+}
+
+} // namespace vtpmd::hwtpm

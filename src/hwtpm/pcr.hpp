@@ -1,0 +1,22 @@
+// PCR values and how they differ. Pure.
+#pragma once
+
+#include "hwtpm/root_of_trust.hpp"
+
+namespace vtpmd::hwtpm {
+
+inline constexpr unsigned pcr_count = 24; ///< PC Client Platform TPM Profile: PCR 0-23
+
+[[nodiscard]] std::string_view bank_name(HashAlg bank);
+/// Bytes.
+[[nodiscard]] std::size_t digest_size(HashAlg bank);
+
+/// A PCR that nothing has measured into: all zeros, or all ones (17-22 before a dynamic launch). A seal to it would open on
+/// any machine state that was never measured.
+[[nodiscard]] bool untouched(ByteView digest);
+
+/// One text a PCR that is not what it was: "sha256:4 sealed=... now=...".
+[[nodiscard]] std::vector<std::string> pcr_differences(const std::vector<PcrValue>& sealed,
+                                                       const std::vector<PcrValue>& present);
+
+} // namespace vtpmd::hwtpm

@@ -1,0 +1,264 @@
+// Sealed objects of a TPM 2.0: a keyed-hash object under the storage key that opens under PolicyPCR.
+#include "hwtpm/tpm20.hpp"
+
+#include <algorithm>
+#include <tss2/tss2_mu.h>
+
+namespace vtpmd::hwtpm {
+
+namespace {
+
+struct SealedObject {
+    TPM2B_PUBLIC public_area{};
+    TPM2B_PRIVATE private_area{};
+};
+
+Result<Bytes> marshal(const TPM2B_PUBLIC& pub, const TPM2B_PRIVATE& priv) {
+    Bytes out(sizeof pub + sizeof priv);
+    auto* buffer = reinterpret_cast<std::uint8_t*>(out.data());
+    size_t at = 0;
+    if (Tss2_MU_TPM2B_PUBLIC_Marshal(&pub, buffer, out.size(), &at) != TSS2_RC_SUCCESS ||
+        Tss2_MU_TPM2B_PRIVATE_Marshal(&priv, buffer, out.size(), &at) != TSS2_RC_SUCCESS) {
+        return make_error(Errc::too_large, "a sealed object that cannot be marshalled");
+    }
+    out.resize(at);
+    return out;
+}
+
+Result<SealedObject> unmarshal(ByteView blob) {
+    SealedObject out;
+    const auto* buffer = reinterpret_cast<const std::uint8_t*>(blob.data());
+    size_t at = 0;
+    if (Tss2_MU_TPM2B_PUBLIC_Unmarshal(buffer, blob.size(), &at, &out.public_area) != TSS2_RC_SUCCESS ||
+        Tss2_MU_TPM2B_PRIVATE_Unmarshal(buffer, blob.size(), &at, &out.private_area) != TSS2_RC_SUCCESS ||
+        at != blob.size()) {
+        return make_error(Errc::corrupt, "a sealed object of {} bytes that is not TPM2B_PUBLIC and TPM2B_PRIVATE",
+                          blob.size());
+    }
+    return out;
+}
+
+TPM2B_PUBLIC sealed_template(const PcrSelection& selection, ByteView policy) {
+    TPM2B_PUBLIC out{};
+    TPMT_PUBLIC& p = out.publicArea;
+    p.type = TPM2_ALG_KEYEDHASH;
+    p.nameAlg = TPM2_ALG_SHA256;
+    p.objectAttributes = TPMA_OBJECT_FIXEDTPM | TPMA_OBJECT_FIXEDPARENT | TPMA_OBJECT_NODA;
+    if (selection.pcrs.empty()) {
+        p.objectAttributes |= TPMA_OBJECT_USERWITHAUTH; // no policy: the empty authorisation value opens it
+    } else {
+        p.objectAttributes |= TPMA_OBJECT_ADMINWITHPOLICY;
+    }
+    p.authPolicy.size = static_cast<UINT16>(policy.size());
+    std::copy(policy.begin(), policy.end(), reinterpret_cast<std::byte*>(p.authPolicy.buffer));
+    p.parameters.keyedHashDetail.scheme.scheme = TPM2_ALG_NULL;
+    return out;
+}
+
+} // namespace
+
+Result<SealedSecret> Tpm20::seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) {
+    if (secret.empty() || secret.size() > sealed_secret_limit) {
+        return make_error(Errc::too_large, "a secret of {} bytes: a TPM seals 1 to {}", secret.size(),
+                          sealed_secret_limit);
+    }
+    return attempt(Repeat::always, [&] { return seal_once(secret, options); });
+}
+
+Result<std::vector<PcrValue>> Tpm20::checked_values(const RootOfTrust::SealOptions& options) {
+    const PcrSelection& selection = options.selection;
+    if (selection.pcrs.empty()) {
+        return std::vector<PcrValue>{};
+    }
+    if (std::find(banks_.begin(), banks_.end(), selection.bank) == banks_.end()) {
+        return make_error(Errc::pcr_mismatch, "{}: this TPM has no {} bank of PCRs", to_string(selection),
+                          bank_name(selection.bank));
+    }
+    auto values = pcr_read_once({selection});
+    if (!values) {
+        return values.error();
+    }
+    std::vector<std::string> wrong;
+    for (unsigned index : selection.pcrs) {
+        auto it = std::find_if(values->begin(), values->end(), [&](const PcrValue& v) { return v.index == index; });
+        if (it == values->end()) {
+            wrong.push_back(fmt::format("{}:{} (not there)", bank_name(selection.bank), index));
+        } else if (!options.allow_zero_pcrs && untouched(it->digest)) {
+            wrong.push_back(fmt::format("{}:{}", bank_name(selection.bank), index));
+        }
+    }
+    if (!wrong.empty()) {
+        return make_error(
+            Errc::pcr_mismatch,
+            "nothing was measured into {}: a seal to it would protect nothing; choose other PCRs, or allow "
+            "it knowingly",
+            fmt::join(wrong, ", "));
+    }
+    return values;
+}
+
+Result<SealedSecret> Tpm20::seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options) {
+    SealedSecret out;
+    out.selection = options.selection;
+    auto values = checked_values(options);
+    if (!values) {
+        return values.error();
+    }
+    out.values = std::move(*values);
+    Bytes policy;
+    if (!out.selection.pcrs.empty()) {
+        auto digest = pcr_policy_digest(out.selection, out.values);
+        if (!digest) {
+            return digest.error();
+        }
+        policy = std::move(*digest);
+    }
+    const TPM2B_PUBLIC wanted = sealed_template(out.selection, policy);
+    Cleansed<TPM2B_SENSITIVE_CREATE> sensitive;
+    TPM2B_SENSITIVE_DATA& data = sensitive.value.sensitive.data;
+    data.size = static_cast<UINT16>(secret.size());
+    std::copy(secret.view().begin(), secret.view().end(), reinterpret_cast<std::byte*>(data.buffer));
+    const TPM2B_DATA no_data{};
+    const TPML_PCR_SELECTION no_pcrs{};
+    auto session = bus_session(TPMA_SESSION_DECRYPT);
+    if (!session) {
+        return session.error();
+    }
+    TPM2B_PRIVATE* raw_private = nullptr;
+    TPM2B_PUBLIC* raw_public = nullptr;
+    TSS2_RC rc = Esys_Create(esys_->get(), storage_key_, *session, ESYS_TR_NONE, ESYS_TR_NONE, &sensitive.value,
+                             &wanted, &no_data, &no_pcrs, &raw_private, &raw_public, nullptr, nullptr, nullptr);
+    EsysPtr<TPM2B_PRIVATE> private_area(raw_private);
+    EsysPtr<TPM2B_PUBLIC> public_area(raw_public);
+    auto created = esys_->check(rc, "sealing");
+    if (!created && created.error().code == Errc::permission) {
+        return in_context(created.error(), "the storage key's authorisation is refused: give the right --srk-auth");
+    }
+    if (!created) {
+        return created.error();
+    }
+    auto blob = marshal(*public_area, *private_area);
+    if (!blob) {
+        return blob.error();
+    }
+    out.blob = std::move(*blob);
+    // What does not open now will not open after the reboot either.
+    auto opened = unseal_once(out);
+    if (!opened) {
+        return in_context(opened.error(), "the new seal does not open");
+    }
+    if (!opened->equals(secret.view())) {
+        return make_error(Errc::tpm, "the new seal opens to something else: the TPM is broken");
+    }
+    return out;
+}
+
+Result<SecretBytes> Tpm20::unseal(const SealedSecret& sealed) {
+    auto secret = attempt(Repeat::always, [&] { return unseal_once(sealed); });
+    if (!secret && secret.error().code == Errc::tpm) {
+        const TSS2_RC base = base_code(secret.error().detail);
+        if (base == TPM2_RC_POLICY_FAIL || base == TPM2_RC_PCR_CHANGED || base == TPM2_RC_VALUE) {
+            return explain_policy_failure(sealed, secret.error());
+        }
+    }
+    return secret;
+}
+
+Result<Transient> Tpm20::load_sealed(const SealedSecret& sealed) {
+    auto object = unmarshal(sealed.blob);
+    if (!object) {
+        return object.error();
+    }
+    auto session = bus_session(0);
+    if (!session) {
+        return session.error();
+    }
+    ESYS_TR handle = ESYS_TR_NONE;
+    TSS2_RC rc = Esys_Load(esys_->get(), storage_key_, *session, ESYS_TR_NONE, ESYS_TR_NONE, &object->private_area,
+                           &object->public_area, &handle);
+    switch (base_code(rc)) {
+    case TPM2_RC_INTEGRITY:
+    case TPM2_RC_BINDING:
+    case TPM2_RC_SIZE:
+    case TPM2_RC_HASH:
+        return make_error(
+            Errc::mismatch,
+            "{}: this was not sealed by this TPM, or the TPM was cleared since (the storage key is another)",
+            device_.description());
+    default:
+        break;
+    }
+    if (auto r = esys_->check(rc, "loading the sealed object"); !r) {
+        return r.error();
+    }
+    return Transient(*esys_, handle);
+}
+
+Result<SecretBytes> Tpm20::unseal_once(const SealedSecret& sealed) {
+    auto object = load_sealed(sealed);
+    if (!object) {
+        return object.error();
+    }
+    Transient policy;
+    ESYS_TR session = ESYS_TR_NONE;
+    if (sealed.selection.pcrs.empty()) {
+        auto bus = bus_session(TPMA_SESSION_ENCRYPT);
+        if (!bus) {
+            return bus.error();
+        }
+        session = *bus;
+    } else {
+        auto made = new_session(TPM2_SE_POLICY);
+        if (!made) {
+            return made.error();
+        }
+        policy = std::move(*made);
+        session = policy.get();
+        auto selection = to_tpml({sealed.selection});
+        if (!selection) {
+            return selection.error();
+        }
+        const TPM2B_DIGEST any_value{};
+        TSS2_RC rc =
+            Esys_PolicyPCR(esys_->get(), session, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &any_value, &*selection);
+        if (auto r = esys_->check(rc, "PolicyPCR"); !r) {
+            return r.error();
+        }
+        // Continued, so that it is always ours to flush.
+        rc =
+            Esys_TRSess_SetAttributes(esys_->get(), session, TPMA_SESSION_ENCRYPT | TPMA_SESSION_CONTINUESESSION, 0xFF);
+        if (auto r = esys_->check(rc, "setting up the policy session"); !r) {
+            return r.error();
+        }
+    }
+    TPM2B_SENSITIVE_DATA* raw = nullptr;
+    TSS2_RC rc = Esys_Unseal(esys_->get(), object->get(), session, ESYS_TR_NONE, ESYS_TR_NONE, &raw);
+    std::unique_ptr<TPM2B_SENSITIVE_DATA, EsysCleanse> data(raw, EsysCleanse{sizeof(TPM2B_SENSITIVE_DATA)});
+    if (auto r = esys_->check(rc, "unsealing"); !r) {
+        return r.error();
+    }
+    return SecretBytes(view_of(data->buffer, data->size));
+}
+
+Error Tpm20::explain_policy_failure(const SealedSecret& sealed, const Error& cause) {
+    if (std::find(banks_.begin(), banks_.end(), sealed.selection.bank) == banks_.end()) {
+        return make_error(Errc::pcr_mismatch, "sealed to {}, but this TPM has no {} bank of PCRs now",
+                          to_string(sealed.selection), bank_name(sealed.selection.bank));
+    }
+    auto present = pcr_read({sealed.selection});
+    if (!present) {
+        return in_context(present.error(), "the seal does not open, and the PCRs cannot be read");
+    }
+    auto differences = pcr_differences(sealed.values, *present);
+    if (differences.empty()) {
+        return in_context(
+            Error{Errc::pcr_mismatch, cause.message, cause.detail},
+            fmt::format("the seal to {} does not open although its PCRs are as recorded: the record of the "
+                        "values was altered",
+                        to_string(sealed.selection)));
+    }
+    return make_error(Errc::pcr_mismatch, "the platform is not the one that was sealed to: {}",
+                      fmt::join(differences, "; "));
+}
+
+} // namespace vtpmd::hwtpm
