@@ -235,7 +235,7 @@ class Manager:
 
     def args(self, create):
         return [VTPMD, "--mode=manager", f"--store={self.store}", *(["--create"] if create else []), f"--tpm={self.tpm}",
-                f"--seal-pcrs={self.seal_pcrs}", f"--listen=unix:{self.socket}", f"--api=unix:{self.socket}.api",
+                f"--seal-pcrs={self.seal_pcrs}", f"--listen=unix:{self.socket}",
                 f"--state-dir={self.dir}", *self.options]
 
     def launch(self, create=False, **kw):

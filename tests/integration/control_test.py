@@ -1,0 +1,170 @@
+#!/usr/bin/python3
+"""swtpm's own tools on the control channel, locality, power cycle, and what the command line says of the guest's TPM."""
+import hashlib
+import json
+import struct
+
+import harness
+import tpm
+
+DATA = 0x01500002
+
+
+class Control(harness.Case):
+    def begin(self, version="2.0", **kw):
+        self.manager = harness.Manager(self).start(create=True)
+        self.instance = harness.Instance(self, self.manager, version=version, tcp=True, **kw).start(create=True)
+        return self.instance
+
+    def ioctl(self, *args, ok=True):
+        return self.run_command("swtpm_ioctl", "--unix", self.instance.socket + ".ctrl", *args, ok=ok)
+
+    def test_swtpm_ioctl(self):
+        instance = self.begin()
+        _, caps = self.ioctl("-c")
+        self.assertIn("ptm capability is 0x", caps)
+        self.assertEqual(int(caps.split("0x")[1].split()[0], 16) & 0b1011, 0b1011)  # INIT, SHUTDOWN, SET_LOCALITY
+        with instance.client() as guest:
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"kept....")
+            guest.pcr_extend(10, b"\x01" * 32)
+            self.assertNotEqual(guest.pcr_read(10), bytes(32))
+        _, info = self.ioctl("--info", "1")
+        json.loads(info[info.index("{"):])
+        # Another locality extends what locality 0 may not.
+        self.ioctl("-l", "4")
+        self.ioctl("-l", "0")
+        self.assertNotEqual(self.ioctl("-l", "5", ok=False)[0], 0)
+        self.ioctl("-C")
+        # A power cycle: PCRs at their start, NV as it was.
+        self.ioctl("--stop")
+        with instance.client() as guest:
+            self.assertNotEqual(guest.command(tpm.TPM_ST_NO_SESSIONS, 0x17B, struct.pack(">H", 8))[0], 0)
+        self.ioctl("-i")
+        with instance.client() as guest:
+            self.assertEqual(guest.pcr_read(10), bytes(32))
+            self.assertEqual(guest.nv_read(DATA), b"kept....")
+        self.run_command("swtpm_ioctl", "--tcp", f"127.0.0.1:{instance.port + 1}", "-c")
+        self.ioctl("-s")
+        self.assertEqual(instance.process.wait(), 0)
+        instance.start()
+        with instance.client() as guest:
+            self.assertEqual(guest.nv_read(DATA), b"kept....")
+
+    def test_locality_reaches_the_tpm(self):
+        instance = self.begin()
+        extend = struct.pack(">III", 20, 9, 0x40000009) + bytes(5) + struct.pack(">IH", 1, tpm.TPM_ALG_SHA256) + bytes(32)
+        with instance.client() as guest:
+            refused, _ = guest.command(tpm.TPM_ST_SESSIONS, 0x182, extend)
+            self.assertEqual(refused, 0x907)  # TPM_RC_LOCALITY: PCR 20 is not locality 0's
+            with instance.control() as control:
+                control.must(control.SET_LOCALITY, b"\x02")
+                self.assertEqual(guest.command(tpm.TPM_ST_SESSIONS, 0x182, extend)[0], 0)
+                control.must(control.SET_LOCALITY, b"\x00")
+            self.assertEqual(guest.command(tpm.TPM_ST_SESSIONS, 0x182, extend)[0], 0x907)
+
+    def test_malformed_control_commands(self):
+        instance = self.begin()
+        with instance.control() as control:
+            self.assertEqual(control.call(0)[0], 0x0A)
+            self.assertEqual(control.call(20)[0], 0x0A)
+            self.assertEqual(control.call(control.SET_LOCALITY, b"\x09")[0], 3)
+            self.assertEqual(control.must(control.GET_CAPABILITY, answer=4) != bytes(4), True)
+
+    def test_pcrs_from_the_host(self):
+        """--hwinitpcrs: the guest finds the host's values in its PCRs before its first command."""
+        for version in ("2.0", "1.2"):
+            with self.subTest(version=version):
+                root = harness.Swtpm(self, name=f"hw{version}").start()
+                env = {"TPM2TOOLS_TCTI": root.tcti}
+                self.run_command("tpm2_pcrextend", "5:sha1=" + "ab" * 20 + ",sha256=" + "cd" * 32, env=env)
+                self.run_command("tpm2_pcrextend", "13:sha1=" + "ab" * 20 + ",sha256=" + "cd" * 32, env=env)
+                manager = harness.Manager(self, name=f"m{version}", tpm=root.driver).start(create=True)
+                instance = harness.Instance(self, manager, version=version, options=["--hwinitpcrs=5,12-16"]).start(create=True)
+                with instance.client() as guest:
+                    if version == "2.0":
+                        for pcr in (5, 13):
+                            self.assertEqual(guest.pcr_read(pcr), hashlib.sha256(bytes(32) + b"\xcd" * 32).digest())
+                            self.assertEqual(guest.pcr_read(pcr, tpm.TPM_ALG_SHA1), hashlib.sha1(bytes(20) + b"\xab" * 20).digest())
+                        self.assertEqual(guest.pcr_read(6), bytes(32))
+                        guest.pcr_extend(5, bytes(32))
+                    else:
+                        for pcr in (5, 13):
+                            self.assertEqual(guest.pcr_read12(pcr), hashlib.sha1(bytes(20) + b"\xab" * 20).digest())
+                        self.assertEqual(guest.pcr_read12(6), bytes(20))
+                        guest.extend12(5, bytes(20))
+                instance.process.terminate()
+                manager.process.terminate()
+
+    def test_startup_modes(self):
+        """save finds the PCRs that the guest saved, clear starts them anew."""
+        for version in ("2.0", "1.2"):
+            with self.subTest(version=version):
+                manager = harness.Manager(self, name=f"m{version}").start(create=True)
+                instance = harness.Instance(self, manager, version=version).start(create=True)
+                read = lambda guest: guest.pcr_read(3) if version == "2.0" else guest.pcr_read12(3)
+                with instance.client() as guest:
+                    if version == "2.0":
+                        guest.pcr_extend(3, b"\x07" * 32)
+                        kept = read(guest)
+                        guest.must("TPM2_Shutdown", tpm.TPM_ST_NO_SESSIONS, 0x145, struct.pack(">H", 1))
+                    else:
+                        kept = guest.extend12(3, b"\x07" * 20)
+                        guest.must("TPM_SaveState", tpm.TPM_TAG_RQU_COMMAND, 0x98)
+                instance.process.terminate()
+                instance.options = ["--startup=save"]
+                instance.start()
+                with instance.client() as guest:
+                    self.assertEqual(read(guest), kept)
+                instance.process.terminate()
+                instance.options = ["--startup=clear"]
+                instance.start()
+                with instance.client() as guest:
+                    self.assertEqual(read(guest), bytes(len(kept)))
+
+    def test_deactivated(self):
+        instance = self.begin(version="1.2", options=["--startup=deactivated"])
+        with instance.client() as guest:
+            self.assertEqual(guest.command(0x00C1, 0x14, struct.pack(">I", 3) + bytes(20))[0], 6)  # TPM_DEACTIVATED
+
+    def test_maintenance_commands(self):
+        """TPM 1.2's maintenance ordinals would take the endorsement key out: refused unless asked for."""
+        instance = self.begin(version="1.2")
+        with instance.client() as guest:
+            for ordinal in (0x2C, 0x2D, 0x2E, 0x2F, 0x30):  # Create, Load, KillMaintenanceFeature, Load-, ReadManuMaintPub
+                status, _ = guest.command(0x00C1, ordinal, bytes(20))
+                self.assertEqual(status, 0x0A, f"ordinal 0x{ordinal:x}")  # TPM_BAD_ORDINAL
+            self.assertEqual(len(guest.get_random12(16)), 16)
+
+    def test_second_opener(self):
+        """One vTPM, one instance: the second is refused, and the first does not notice."""
+        instance = self.begin()
+        second = harness.Instance(self, self.manager, uuid=instance.uuid, name="second")
+        process = second.launch(create=True)
+        self.assertEqual(process.wait(), harness.EX_TEMPFAIL, process.log())
+        self.assertIn(instance.uuid, process.log())
+        second.image = instance.image
+        process = second.launch()
+        self.assertEqual(process.wait(), harness.EX_TEMPFAIL, process.log())
+        with instance.client() as guest:
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"mine....")
+        # The lock dies with its holder.
+        instance.process.kill()
+        second.start()
+        with second.client() as guest:
+            self.assertEqual(guest.nv_read(DATA), b"mine....")
+
+    def test_second_manager(self):
+        self.begin()
+        second = harness.Manager(self, name="second", tpm=self.manager.tpm)
+        second.store = self.manager.store
+        process = second.launch()
+        self.assertEqual(process.wait(), harness.EX_TEMPFAIL, process.log())
+        self.assertIn(self.manager.store, process.log())
+        with self.instance.client() as guest:
+            guest.get_random()
+
+
+if __name__ == "__main__":
+    harness.main()
