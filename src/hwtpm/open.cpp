@@ -1,6 +1,7 @@
 // From --tpm= to a root of trust: the driver, the family, the operations.
 #include "hwtpm/auth.hpp"
 #include "hwtpm/driver_spec.hpp"
+#include "hwtpm/embedded_device.hpp"
 #include "hwtpm/patient_device.hpp"
 #include "hwtpm/probe.hpp"
 #include "hwtpm/root20.hpp"
@@ -13,15 +14,15 @@ namespace {
 constexpr unsigned highest_locality = 4;
 
 Result<std::unique_ptr<TpmDevice>> open_device(const DriverSpec& spec, unsigned locality, const Log& log, bool create) {
-    (void)create;
     switch (spec.kind) {
     case DriverKind::swtpm_unix:
     case DriverKind::swtpm_tcp:
         return open_swtpm(spec, locality, log);
+    case DriverKind::embedded:
+        return open_embedded(spec.path, locality, create, log);
     case DriverKind::automatic:
     case DriverKind::device:
     case DriverKind::tis:
-    case DriverKind::embedded:
     case DriverKind::xen:
         break;
     }

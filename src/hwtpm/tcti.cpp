@@ -1,7 +1,8 @@
 #include "hwtpm/tcti.hpp"
 
+#include "tpm/cost.hpp"
+#include "tpm/header.hpp"
 #include "util/secret_bytes.hpp"
-#include "util/wire.hpp"
 
 #include <algorithm>
 
@@ -14,35 +15,10 @@ constexpr std::uint32_t tcti_version = 2;
 
 std::chrono::milliseconds time_limit(ByteView command) noexcept {
     using namespace std::chrono_literals;
-    WireReader r(command);
-    const bool family20 = (r.be16() & 0x8000) != 0;
-    r.skip(4);
-    const std::uint32_t code = r.be32();
-    constexpr auto minutes = 300'000ms; // PC Client profiles give key generation no upper bound; 5 minutes is Linux's
-    if (family20) {
-        switch (code) {
-        case 0x131: // TPM2_CreatePrimary
-        case 0x153: // TPM2_Create
-        case 0x143: // TPM2_SelfTest
-        case 0x142: // TPM2_IncrementalSelfTest
-        case 0x126: // TPM2_Clear
-        case 0x191: // TPM2_CreateLoaded
-            return minutes;
-        default:
-            return 60'000ms;
-        }
-    }
-    switch (code) {
-    case 0x0D: // TPM_TakeOwnership
-    case 0x1F: // TPM_CreateWrapKey
-    case 0x79: // TPM_MakeIdentity
-    case 0x78: // TPM_CreateEndorsementKeyPair
-    case 0x50: // TPM_SelfTestFull
-    case 0x53: // TPM_ContinueSelfTest
-        return minutes;
-    default:
-        return 60'000ms;
-    }
+    // The PC Client profiles give key generation no upper bound; five minutes is what Linux waits.
+    const TpmVersion version =
+        tpm::is_command_tag(TpmVersion::tpm20, tpm::peek_header(command).tag) ? TpmVersion::tpm20 : TpmVersion::tpm12;
+    return tpm::cost(version, command) == tpm::Cost::fast ? 60s : 300s;
 }
 
 DeviceTcti::DeviceTcti(TpmDevice& device)

@@ -8,6 +8,8 @@
 #include "hwtpm/swtpm_device.hpp"
 #include "util/wire.hpp"
 
+#include <fstream>
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
@@ -96,5 +98,72 @@ TEST_SUITE("hwtpm-2.0") {
         auto again = loop.run(root->counter_create()).value();
         CHECK(loop.run(root->counter_read(again)).value() > last);
         loop.run(root->close());
+    }
+
+    TEST_CASE("an embedded TPM keeps its counter, its seals and its measured boot") {
+        fakes::TempDir dir;
+        const std::string driver = "embedded:" + (dir.path() / "tpm").string();
+        CounterRef counter;
+        std::uint64_t last = 0;
+        SealedSecret sealed;
+        {
+            Loop loop;
+            OpenOptions options{.driver = driver};
+            auto none = open_root(options, loop.io.get_executor(), loop.log, false);
+            REQUIRE(!none);
+            CHECK(none.error().code == Errc::not_found);
+            auto root = open(loop, driver);
+            CHECK(loop.logged("SOFTWARE"));
+            auto second = open_root(options, loop.io.get_executor(), loop.log, true);
+            REQUIRE(!second);
+            CHECK(second.error().code == Errc::busy);
+            counter = loop.run(root->counter_create()).value();
+            last = loop.run(root->counter_increment(counter)).value();
+            auto zero = loop.run(root->seal(a_secret(), to_pcrs("sha256:4")));
+            REQUIRE(!zero);
+            CHECK(zero.error().code == Errc::pcr_mismatch);
+            loop.run(root->close());
+        }
+        auto measure = [&](std::string_view text) { std::ofstream(dir.path() / "tpm" / "measurements") << text; };
+        const std::string digest(64, 'a');
+        measure("# firmware\n4 " + digest + " # boot loader\n");
+        {
+            Loop loop;
+            auto root = open(loop, driver);
+            CHECK(loop.run(root->counter_read(counter)).value() == last);
+            auto made = loop.run(root->seal(a_secret(), to_pcrs("sha256:4")));
+            REQUIRE(made);
+            sealed = std::move(*made);
+            loop.run(root->close());
+        }
+        measure("4 " + digest + "\n4 " + digest + "\n");
+        {
+            Loop loop;
+            auto root = open(loop, driver);
+            auto refused = loop.run(root->unseal(sealed));
+            REQUIRE(!refused);
+            CHECK(refused.error().code == Errc::pcr_mismatch);
+            CHECK(refused.error().message.find("sha256:4 sealed=") != std::string::npos);
+            loop.run(root->close());
+        }
+        measure("4 " + digest + "\n");
+        {
+            Loop loop;
+            auto root = open(loop, driver);
+            CHECK(loop.run(root->unseal(sealed)).value().equals(a_secret().view()));
+            loop.run(root->close());
+        }
+        // A damaged state is never replaced, not even when a fresh TPM would be allowed.
+        const auto state = dir.path() / "tpm" / "tpm20.state";
+        {
+            std::fstream f(state, std::ios::in | std::ios::out | std::ios::binary);
+            f.seekp(100);
+            f.put('\x55');
+        }
+        Loop loop;
+        auto damaged = open_root(OpenOptions{.driver = driver}, loop.io.get_executor(), loop.log, true);
+        REQUIRE(!damaged);
+        CHECK(damaged.error().code == Errc::corrupt);
+        CHECK(damaged.error().message.find("tpm20.state") != std::string::npos);
     }
 }
