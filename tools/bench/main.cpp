@@ -1,0 +1,224 @@
+// vtpmd-bench: vtpmd against swtpm and against libtpms itself, on this machine, in one run.
+#include "measure.hpp"
+#include "report.hpp"
+
+#include "tpm/commands.hpp"
+
+#include <boost/program_options.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <fmt/format.h>
+#include <fstream>
+#include <set>
+#include <stdexcept>
+
+namespace fs = std::filesystem;
+namespace po = boost::program_options;
+using namespace bench;
+
+namespace {
+
+struct Options {
+    Programs programs;
+    fs::path dir;
+    fs::path json;
+    bool quick = false;
+    std::set<std::string> only; ///< empty: everything
+    [[nodiscard]] bool wants(const std::string& part) const { return only.empty() || only.contains(part); }
+};
+
+/// A new directory below `parent`, short enough for sockets, removed at the end.
+class ScratchDir {
+  public:
+    explicit ScratchDir(const fs::path& parent) {
+        std::string name = (parent / "vtpmd-bench.XXXXXX").string();
+        if (mkdtemp(name.data()) == nullptr) {
+            throw std::runtime_error(fmt::format("cannot make a directory in {}", parent.string()));
+        }
+        path_ = name;
+    }
+    ScratchDir(const ScratchDir&) = delete;
+    ScratchDir& operator=(const ScratchDir&) = delete;
+    ~ScratchDir() {
+        std::error_code ignored;
+        fs::remove_all(path_, ignored);
+    }
+    [[nodiscard]] fs::path make(const char* name) const {
+        fs::create_directory(path_ / name);
+        return path_ / name;
+    }
+    [[nodiscard]] const fs::path& path() const { return path_; }
+
+  private:
+    fs::path path_;
+};
+
+std::optional<Options> parse(int argc, char** argv) {
+    Options o;
+    std::vector<std::string> only;
+    po::options_description d(
+        "vtpmd-bench: compares vtpmd with swtpm on this machine (as root, for /proc/PID/smaps_rollup)");
+    auto add = d.add_options();
+    add("help", "this text");
+    add("vtpmd", po::value(&o.programs.vtpmd)->default_value("build/src/vtpmd"), "the program to measure");
+    add("swtpm", po::value(&o.programs.swtpm)->default_value("swtpm"), "what to compare it with");
+    add("dir", po::value<std::string>()->default_value("/var/tmp"), "where state is kept: a disk, not a tmpfs");
+    add("json", po::value<std::string>(), "also write the results here");
+    add("quick", "a smoke test of some seconds: its numbers mean little");
+    add("only", po::value(&only), "trips, nv, start or memory (repeatable)");
+    po::variables_map vm;
+    po::store(po::parse_command_line(argc, argv, d), vm);
+    po::notify(vm);
+    if (vm.count("help") != 0) {
+        std::fputs(fmt::format("{}", (std::ostringstream() << d).str()).c_str(), stdout);
+        return std::nullopt;
+    }
+    o.dir = vm["dir"].as<std::string>();
+    o.json = vm.count("json") != 0 ? vm["json"].as<std::string>() : std::string();
+    o.quick = vm.count("quick") != 0;
+    o.only.insert(only.begin(), only.end());
+    return o;
+}
+
+void say(std::string_view what) { fmt::print(stderr, "vtpmd-bench: {}\n", what); }
+
+struct Bench {
+    Fleet& ours;
+    Fleet& theirs;
+    Extent extent;
+    Report& report;
+
+    void trips() const {
+        const vtpmd::Bytes random = vtpmd::tpm::get_random_command(vtpmd::TpmVersion::tpm20, 16);
+        const vtpmd::Bytes extend = extend_16();
+        for (const auto& [name, command] : {std::pair{"GetRandom", &random}, std::pair{"PCR_Extend", &extend}}) {
+            say(fmt::format("round trips of {}", name));
+            const auto t = round_trips({&ours, &theirs}, *command, extent);
+            const Latency direct = direct_calls(*command, extent);
+            const Latency engine = engine_calls(*command, extent);
+            report.add({.name = fmt::format("{} over the Unix socket, p50", name),
+                        .unit = "us",
+                        .ours = t[0].p50_us,
+                        .theirs = t[1].p50_us,
+                        .at_most = 0.8});
+            report.add({.name = fmt::format("{} over the Unix socket, p99", name),
+                        .unit = "us",
+                        .ours = t[0].p99_us,
+                        .theirs = t[1].p99_us});
+            report.add(
+                {.name = fmt::format("{}, vtpmd's engine alone, p50", name), .unit = "us", .ours = engine.p50_us});
+            report.add(
+                {.name = fmt::format("{}, libtpms called directly, p50", name), .unit = "us", .ours = direct.p50_us});
+        }
+    }
+
+    void nv(const fs::path& dir) const {
+        say("durable NV writes");
+        const Latency disk = disk_sync(dir, extent);
+        report.add({.name = "4 KiB write and fdatasync on this disk, p50", .unit = "us", .ours = disk.p50_us});
+        for (std::size_t count : {std::size_t{1}, extent.many}) {
+            for (std::size_t n = 0; n < count; ++n) {
+                run(ours, n);
+                run(theirs, n);
+            }
+            const auto rate = nv_rates({{&ours, false}, {&theirs, true}, {&theirs, false}}, count, extent);
+            const std::string who = fmt::format("NV writes of {} vTPM{}", count, count == 1 ? "" : "s");
+            report.add({.name = who + ", durable (swtpm: + fsync)",
+                        .unit = "1/s",
+                        .ours = rate[0],
+                        .theirs = rate[1],
+                        .at_least = count == 1 ? std::optional<double>() : 10.0});
+            report.add(
+                {.name = who + ", swtpm as it comes (not durable)", .unit = "1/s", .ours = rate[0], .theirs = rate[2]});
+        }
+    }
+
+    void start() const {
+        say("start to first answer");
+        const auto t = start_times({&ours, &theirs}, extent);
+        report.add({.name = "start to first answer, existing state, median",
+                    .unit = "us",
+                    .ours = t[0].p50_us,
+                    .theirs = t[1].p50_us,
+                    .at_most = 0.5});
+    }
+
+    void idle() const {
+        say("memory");
+        for (std::size_t n = 0; n < extent.idle; ++n) {
+            run(ours, n);
+            run(theirs, n);
+        }
+        const Memory a = memory(ours, extent.idle);
+        const Memory b = memory(theirs, extent.idle);
+        report.add({.name = fmt::format("PSS of an idle vTPM, {} running", extent.idle),
+                    .unit = "KiB",
+                    .ours = a.vtpm_kib,
+                    .theirs = b.vtpm_kib,
+                    .at_most = 0.6});
+        report.add({.name = fmt::format("PSS of the manager, {} vTPMs running", extent.idle),
+                    .unit = "KiB",
+                    .ours = a.shared_kib});
+        report.add({.name = "CPU of all of them when idle", .unit = "CPU", .ours = a.idle_cpu, .theirs = b.idle_cpu});
+    }
+
+    /// Makes sure that vTPM n answers.
+    static void run(Fleet& fleet, std::size_t n) {
+        if (started_.insert({&fleet, n}).second) {
+            fleet.start(n);
+        }
+        fleet.connect(n)->must(vtpmd::tpm::get_random_command(vtpmd::TpmVersion::tpm20, 16));
+    }
+
+  private:
+    static inline std::set<std::pair<const Fleet*, std::size_t>> started_;
+};
+
+void run(const Options& o) {
+    const ScratchDir dir(o.dir);
+    Report report;
+    report.describe_machine(dir.path(), first_line_of(o.programs.swtpm + " --version"));
+    const auto ours = make_ours(o.programs, dir.make("v"));
+    const auto theirs = make_swtpm(o.programs, dir.make("s"));
+    const Bench bench{*ours, *theirs, o.quick ? Extent::quick() : Extent(), report};
+    Bench::run(*ours, 0);
+    Bench::run(*theirs, 0);
+    if (o.wants("trips")) {
+        bench.trips();
+    }
+    if (o.wants("start")) {
+        bench.start();
+    }
+    if (o.wants("memory")) {
+        bench.idle();
+    }
+    if (o.wants("nv")) {
+        bench.nv(dir.path());
+    }
+    report.note("ratio: vtpmd / swtpm. Fleets take turns in short blocks; the client is the same code.");
+    if (o.quick) {
+        report.note("--quick: a smoke test, not a measurement.");
+    }
+    fmt::print("{}", report.table());
+    if (!o.json.empty()) {
+        std::ofstream out(o.json);
+        out << report.json() << '\n';
+        if (!out.flush()) {
+            throw std::runtime_error(fmt::format("cannot write {}", o.json.string()));
+        }
+    }
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    try {
+        if (const auto options = parse(argc, argv)) {
+            run(*options);
+        }
+        return EXIT_SUCCESS;
+    } catch (const std::exception& e) {
+        say(e.what());
+        return EXIT_FAILURE;
+    }
+}

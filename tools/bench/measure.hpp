@@ -1,0 +1,56 @@
+// The measurements. Each compares fleets in alternating short blocks, so that what else the machine does meets them alike.
+#pragma once
+
+#include "subject.hpp"
+
+#include <cstddef>
+#include <vector>
+
+namespace bench {
+
+/// How much of everything: a full run takes a few minutes, a quick one some seconds.
+struct Extent {
+    std::size_t blocks = 20; ///< alternations of a round-trip measurement
+    std::size_t trips_per_block = 2000;
+    std::size_t nv_rounds = 3; ///< alternations of an NV measurement
+    std::chrono::milliseconds nv_time{3000};
+    std::size_t many = 64; ///< vTPMs that write together
+    std::size_t starts = 20;
+    std::size_t idle = 50; ///< vTPMs running while memory is measured
+    static Extent quick();
+};
+
+struct Latency {
+    double p50_us = 0;
+    double p99_us = 0;
+};
+/// One entry per fleet, in their order. Every fleet has vTPM 0 running.
+std::vector<Latency> round_trips(const std::vector<Fleet*>& fleets, ByteView command, const Extent& extent);
+/// libtpms called directly in this process, without an engine round it.
+Latency direct_calls(ByteView command, const Extent& extent);
+/// The same through vtpmd's engine.
+Latency engine_calls(ByteView command, const Extent& extent);
+
+/// A fleet and whether the client fsyncs its state file after each answer.
+struct Writer {
+    Fleet* fleet = nullptr;
+    bool sync_by_client = false;
+};
+/// Answered TPM2_NV_Write commands per second, all together, with vTPMs 0..count-1 running. Every write changes data.
+std::vector<double> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent);
+/// 4 KiB written and synced to a file in `dir`: what one durable write costs here at least.
+Latency disk_sync(const std::filesystem::path& dir, const Extent& extent);
+
+/// From starting the process to its first answer, with state from an earlier run; vTPM 0 of each fleet is stopped and
+/// started again and runs afterwards.
+std::vector<Latency> start_times(const std::vector<Fleet*>& fleets, const Extent& extent);
+
+struct Memory {
+    double vtpm_kib = 0;   ///< average PSS of one vTPM's process
+    double shared_kib = 0; ///< PSS of what serves them all
+    double idle_cpu = 0;   ///< CPU used by all of them in one second of idleness, as a part of one CPU
+};
+/// Of vTPMs 0..count-1, which run. Negative if the kernel does not tell.
+Memory memory(Fleet& fleet, std::size_t count);
+
+} // namespace bench
