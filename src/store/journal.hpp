@@ -27,24 +27,35 @@ class JournalClient {
     /// Records to put in front of the next batch of `count` callers' records (freshness), usually none.
     virtual std::vector<Bytes> prologue(std::size_t count) = 0;
     /// The batch is durable and applied, its callers have not been told yet (strict freshness steps the counter here).
-    /// An error here is given to every caller of the batch and the journal stops.
+    /// An error here is given to every caller of the batch and the journal stops. May call checkpoint() and
+    /// replace_superblock(), not append().
     virtual Task<Result<void>> before_acknowledge() = 0;
 };
 
 struct JournalCounters {
     std::uint64_t records = 0, batches = 0, syncs = 0, checkpoints = 0, bytes = 0, largest_batch = 0;
+    /// How full it is: bytes a half has, and what the last checkpoint took of it. Over 7/8, new vTPMs should be refused,
+    /// so that those that are there can go on (every checkpoint must fit).
+    std::uint64_t half_bytes = 0, checkpoint_bytes = 0;
 };
 
+/// Its operations run to their end even if the calling task is cancelled. close() comes before destruction.
 class ManagerImage {
   public:
     struct CreateOptions {
         Uuid uuid;
-        std::uint64_t size = std::uint64_t{16} << 20; ///< bytes; a block device: its own size
+        std::uint64_t size = std::uint64_t{16} << 20; ///< bytes; a block device: its own size, up to max_size
         Bytes superblock;                             ///< at most superblock_limit
     };
     static constexpr std::size_t superblock_limit = 60 * 1024;
+    static constexpr std::uint64_t min_size = 256 * 1024;
+    static constexpr std::uint64_t max_size = std::uint64_t{256} << 20;
+    /// Bytes of the records of one append() or append_all() at most, each counted with 4 bytes more.
+    static constexpr std::size_t append_limit = 192 * 1024;
+    /// Bytes of one prologue() at most.
+    static constexpr std::size_t prologue_limit = 32 * 1024;
 
-    /// Errc::exists if the place holds anything that is not zero.
+    /// Errc::exists if the place holds anything but zeros or the beginning of a creation that was cut short.
     static Task<Result<std::unique_ptr<ManagerImage>>> create(std::unique_ptr<BlockFile> file, CreateOptions options,
                                                               const Log& log);
     static Task<Result<std::unique_ptr<ManagerImage>>> open(std::unique_ptr<BlockFile> file, const Log& log);
@@ -52,21 +63,34 @@ class ManagerImage {
 
     [[nodiscard]] virtual const Uuid& uuid() const = 0;
     [[nodiscard]] virtual const Bytes& superblock() const = 0;
-    /// Replaces it, twin copies one after the other, durable on return.
+    /// Replaces it, twin copies one after the other, durable on return. After an error either the old or the new one is
+    /// found at the next open.
     virtual Task<Result<void>> replace_superblock(Bytes superblock) = 0;
 
-    /// First use: starts an empty journal under `key` (32 bytes).
+    /// True once start_journal() has succeeded; from then on there is a journal or an error.
+    [[nodiscard]] virtual bool journal_started() const = 0;
+    /// First use: starts a journal under `key` (32 bytes) with the client's snapshot. Errc::exists if it was started before.
+    /// One that was cut short was not started and can be started again.
     virtual Task<Result<void>> start_journal(SecretBytes key, JournalClient& client) = 0;
     /// Replays. A torn tail that was never acknowledged is cut (logged); anything else that does not authenticate is
-    /// Errc::corrupt with its offset.
+    /// Errc::corrupt with its offset. Errc::not_found if the journal was never started.
     virtual Task<Result<void>> open_journal(SecretBytes key, JournalClient& client) = 0;
 
     /// Durable on return, in the same order as the calls. Calls made while a write is in flight share the next one: one
-    /// append, one sync. After a failed write or sync nothing later is acknowledged until a checkpoint into the other
-    /// half has succeeded (tried at the next append), since the kernel may have dropped the pages.
+    /// append, one sync.
+    ///
+    /// After a failed write or sync the record may be on the disk or not, and nothing later is acknowledged until a
+    /// checkpoint without it has succeeded in the other half (fresh pages). That is tried at once, and again before every
+    /// later append. The error tells:
+    ///   Errc::unavailable  it did not succeed either: nobody knows what a restart would find; settle() before anything
+    ///                      is told to anybody about the records concerned;
+    ///   any other          (io, no_space, too_large ...) nothing of it is kept, memory and disk are as before.
     virtual Task<Result<void>> append(Bytes record) = 0;
     /// The same for several records that must be there together or not at all.
     virtual Task<Result<void>> append_all(std::vector<Bytes> records) = 0;
+    /// Success if memory is what a restart would find; else tries to make it so. An answer that depends on a record *not*
+    /// being there (a vTPM asks which of its saves was taken) is given only after this.
+    virtual Task<Result<void>> settle() = 0;
     /// Writes a checkpoint now.
     virtual Task<Result<void>> checkpoint() = 0;
     /// Waits for what is in flight; appends fail with Errc::closed from now on.

@@ -1,0 +1,256 @@
+// The manager's image when nothing goes wrong, and the errors that are plain.
+#include "store/journal.hpp"
+
+#include "check.hpp"
+#include "fault_file.hpp"
+#include "list_client.hpp"
+#include "run_task.hpp"
+
+using namespace vtpmd;
+using namespace vtpmd::store;
+using test::FaultDisk;
+using test::ListClient;
+using test::run_task;
+
+namespace {
+
+Bytes record_of(std::size_t n, unsigned seed) {
+    Bytes out(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        out[i] = static_cast<std::byte>(seed * 31 + i * 7 + (seed >> 8));
+    }
+    return out;
+}
+
+struct Fixture {
+    asio::io_context loop;
+    std::vector<std::string> lines;
+    Log log{LogLevel::info, [this](LogLevel, std::string_view line) { lines.emplace_back(line); }};
+    const Uuid uuid = parse_uuid("99999999-2222-3333-4444-555555555555").value();
+    const Bytes key = Bytes(32, std::byte{0x42});
+
+    Result<std::unique_ptr<ManagerImage>> create(FaultDisk& disk, std::uint64_t size = ManagerImage::min_size) {
+        ManagerImage::CreateOptions options{uuid, size, record_of(100, 1)};
+        return run_task(loop, ManagerImage::create(disk.open(), std::move(options), log));
+    }
+    Result<std::unique_ptr<ManagerImage>> open(FaultDisk& disk) {
+        return run_task(loop, ManagerImage::open(disk.open(), log));
+    }
+    std::unique_ptr<ManagerImage> started(FaultDisk& disk, ListClient& client,
+                                          std::uint64_t size = ManagerImage::min_size) {
+        auto image = create(disk, size).value();
+        run_task(loop, image->start_journal(SecretBytes(key), client)).value();
+        return image;
+    }
+    std::vector<Bytes> reopened(FaultDisk& disk) {
+        ListClient client;
+        auto image = open(disk).value();
+        run_task(loop, image->open_journal(SecretBytes(key), client)).value();
+        close(*image);
+        return client.records;
+    }
+    void close(ManagerImage& image) { run_task(loop, image.close()); }
+    /// All of them at once; how many succeeded.
+    int append_together(ManagerImage& image, const std::vector<Bytes>& records) {
+        int ok = 0;
+        auto one = [](ManagerImage& to, Bytes r, int& count) -> Task<> {
+            count += (co_await to.append(std::move(r))).has_value() ? 1 : 0;
+        };
+        for (const Bytes& r : records) {
+            asio::co_spawn(loop, one(image, r, ok), [](const std::exception_ptr& e) { CHECK_FALSE(e); });
+        }
+        loop.restart();
+        loop.run();
+        return ok;
+    }
+};
+
+} // namespace
+
+TEST_SUITE("store") {
+    TEST_CASE_FIXTURE(Fixture, "journal: what was appended is there when it is opened again, in order") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        std::vector<Bytes> all;
+        for (unsigned i = 0; i < 20; ++i) {
+            all.push_back(record_of(10 + 60 * i, i));
+            REQUIRE(run_task(loop, image->append(all.back())));
+            CHECK(disk.clean());
+            CHECK(client.records == all);
+        }
+        std::vector<Bytes> several{record_of(5, 100), record_of(0, 101), record_of(700, 102)};
+        all.insert(all.end(), several.begin(), several.end());
+        REQUIRE(run_task(loop, image->append_all(several)));
+        close(*image);
+        CHECK(run_task(loop, image->append(record_of(1, 1))).error().code == Errc::closed);
+        CHECK(reopened(disk) == all);
+        CHECK(reopened(disk) == all);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: appends made while a write is in flight share the next one") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        const JournalCounters before = image->counters();
+        std::vector<Bytes> records;
+        for (unsigned i = 0; i < 64; ++i) {
+            records.push_back(record_of(50, i));
+        }
+        CHECK(append_together(*image, records) == 64);
+        const JournalCounters after = image->counters();
+        CHECK(after.records - before.records == 64);
+        CHECK(after.batches - before.batches <= 2);
+        CHECK(after.syncs - before.syncs <= 2);
+        CHECK(after.largest_batch >= 63);
+        CHECK(client.records == records);
+        CHECK(client.applied_when_acknowledged == 64);
+        close(*image);
+        CHECK(reopened(disk) == records);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: when a half is full the state goes on in the other, again and again") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        for (unsigned i = 0; i < 600; ++i) {
+            if (client.records.size() > 20) {
+                client.records.erase(client.records.begin(), client.records.begin() + 10);
+            }
+            REQUIRE(run_task(loop, image->append(record_of(400, i))));
+        }
+        CHECK(image->counters().checkpoints >= 4);
+        CHECK(image->counters().checkpoint_bytes > 0);
+        close(*image);
+        // Since the last checkpoint nothing was erased in between, or it was: the newest records are there in any case.
+        const auto records = reopened(disk);
+        REQUIRE(records.size() >= client.records.size());
+        CHECK(std::equal(client.records.rbegin(), client.records.rend(), records.rbegin()));
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: a state that does not fit is refused before anything is overwritten") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        std::vector<Bytes> kept;
+        Result<void> last{};
+        for (unsigned i = 0; i < 1000 && last; ++i) {
+            last = run_task(loop, image->append(record_of(1000, i)));
+            if (last) {
+                kept.push_back(record_of(1000, i));
+            }
+        }
+        REQUIRE_FALSE(last);
+        CHECK(last.error().code == Errc::no_space);
+        CHECK(client.records == kept);
+        CHECK(kept.size() > 40);
+        // Smaller things may still fit, and once the state has shrunk there is room again.
+        client.records.resize(5);
+        REQUIRE(run_task(loop, image->append(record_of(1000, 5000))));
+        close(*image);
+        CHECK(reopened(disk) == client.records);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: 20,000 vTPMs fit into 16 MiB, with room") {
+        FaultDisk disk;
+        ListClient client;
+        for (unsigned i = 0; i < 20'000; ++i) {
+            client.records.push_back(record_of(200, i));
+        }
+        auto image = started(disk, client, std::uint64_t{16} << 20);
+        CHECK(image->counters().checkpoint_bytes < image->counters().half_bytes * 6 / 10);
+        REQUIRE(run_task(loop, image->append(record_of(200, 20'000))));
+        close(*image);
+        CHECK(reopened(disk) == client.records);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: the superblock is replaced, and is there before the journal is open") {
+        FaultDisk disk;
+        {
+            auto image = create(disk).value();
+            CHECK(image->superblock() == record_of(100, 1));
+            REQUIRE(run_task(loop, image->replace_superblock(record_of(ManagerImage::superblock_limit, 2))));
+            CHECK(run_task(loop, image->replace_superblock(Bytes(ManagerImage::superblock_limit + 1))).error().code ==
+                  Errc::too_large);
+            CHECK(disk.clean());
+        }
+        auto image = open(disk).value();
+        CHECK(image->uuid() == uuid);
+        CHECK_FALSE(image->journal_started());
+        CHECK(image->superblock() == record_of(ManagerImage::superblock_limit, 2));
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: it is started once, and never again as an empty one") {
+        FaultDisk disk;
+        ListClient client;
+        {
+            auto image = create(disk).value();
+            CHECK(run_task(loop, image->open_journal(SecretBytes(key), client)).error().code == Errc::not_found);
+            CHECK(run_task(loop, image->append(record_of(1, 1))).error().code == Errc::usage);
+            REQUIRE(run_task(loop, image->start_journal(SecretBytes(key), client)));
+            CHECK(run_task(loop, image->start_journal(SecretBytes(key), client)).error().code == Errc::exists);
+            close(*image);
+        }
+        auto image = open(disk).value();
+        CHECK(image->journal_started());
+        CHECK(run_task(loop, image->start_journal(SecretBytes(key), client)).error().code == Errc::exists);
+        CHECK(create(disk).error().code == Errc::exists);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: another key opens nothing and changes nothing") {
+        FaultDisk disk;
+        ListClient client;
+        close(*started(disk, client));
+        const Bytes before = disk.content();
+        auto image = open(disk).value();
+        auto refused = run_task(loop, image->open_journal(SecretBytes(Bytes(32, std::byte{1})), client));
+        REQUIRE_FALSE(refused);
+        CHECK(refused.error().code == Errc::corrupt);
+        CHECK(disk.content() == before);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: a record the client does not know refuses the image, changing nothing") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        REQUIRE(run_task(loop, image->append(record_of(10, 1))));
+        close(*image);
+        const Bytes before = disk.content();
+        ListClient other;
+        other.refuse_all = true;
+        image = open(disk).value();
+        CHECK(run_task(loop, image->open_journal(SecretBytes(key), other)).error().code == Errc::version);
+        CHECK(disk.content() == before);
+    }
+
+    TEST_CASE_FIXTURE(Fixture,
+                      "journal: what comes before an acknowledgement fails: no caller is told yes, and it stops") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        client.next_prologue = {record_of(9, 9)};
+        REQUIRE(run_task(loop, image->append(record_of(10, 1))));
+        CHECK(client.records == std::vector<Bytes>{record_of(9, 9), record_of(10, 1)});
+        CHECK(client.prologue_counts == std::vector<std::size_t>{1});
+        client.next_prologue.clear();
+        client.acknowledge_outcome = make_error(Errc::tpm, "the counter does not move");
+        CHECK(append_together(*image, {record_of(10, 2), record_of(10, 3)}) == 0);
+        CHECK(run_task(loop, image->append(record_of(10, 4))).error().code == Errc::tpm);
+        close(*image);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "journal: limits of size are named") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        CHECK(run_task(loop, image->append(Bytes(ManagerImage::append_limit))).error().code == Errc::too_large);
+        close(*image);
+        FaultDisk small(Bytes(100'000), true);
+        CHECK(create(small).error().code == Errc::usage);
+        FaultDisk foreign(Bytes(300'000, std::byte{7}));
+        const Bytes before = foreign.content();
+        CHECK(create(foreign).error().code == Errc::exists);
+        CHECK(open(foreign).error().code == Errc::not_ours);
+        CHECK(foreign.content() == before);
+    }
+}
