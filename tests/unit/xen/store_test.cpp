@@ -1,0 +1,236 @@
+#include "loop_fixture.hpp"
+#include "xen/sim.hpp"
+
+#include "check.hpp"
+
+using namespace vtpmd;
+using namespace vtpmd::xen;
+
+namespace {
+
+Task<> first_fire(Watch& watch) {
+    auto ec = co_await watch.wait();
+    CHECK_FALSE(ec);
+    (void)watch.take_changes();
+}
+
+Task<> ready(Fabric& fabric) {
+    auto watch = fabric.store().watch("domid");
+    co_await first_fire(*watch);
+}
+
+Task<> nodes(SimHost& host) {
+    auto fabric = host.fabric(0);
+    fabric->start();
+    co_await ready(*fabric);
+    Store& store = fabric->store();
+    auto absent = co_await store.read("/nowhere");
+    REQUIRE_FALSE(absent.has_value());
+    CHECK(absent.error().code == Errc::not_found);
+    auto r8 = co_await store.write("/a/b/c", "7");
+    CHECK(r8.has_value());
+    auto r9 = co_await store.read("/a/b/c");
+    CHECK(r9.value() == "7");
+    auto r10 = co_await store.read_number("/a/b/c", 10);
+    CHECK(r10.value() == 7);
+    auto r11 = co_await store.read_number("/a/b/c", 6);
+    CHECK(r11.error().code == Errc::protocol);
+    auto r12 = co_await store.mkdir("/a/b/d");
+    CHECK(r12.has_value());
+    auto r13 = co_await store.directory("/a/b");
+    CHECK(r13.value() == std::vector<std::string>{"c", "d"});
+    auto r14 = co_await store.directory("/a/b/d");
+    CHECK(r14.value().empty());
+    auto r15 = co_await store.remove("/a/b");
+    CHECK(r15.has_value());
+    auto r16 = co_await store.read("/a/b/c");
+    CHECK(r16.error().code == Errc::not_found);
+    auto r17 = co_await store.remove("/a/b");
+    CHECK(r17.error().code == Errc::not_found);
+    auto r18 = co_await store.write("relative", "x");
+    CHECK(r18.has_value());
+    CHECK(host.store().get("/local/domain/0/relative") == "x");
+    std::string huge(store_payload_max, 'x');
+    auto r19 = co_await store.write("/huge", std::move(huge));
+    CHECK(r19.error().code == Errc::too_large);
+    co_await fabric->stop();
+    auto r20 = co_await store.read("/a");
+    CHECK(r20.error().code == Errc::canceled);
+    co_await host.stop();
+}
+
+Task<> long_directory(SimHost& host) {
+    std::vector<std::string> expected;
+    for (int i = 0; i < 2000; ++i) { // 2000 names of 5 bytes do not fit into one reply
+        expected.push_back(fmt::format("{}", 10000 + i));
+        host.store().set("/many/" + expected.back() + "/x", "");
+    }
+    auto fabric = host.fabric(0);
+    fabric->start();
+    co_await ready(*fabric);
+    auto r21 = co_await fabric->store().directory("/many");
+    CHECK(r21.value() == expected);
+    co_await fabric->stop();
+    co_await host.stop();
+}
+
+Task<> permissions(SimHost& host) {
+    host.store().make_dir("/local/domain/0/secret", 0);
+    auto dom0 = host.fabric(0);
+    auto dom3 = host.fabric(3);
+    auto dom4 = host.fabric(4);
+    host.add_vtpm(0, 3, 0, Uuid{});
+    dom0->start();
+    dom3->start();
+    dom4->start();
+    co_await ready(*dom0);
+    co_await ready(*dom3);
+    co_await ready(*dom4);
+    auto r22 = co_await dom3->store().read("/local/domain/0/secret");
+    CHECK(r22.error().code == Errc::permission);
+    auto r23 = co_await dom3->store().write("device/vtpm/0/ring-ref", "9");
+    CHECK(r23.has_value());
+    auto r24 = co_await dom3->store().read(SimHost::back_dir(0, 3, 0) + "/state");
+    CHECK(r24.value() == "1");
+    auto r25 = co_await dom3->store().write(SimHost::back_dir(0, 3, 0) + "/uuid", "x");
+    CHECK(r25.error().code == Errc::permission);
+    auto r26 = co_await dom4->store().read("/local/domain/3/device/vtpm/0/ring-ref");
+    CHECK(r26.error().code == Errc::permission);
+    auto r27 = co_await dom0->store().read("/local/domain/3/device/vtpm/0/ring-ref");
+    CHECK(r27.value() == "9");
+    co_await dom0->stop();
+    co_await dom3->stop();
+    co_await dom4->stop();
+    co_await host.stop();
+}
+
+Task<> watches(SimHost& host) {
+    auto fabric = host.fabric(0);
+    fabric->start();
+    auto watch = fabric->store().watch("dir");
+    co_await first_fire(*watch); // at once, though there is no such node
+    host.store().set("/local/domain/0/dir/a", "1");
+    auto r28 = co_await watch->wait();
+    CHECK_FALSE(r28);
+    CHECK(watch->take_changes() == std::vector<std::string>{"dir/a"});
+    host.store().set("/local/domain/0/elsewhere", "1");
+    host.store().remove("/local/domain/0/dir");
+    auto r29 = co_await watch->wait();
+    CHECK_FALSE(r29);
+    CHECK(watch->take_changes() == std::vector<std::string>{"dir"});
+    watch.reset();
+    co_await ready(*fabric);
+    co_await fabric->stop();
+    co_await host.stop();
+}
+
+Task<> transactions(SimHost& host) {
+    auto fabric = host.fabric(0);
+    fabric->start();
+    co_await ready(*fabric);
+    Store& store = fabric->store();
+    StoreEdit edit;
+    edit.must_exist = {"/there"};
+    edit.writes = {{"/there/a", "1"}, {"/there/b", "2"}};
+    auto refused = co_await store.apply(edit);
+    CHECK(refused.error().code == Errc::not_found);
+    CHECK_FALSE(host.store().get("/there")); // nothing of it happened
+    host.store().set("/there", "");
+    auto r30 = co_await store.apply(edit);
+    CHECK(r30.has_value());
+    CHECK(host.store().get("/there/b") == "2");
+    edit.writes.clear();
+    edit.removes = {"/there/a", "/not-there"};
+    auto r31 = co_await store.apply(edit);
+    CHECK(r31.has_value());
+    CHECK_FALSE(host.store().get("/there/a"));
+    co_await fabric->stop();
+    co_await host.stop();
+}
+
+Task<> restart(SimHost& host, test::Loop& loop) {
+    auto fabric = host.fabric(0);
+    fabric->start();
+    auto watch = fabric->store().watch("dir");
+    co_await first_fire(*watch);
+    co_await host.stop(); // xenstored is dead
+    while (fabric->store().is_connected()) {
+        (void)co_await loop.clock.sleep_for(std::chrono::milliseconds(1));
+    }
+    auto r32 = co_await fabric->store().read("/x");
+    CHECK(r32.error().code == Errc::unavailable);
+    host.store().set("/local/domain/0/dir/missed", "1");
+    host.store().up();
+    auto r33 = co_await watch->wait();
+    CHECK_FALSE(r33);                     // fires anew after the reconnection
+    CHECK(watch->take_changes().empty()); // and says that anything may have changed
+    auto r34 = co_await fabric->store().read("dir/missed");
+    CHECK(r34.value() == "1");
+    CHECK(fabric->store().connections() == 2);
+    watch.reset();
+    co_await fabric->stop();
+    co_await host.stop();
+}
+
+Task<> cancelled_reader(Store& store, bool& ended) {
+    auto r = co_await store.read("/x");
+    CHECK(r.error().code == Errc::canceled);
+    ended = true;
+}
+
+Task<> cancelled(SimHost& host, test::Loop& loop) {
+    auto fabric = host.fabric(0);
+    fabric->start();
+    co_await ready(*fabric);
+    bool ended = false;
+    TaskGroup group(loop.io.get_executor(), loop.log);
+    group.spawn("reader", cancelled_reader(fabric->store(), ended));
+    co_await asio::post(loop.io, asio::use_awaitable); // the request is out
+    group.cancel();
+    co_await group.join();
+    CHECK(ended);
+    auto r35 = co_await fabric->store().read("domid");
+    CHECK(r35.value() == "0"); // the late answer hurts nobody
+    co_await fabric->stop();
+    co_await host.stop();
+}
+
+} // namespace
+
+TEST_SUITE("xen") {
+    TEST_CASE("xenstore: read, write, list, remove") {
+        test::Loop loop;
+        SimHost host(loop.io.get_executor(), loop.clock, loop.log);
+        loop.run(nodes(host));
+    }
+    TEST_CASE("xenstore: a directory longer than a message") {
+        test::Loop loop;
+        SimHost host(loop.io.get_executor(), loop.clock, loop.log);
+        loop.run(long_directory(host));
+    }
+    TEST_CASE("xenstore: domains see and write what they may") {
+        test::Loop loop;
+        SimHost host(loop.io.get_executor(), loop.clock, loop.log);
+        loop.run(permissions(host));
+    }
+    TEST_CASE("xenstore: watches fire at once and for changes below") {
+        test::Loop loop;
+        SimHost host(loop.io.get_executor(), loop.clock, loop.log);
+        loop.run(watches(host));
+    }
+    TEST_CASE("xenstore: an edit happens wholly or not at all") {
+        test::Loop loop;
+        SimHost host(loop.io.get_executor(), loop.clock, loop.log);
+        loop.run(transactions(host));
+    }
+    TEST_CASE("xenstore: a daemon that dies is dialled again and watches fire anew") {
+        test::Loop loop;
+        SimHost host(loop.io.get_executor(), loop.clock, loop.log);
+        loop.run(restart(host, loop));
+    }
+    TEST_CASE("xenstore: a cancelled request leaves the connection in order") {
+        test::Loop loop;
+        SimHost host(loop.io.get_executor(), loop.clock, loop.log);
+        loop.run(cancelled(host, loop));
+    }
+}
