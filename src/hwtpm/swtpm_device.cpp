@@ -1,6 +1,8 @@
 #include "hwtpm/swtpm_device.hpp"
 
 #include "hwtpm/stream_io.hpp"
+#include "tpm/commands.hpp"
+#include "tpm/header.hpp"
 #include "util/fd.hpp"
 #include "util/wire.hpp"
 
@@ -155,10 +157,10 @@ Result<void> SwtpmDevice::power_on_if_needed() {
     if (!answer) {
         return answer.error();
     }
-    constexpr std::uint32_t tpm_fail = 9; // TPM_FAIL, TPM Main part 2 section 16
-    WireReader r(*answer);
-    r.skip(6);
-    if (r.be32() != tpm_fail) {
+    const std::uint32_t code = tpm::peek_header(*answer).code;
+    const bool off12 = code == tpm::refusal_code(TpmVersion::tpm12, tpm::Refusal::failure);
+    const bool off20 = code == tpm::refusal_code(TpmVersion::tpm20, tpm::Refusal::failure);
+    if (!off12 && !off20) {
         return {};
     }
     WireWriter flags;
@@ -166,7 +168,10 @@ Result<void> SwtpmDevice::power_on_if_needed() {
     if (auto done = control(cmd_init, flags.view()); !done) {
         return in_context(done.error(), "the TPM is not powered on and its control channel does not help");
     }
-    return {};
+    // The firmware's part, too: TPM2_Startup is for localities 0 and 3, ours may be another.
+    auto started = transmit(
+        tpm::startup_command(off12 ? TpmVersion::tpm12 : TpmVersion::tpm20, tpm::StartupMode::clear), control_limit);
+    return started ? Result<void>() : Result<void>(started.error());
 }
 
 Result<void> SwtpmDevice::open() {

@@ -127,7 +127,8 @@ void Tpm20::stop() noexcept {
 
 Result<void> Tpm20::startup() {
     TSS2_RC rc = Esys_Startup(esys_->get(), TPM2_SU_CLEAR);
-    if (rc != TSS2_RC_SUCCESS && rc != TPM2_RC_INITIALIZE) { // INITIALIZE: the firmware has done it
+    // INITIALIZE: the firmware has done it. LOCALITY: at ours it cannot be done, so the firmware must have.
+    if (rc != TSS2_RC_SUCCESS && rc != TPM2_RC_INITIALIZE && rc != TPM2_RC_LOCALITY) {
         if (rc == TPM2_RC_FAILURE) {
             return make_error(Errc::tpm, "{}: the TPM is in failure mode; power-cycle the machine",
                               device_.description());
