@@ -37,13 +37,14 @@ class TpmService {
     /// Ends the instance in good order (CMD_SHUTDOWN).
     virtual void shutdown() = 0;
 
-    [[nodiscard]] virtual bool established() = 0;
-    virtual Result<void> reset_established(std::uint8_t locality) = 0;
+    virtual Task<Result<bool>> established() = 0;
+    virtual Task<Result<void>> reset_established(std::uint8_t locality) = 0;
     virtual Task<Result<void>> hash_start() = 0;
     virtual Task<Result<void>> hash_data(Bytes data) = 0;
     virtual Task<Result<void>> hash_end() = 0;
     virtual Task<Result<void>> store_volatile() = 0;
-    [[nodiscard]] virtual std::string info(std::uint64_t flags) const = 0;
+    /// TPMLIB_GetInfo's JSON.
+    virtual Task<std::string> info(std::uint64_t flags) = 0;
 
     /// State blobs of the control channel: 1 permanent, 2 volatile, 3 save-state.
     virtual Task<Result<Bytes>> get_blob(std::uint32_t type) = 0;

@@ -50,7 +50,7 @@ struct HelloRequest {
 struct HelloReply {
     bool known = false;                     ///< the manager has a registration for this UUID
     bool has_record = false;                ///< and a hash_key: state was acknowledged once
-    bool may_create = false;                ///< the manager's --auto-create
+    bool may_create = false;                ///< the manager's --auto-create: a fresh TPM is asked for if there was none
     TpmVersion version = TpmVersion::tpm20; ///< as registered, if known
 };
 

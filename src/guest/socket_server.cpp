@@ -1,0 +1,246 @@
+#include "guest/socket_server.hpp"
+
+#include "tpm/header.hpp"
+#include "util/secret_bytes.hpp"
+
+#include <sys/socket.h>
+
+namespace vtpmd::guest {
+
+namespace {
+
+constexpr Clock::duration stop_step = std::chrono::milliseconds(5);
+
+/// A TPM command's length, by its header.
+Result<std::size_t> command_size(ByteView so_far) {
+    if (so_far.size() < tpm::header_size) {
+        return tpm::header_size;
+    }
+    const std::uint32_t size = tpm::peek_header(so_far).size;
+    if (size < tpm::header_size || size > command_limit) {
+        return make_error(Errc::too_large, "a command says it has {} bytes; {} to {} are taken", size, tpm::header_size,
+                          command_limit);
+    }
+    return size;
+}
+
+bool out_of_resources(const error_code& ec) {
+    return ec.value() == EMFILE || ec.value() == ENFILE || ec.value() == ENOBUFS || ec.value() == ENOMEM;
+}
+
+/// The connection went away before it was accepted, or a network error of its own: accept(2) says to go on.
+bool peer_trouble(const error_code& ec) {
+    switch (ec.value()) {
+    case ECONNABORTED:
+    case ECONNRESET:
+    case EPROTO:
+    case EINTR:
+    case EAGAIN:
+    case ENETDOWN:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+    case ENOPROTOOPT:
+    case EPERM:
+        return true;
+    default:
+        return false;
+    }
+}
+
+int family_of(int fd) {
+    int family = AF_UNIX;
+    socklen_t size = sizeof family;
+    (void)::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size);
+    return family;
+}
+
+} // namespace
+
+Result<SocketListeners> open_listeners(const Endpoint& endpoint, const std::string& group) {
+    auto pair = [](Result<Listener> commands, auto open_control) -> Result<SocketListeners> {
+        if (!commands) {
+            return std::move(commands).error();
+        }
+        Result<Listener> control = open_control();
+        if (!control) {
+            return std::move(control).error();
+        }
+        return SocketListeners{std::move(*commands), std::move(*control)};
+    };
+    if (const auto* u = std::get_if<UnixEndpoint>(&endpoint)) {
+        return pair(listen_unix(u->path, group), [&] { return listen_unix(u->control_path(), group); });
+    }
+    if (const auto* t = std::get_if<TcpEndpoint>(&endpoint)) {
+        return pair(listen_tcp(t->port), [&] { return listen_tcp(static_cast<std::uint16_t>(t->port + 1)); });
+    }
+    return make_error(Errc::unsupported, "{} is not a socket endpoint", to_string(endpoint));
+}
+
+SocketServer::SocketServer(asio::any_io_executor executor, SocketServerOptions options, SocketListeners listeners,
+                           TpmService& service, Clock& clock, const Log& log)
+    : executor_(executor)
+    , options_(std::move(options))
+    , service_(service)
+    , clock_(clock)
+    , log_(log)
+    , listeners_(std::move(listeners))
+    , accepting_(executor, log)
+    , group_(executor, log) {
+    auto acceptor_of = [&](Listener& listener) {
+        UniqueFd fd = listener.take_fd();
+        Acceptor acceptor(executor_);
+        acceptor.assign(asio::generic::stream_protocol(family_of(fd.get()), 0), fd.get());
+        (void)fd.release();
+        return acceptor;
+    };
+    commands_.acceptor.emplace(acceptor_of(listeners_.commands));
+    if (listeners_.control) {
+        control_.acceptor.emplace(acceptor_of(*listeners_.control));
+    }
+}
+
+SocketServer::~SocketServer() = default;
+
+void SocketServer::start() {
+    accepting_.spawn(options_.name, accept_loop(commands_, &command_size, &SocketServer::converse_commands));
+    if (control_.acceptor) {
+        accepting_.spawn(options_.name + " control",
+                         accept_loop(control_, &control_size, &SocketServer::converse_control));
+    }
+}
+
+Task<> SocketServer::stop(Clock::duration patience) {
+    stopping_ = true;
+    accepting_.cancel();
+    co_await accepting_.join();
+    // New connections are refused from here on, and the files are gone before the TPM is.
+    commands_.acceptor.reset();
+    control_.acceptor.reset();
+    for (Port* port : {&commands_, &control_}) {
+        for (GuestStream& stream : port->open) {
+            stream.finish();
+        }
+    }
+    const Clock::time_point until = clock_.now() + patience;
+    while (!group_.empty() && clock_.now() < until) {
+        (void)co_await clock_.sleep_for(stop_step);
+    }
+    group_.cancel();
+    co_await group_.join();
+}
+
+Task<> SocketServer::accept_loop(Port& port, GuestStream::Measure measure, Converse converse) {
+    co_await asio::this_coro::throw_if_cancelled(false);
+    for (;;) {
+        StreamSocket socket(executor_);
+        auto [ec] = co_await port.acceptor->async_accept(socket, use_tuple);
+        if (ec == asio::error::operation_aborted || stopping_) {
+            co_return;
+        }
+        if (ec && out_of_resources(ec)) {
+            warn(fmt::format("accepting: {}; trying again", ec.message()));
+            (void)co_await clock_.sleep_for(options_.accept_pause);
+            continue;
+        }
+        if (ec && peer_trouble(ec)) {
+            continue;
+        }
+        if (ec) {
+            log_.error("{}: accepting failed for good: {}", options_.name, ec.message());
+            service_.shutdown(); // deaf is worse than down: a service manager starts us again
+            co_return;
+        }
+        if (port.open.size() >= options_.connection_limit) {
+            ++counters_.over_limit;
+            warn(fmt::format("a connection over the limit of {} was closed", options_.connection_limit));
+            continue;
+        }
+        ++counters_.accepted;
+        auto place = port.open.emplace(port.open.end(), std::move(socket), clock_, measure);
+        group_.spawn(options_.name + " connection", connection(port, place, converse));
+    }
+}
+
+Task<> SocketServer::connection(Port& port, Place place, Converse converse) {
+    struct Leave {
+        Port& port;
+        Place place;
+        ~Leave() { port.open.erase(place); }
+    } leave{port, place};
+    auto ended = co_await (this->*converse)(*place);
+    if (ended || ended.error().code == Errc::closed || ended.error().code == Errc::canceled) {
+        co_return;
+    }
+    if (ended.error().code == Errc::timed_out) {
+        ++counters_.stalled;
+    } else {
+        ++counters_.malformed;
+    }
+    warn(ended.error().message);
+}
+
+Task<Result<void>> SocketServer::converse_commands(GuestStream& stream) {
+    while (!stopping_) {
+        auto command = co_await stream.receive();
+        if (!command) {
+            if (command.error().code == Errc::too_large) {
+                // Where the next command would begin is unknown now: answer, and close.
+                const Bytes refusal = tpm::error_response(service_.version(), tpm::Refusal::bad_size);
+                (void)co_await stream.send(refusal);
+            }
+            co_return std::move(command).error();
+        }
+        ++counters_.commands;
+        Bytes answer = co_await service_.execute(std::move(*command), state_.locality);
+        auto sent = co_await stream.send(answer);
+        cleanse(answer);
+        if (!sent) {
+            co_return sent;
+        }
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> SocketServer::converse_control(GuestStream& stream) {
+    while (!stopping_) {
+        auto request = co_await stream.receive();
+        if (!request) {
+            if (request.error().code == Errc::too_large) {
+                const Bytes refusal = control_answer(ControlResult::bad_parameter);
+                (void)co_await stream.send(refusal);
+            }
+            co_return std::move(request).error();
+        }
+        stream.drop_pending(); // see control_codec.hpp
+        ++counters_.control_requests;
+        auto parsed = parse_control(*request);
+        cleanse(*request);
+        bool shut_down = false;
+        Bytes answer;
+        if (parsed) {
+            shut_down = parsed->command == ControlCommand::shutdown;
+            answer = co_await carry_out(std::move(*parsed), service_, state_);
+        } else {
+            warn(parsed.error().message);
+            answer = control_answer(ControlResult::bad_ordinal);
+        }
+        auto sent = co_await stream.send(answer);
+        cleanse(answer);
+        if (shut_down) {
+            service_.shutdown();
+        }
+        if (!sent) {
+            co_return sent;
+        }
+    }
+    co_return Result<void>{};
+}
+
+void SocketServer::warn(std::string_view what) {
+    if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
+        log_.warning("{}: {} ({} such lines held back)", options_.name, what, verdict.suppressed);
+    }
+}
+
+} // namespace vtpmd::guest

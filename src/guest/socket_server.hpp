@@ -1,0 +1,86 @@
+// The endpoints socket:unix:PATH and socket:tcp:PORT: raw TPM commands on one socket (a 10-byte header whose size field
+// says how long the command is, one answer for each), the control channel on another.
+//
+// Many connections may be open; the TPM serves one command at a time, in the order they came. A connection has at most one
+// command under way, so a client that sends without reading holds up nobody but itself.
+#pragma once
+
+#include "guest/control.hpp"
+#include "guest/endpoint.hpp"
+#include "guest/listener.hpp"
+#include "guest/stream.hpp"
+#include "guest/tpm_service.hpp"
+#include "util/log.hpp"
+#include "util/task_group.hpp"
+
+#include <list>
+#include <memory>
+#include <optional>
+
+namespace vtpmd::guest {
+
+struct SocketListeners {
+    Listener commands;
+    std::optional<Listener> control;
+};
+struct SocketServerOptions {
+    std::string name;                    ///< the endpoint, for the log
+    std::size_t connection_limit = 1024; ///< commands and control each; what comes beyond is closed at once
+    Clock::duration accept_pause = std::chrono::milliseconds(100); ///< after EMFILE and its like
+};
+
+/// Binds what the endpoint says. Errors as of listen_unix() and listen_tcp().
+[[nodiscard]] Result<SocketListeners> open_listeners(const Endpoint& endpoint, const std::string& group);
+
+struct SocketCounters {
+    std::uint64_t accepted = 0, over_limit = 0, commands = 0, control_requests = 0, malformed = 0, stalled = 0;
+};
+
+class SocketServer {
+  public:
+    SocketServer(asio::any_io_executor executor, SocketServerOptions options, SocketListeners listeners,
+                 TpmService& service, Clock& clock, const Log& log);
+    SocketServer(const SocketServer&) = delete;
+    SocketServer& operator=(const SocketServer&) = delete;
+    ~SocketServer();
+
+    void start();
+    /// Takes no more connections or requests, lets the commands that run be answered, at most for `patience`, then cancels.
+    Task<> stop(Clock::duration patience);
+
+    [[nodiscard]] const SocketCounters& counters() const noexcept { return counters_; }
+    [[nodiscard]] std::size_t connections() const noexcept { return commands_.open.size() + control_.open.size(); }
+
+  private:
+    using Acceptor = asio::basic_socket_acceptor<asio::generic::stream_protocol>;
+    struct Port {
+        std::optional<Acceptor> acceptor;
+        std::list<GuestStream> open;
+    };
+    using Place = std::list<GuestStream>::iterator;
+    using Converse = Task<Result<void>> (SocketServer::*)(GuestStream&);
+
+    Task<> accept_loop(Port& port, GuestStream::Measure measure, Converse converse);
+    Task<> connection(Port& port, Place place, Converse converse);
+    Task<Result<void>> converse_commands(GuestStream& stream);
+    Task<Result<void>> converse_control(GuestStream& stream);
+    void warn(std::string_view what);
+
+    asio::any_io_executor executor_;
+    const SocketServerOptions options_;
+    TpmService& service_;
+    Clock& clock_;
+    const Log& log_;
+
+    SocketListeners listeners_; ///< for their files; the descriptors are with the acceptors
+    Port commands_;
+    Port control_;
+    EndpointState state_;
+    SocketCounters counters_;
+    RateLimit limit_;
+    bool stopping_ = false;
+    TaskGroup accepting_;
+    TaskGroup group_;
+};
+
+} // namespace vtpmd::guest

@@ -1,0 +1,137 @@
+#include "guest/stream.hpp"
+
+#include "util/deadline.hpp"
+#include "util/secret_bytes.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <sys/socket.h>
+
+namespace vtpmd::guest {
+
+namespace {
+
+/// A TPM command fits; a larger request makes the buffer grow to its size, within the limits of its measure.
+constexpr std::size_t usual_request = 4096;
+
+Error stream_error(const error_code& ec, std::string_view what) {
+    if (ec == asio::error::operation_aborted) {
+        return make_error(Errc::canceled, "{} was cancelled", what);
+    }
+    if (ec == asio::error::eof) {
+        return make_error(Errc::closed, "the peer closed the connection");
+    }
+    return errno_error(ec.value(), what);
+}
+
+} // namespace
+
+Task<Result<Bytes>> GuestStream::receive() {
+    if (buffer_.empty()) {
+        buffer_.resize(usual_request);
+    }
+    if (filled_ == 0) { // between requests a peer may be silent for ever
+        if (finishing_) {
+            co_return make_error(Errc::closed, "the connection is being finished");
+        }
+        auto begun = co_await fill(1);
+        if (!begun) {
+            co_return std::move(begun).error();
+        }
+    }
+    auto wanted = measure();
+    if (!wanted) {
+        co_return std::move(wanted).error();
+    }
+    if (*wanted <= filled_) {
+        co_return take(*wanted);
+    }
+    co_return co_await with_deadline(clock_, stall_limit, "the rest of a request", rest(*wanted));
+}
+
+/// Measures until the answer does not change: the whole size, or more bytes than there are.
+Result<std::size_t> GuestStream::measure() {
+    std::size_t known = 0;
+    for (;;) {
+        auto wanted = measure_(pending().first(known));
+        if (!wanted || *wanted > filled_ || *wanted == known) {
+            return wanted;
+        }
+        known = *wanted;
+    }
+}
+
+Task<Result<Bytes>> GuestStream::rest(std::size_t wanted) {
+    for (;;) {
+        auto more = co_await fill(wanted);
+        if (!more) {
+            co_return std::move(more).error();
+        }
+        auto now = measure();
+        if (!now) {
+            co_return std::move(now).error();
+        }
+        if (*now <= filled_) {
+            co_return take(*now);
+        }
+        wanted = *now;
+    }
+}
+
+Task<Result<void>> GuestStream::fill(std::size_t wanted) {
+    if (buffer_.size() < wanted) {
+        // Not at once to what a length field claims: as it comes, at most double what has come.
+        buffer_.resize(std::min(wanted, std::max(usual_request, 2 * buffer_.size())));
+    }
+    auto [ec, n] =
+        co_await socket_.async_read_some(asio::buffer(buffer_.data() + filled_, buffer_.size() - filled_), use_tuple);
+    if (ec) {
+        if (ec == asio::error::eof && filled_ != 0) {
+            co_return make_error(Errc::protocol, "the connection ended inside a request");
+        }
+        co_return stream_error(ec, "receiving");
+    }
+    filled_ += n;
+    co_return Result<void>{};
+}
+
+Bytes GuestStream::take(std::size_t size) {
+    Bytes request = to_bytes(pending().first(size));
+    const MutByteView all(buffer_);
+    std::copy(buffer_.begin() + static_cast<std::ptrdiff_t>(size),
+              buffer_.begin() + static_cast<std::ptrdiff_t>(filled_), buffer_.begin());
+    cleanse(all.subspan(filled_ - size, size)); // authorisation values, state blobs
+    filled_ -= size;
+    if (filled_ == 0 && buffer_.size() > usual_request) {
+        Bytes small(usual_request);
+        buffer_.swap(small);
+    }
+    return request;
+}
+
+Task<Result<void>> GuestStream::send(ByteView answer) {
+    const ssize_t n = ::send(socket_.native_handle(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n == static_cast<ssize_t>(answer.size())) {
+        co_return Result<void>{};
+    }
+    if (n < 0 && errno != EAGAIN && errno != EINTR) {
+        co_return errno_error(errno, "sending");
+    }
+    co_return co_await with_deadline(clock_, stall_limit, "taking an answer",
+                                     send_rest(answer.subspan(n < 0 ? 0 : static_cast<std::size_t>(n))));
+}
+
+Task<Result<void>> GuestStream::send_rest(ByteView data) {
+    auto [ec, n] = co_await asio::async_write(socket_, asio::buffer(data.data(), data.size()), use_tuple);
+    if (ec) {
+        co_return stream_error(ec, "sending");
+    }
+    co_return Result<void>{};
+}
+
+void GuestStream::finish() noexcept {
+    finishing_ = true;
+    (void)::shutdown(socket_.native_handle(), SHUT_RD);
+}
+
+} // namespace vtpmd::guest

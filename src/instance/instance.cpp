@@ -1,0 +1,435 @@
+#include "instance/instance.hpp"
+
+#include "instance/host_pcrs.hpp"
+#include "tpm/commands.hpp"
+#include "tpm/cost.hpp"
+#include "util/deadline.hpp"
+
+namespace vtpmd::instance {
+
+Instance::Instance(InstanceConfig config, InstanceParts parts)
+    : config_(std::move(config))
+    , screen_{parts.engine.version(), config_.maintenance_commands}
+    , engine_(parts.engine)
+    , manager_(parts.manager)
+    , clock_(parts.clock)
+    , log_(parts.log)
+    , request_shutdown_(std::move(parts.request_shutdown))
+    , committer_(parts.engine, parts.image, parts.manager, counters_)
+    , lock_(parts.executor)
+    , group_(parts.executor, parts.log) {}
+
+// --- commands ---
+
+Task<Bytes> Instance::execute(Bytes command, std::uint8_t locality) {
+    auto turn = co_await lock_.acquire();
+    if (!turn || !engine_.running()) {
+        co_return refuse(tpm::Refusal::failure);
+    }
+    if (auto refusal = screen(screen_, command, locality)) {
+        warn(fmt::format("a command of {} bytes, code 0x{:x}, locality {} was refused", command.size(),
+                         tpm::peek_header(command).code, locality));
+        co_return refuse(*refusal);
+    }
+    // Nearly every command ends here, without a hop.
+    if (!committer_.dirty() && committer_.kept_volatile().empty() && tpm::cost(version(), command) == tpm::Cost::fast) {
+        Bytes answer = run(command, locality);
+        cleanse(command);
+        if (!committer_.dirty()) {
+            co_return answer;
+        }
+        auto settled = co_await shielded(group_, "a commit", settle_answer(std::move(*turn), std::move(answer)));
+        co_return settled ? std::move(*settled) : Bytes{};
+    }
+    auto done = co_await shielded(group_, "a command", slow_command(std::move(*turn), std::move(command), locality));
+    co_return done ? std::move(*done) : Bytes{}; // empty: the guest is gone, nobody reads it
+}
+
+Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locality) {
+    drop_kept_volatile();
+    auto settled = co_await settle();
+    if (!settled) {
+        ++counters_.failed_not_durable;
+        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    }
+    Bytes answer;
+    if (tpm::cost(version(), command) == tpm::Cost::long_) {
+        ++counters_.long_commands;
+        answer = co_await worker_.run([this, &command, locality] { return run(command, locality); });
+    } else {
+        answer = run(command, locality);
+    }
+    cleanse(command);
+    Bytes out = co_await settle_answer(std::move(turn), std::move(answer));
+    co_return out;
+}
+
+/// The answer if what the command changed is durable, a failure otherwise.
+Task<Bytes> Instance::settle_answer(Turn turn, Bytes answer) {
+    const Turn held = std::move(turn);
+    auto settled = co_await settle();
+    if (!settled) {
+        ++counters_.failed_not_durable;
+        cleanse(answer);
+        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    }
+    co_return answer;
+}
+
+Bytes Instance::run(ByteView command, std::uint8_t locality) {
+    ++counters_.commands;
+    Bytes answer = engine_.execute(command, locality);
+    if (tpm::peek_header(answer).code != 0) {
+        ++counters_.tpm_errors;
+    }
+    return answer;
+}
+
+Bytes Instance::refuse(tpm::Refusal why) {
+    ++counters_.refused;
+    return tpm::error_response(version(), why);
+}
+
+void Instance::cancel() {
+    ++counters_.cancels;
+    engine_.cancel();
+}
+
+// --- durability ---
+
+Task<Result<void>> Instance::settle() {
+    if (!committer_.dirty()) {
+        co_return Result<void>{};
+    }
+    auto settled = co_await committer_.settle();
+    if (!settled) {
+        if (!failing_) {
+            log_.error("vTPM {}: {}; its guest gets failures until the state can be saved", config_.uuid,
+                       settled.error().message);
+        }
+        failing_ = true;
+    } else if (failing_) {
+        failing_ = false;
+        log_.info("vTPM {}: the state is saved again, service goes on", config_.uuid);
+    }
+    co_return settled;
+}
+
+/// Registers that were stored are those of a moment that is about to pass: they must never come back.
+void Instance::drop_kept_volatile() {
+    if (!committer_.kept_volatile().empty()) {
+        committer_.keep_volatile({});
+    }
+}
+
+Task<Result<void>> Instance::to_the_end(std::string what, Task<Result<void>> operation) {
+    auto done = co_await shielded(group_, std::move(what), std::move(operation));
+    if (!done) {
+        co_return make_error(Errc::canceled, "cancelled");
+    }
+    co_return std::move(*done);
+}
+
+Task<Result<void>> Instance::with_tpm(std::string what, Step step) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    if (!engine_.running()) {
+        co_return make_error(Errc::unsupported, "{}: the TPM is powered off", what);
+    }
+    co_return co_await to_the_end(std::move(what), do_step(std::move(*turn), std::move(step)));
+}
+
+Task<Result<void>> Instance::do_step(Turn turn, Step step) {
+    const Turn held = std::move(turn);
+    auto settled = co_await settle();
+    if (!settled) {
+        co_return settled;
+    }
+    auto done = step();
+    if (!done) {
+        co_return done;
+    }
+    co_return co_await settle();
+}
+
+// --- power ---
+
+Task<Result<void>> Instance::start(EngineState state) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    co_return co_await power_on(state, false);
+}
+
+Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) {
+    ++counters_.power_cycles;
+    auto on = engine_.power_on(state);
+    if (!on) {
+        co_return on;
+    }
+    if (must_save) {
+        engine_.staged_failed();
+    }
+    resumed_ = !state.volatile_state.empty();
+    if (resumed_) {
+        committer_.keep_volatile({}); // used up: a crash must not bring these registers back a second time
+    } else {
+        auto started = start_tpm(state);
+        if (!started) {
+            engine_.power_off();
+            co_return started;
+        }
+        auto preset = co_await preset_host_pcrs();
+        if (!preset) {
+            engine_.power_off(); // its PCRs are not to be trusted
+            co_return preset;
+        }
+    }
+    co_return co_await settle();
+}
+
+/// TPM_Startup or TPM2_Startup, as the mode says. Resuming a state that was not saved is, by both specifications, an error
+/// that asks for another power cycle and a clear start.
+Result<void> Instance::start_tpm(const EngineState& state) {
+    tpm::StartupMode mode = tpm::StartupMode::clear;
+    if (config_.startup == Startup::deactivated) {
+        mode = tpm::StartupMode::deactivated;
+    } else if (config_.startup == Startup::save && !state.permanent.empty()) {
+        mode = tpm::StartupMode::state;
+    }
+    const Bytes answer = engine_.execute(tpm::startup_command(version(), mode), 0);
+    auto started = tpm::check_response(answer, "starting the TPM");
+    if (mode != tpm::StartupMode::state) {
+        return started;
+    }
+    if (started) {
+        resumed_ = true;
+        return started;
+    }
+    log_.warning("vTPM {}: no saved state to resume ({}); it starts clear", config_.uuid, started.error().message);
+    if (auto on = engine_.power_on(state); !on) {
+        return on;
+    }
+    const Bytes second = engine_.execute(tpm::startup_command(version(), tpm::StartupMode::clear), 0);
+    return tpm::check_response(second, "starting the TPM");
+}
+
+Task<Result<void>> Instance::preset_host_pcrs() {
+    if (config_.hwinitpcrs.empty() || resumed_) {
+        co_return Result<void>{};
+    }
+    auto values = co_await fetch_host_pcrs(manager_, version(), config_.hwinitpcrs);
+    if (!values) {
+        co_return in_context(std::move(values).error(), "the host's PCRs");
+    }
+    auto set = preset_pcrs(engine_, *values);
+    if (!set) {
+        co_return in_context(std::move(set).error(), "setting the host's PCRs");
+    }
+    log_.info("vTPM {}: {} PCR values taken from the host", config_.uuid, *set);
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Instance::init(bool delete_volatile) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    co_return co_await to_the_end("a power cycle", do_init(std::move(*turn), delete_volatile));
+}
+
+Task<Result<void>> Instance::do_init(Turn turn, bool delete_volatile) {
+    const Turn held = std::move(turn);
+    auto settled = co_await settle();
+    if (!settled) {
+        co_return settled;
+    }
+    if (engine_.running()) {
+        auto kept = hold_state();
+        if (!kept) {
+            co_return kept;
+        }
+        engine_.power_off();
+    }
+    if (delete_volatile && !held_.volatile_state.empty()) {
+        held_.volatile_state.clear();
+        committer_.keep_volatile({});
+    }
+    auto on = co_await power_on(held_, replaced_);
+    if (engine_.running()) {
+        held_ = EngineState{};
+        replaced_ = false;
+        log_.info("vTPM {}: power cycle", config_.uuid);
+    } else {
+        log_.error("vTPM {}: it cannot be powered on: {}", config_.uuid, on.error().message);
+    }
+    co_return on;
+}
+
+/// Keeps what the next power-on starts with: the permanent and saved state, and registers only if they were stored.
+Result<void> Instance::hold_state() {
+    auto now = engine_.snapshot();
+    if (!now) {
+        return std::move(now).error();
+    }
+    held_.permanent = std::move(now->permanent);
+    held_.save_state = std::move(now->save_state);
+    held_.volatile_state = committer_.kept_volatile().clone();
+    replaced_ = false;
+    return {};
+}
+
+Task<Result<void>> Instance::stop() {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    if (!engine_.running()) {
+        co_return Result<void>{};
+    }
+    co_return co_await to_the_end("powering off", do_stop(std::move(*turn)));
+}
+
+Task<Result<void>> Instance::do_stop(Turn turn) {
+    const Turn held = std::move(turn);
+    auto settled = co_await settle();
+    if (!settled) {
+        co_return settled;
+    }
+    auto kept = hold_state();
+    if (kept) {
+        engine_.power_off();
+        log_.info("vTPM {}: powered off", config_.uuid);
+    }
+    co_return kept;
+}
+
+Task<Result<void>> Instance::close() {
+    co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+    auto turn = co_await lock_.acquire();
+    Result<void> ended;
+    if (engine_.running()) {
+        ended = co_await orderly_end();
+        engine_.power_off();
+    }
+    turn->release();
+    co_await group_.join();
+    co_return ended;
+}
+
+Task<Result<void>> Instance::orderly_end() {
+    if (committer_.dirty()) {
+        auto settled = co_await with_deadline(clock_, config_.stop_patience, "the last save", settle());
+        if (!settled) {
+            co_return settled;
+        }
+    }
+    const bool keep = config_.startup == Startup::save;
+    if (version() == TpmVersion::tpm12 && !keep) {
+        co_return Result<void>{}; // a TPM 1.2 has no other order than being saved
+    }
+    const Bytes command = version() == TpmVersion::tpm12
+                              ? tpm::save_state_command()
+                              : tpm::shutdown_command(keep ? tpm::StartupMode::state : tpm::StartupMode::clear);
+    (void)engine_.execute(command, 0); // a TPM that refuses it was not started, or failed: there is nothing to save
+    auto settled = co_await with_deadline(clock_, config_.stop_patience, "the last save", settle());
+    if (!settled) {
+        // No guest was told of anything that is lost: the next start is one after a power cut.
+        log_.warning("vTPM {}: could not be shut down in order: {}", config_.uuid, settled.error().message);
+    }
+    co_return Result<void>{};
+}
+
+// --- the control channel's other wishes ---
+
+Task<Result<bool>> Instance::established() {
+    bool set = false;
+    auto done = co_await with_tpm("tpmEstablished", [this, &set]() -> Result<void> {
+        set = engine_.established();
+        return {};
+    });
+    if (!done) {
+        co_return std::move(done).error();
+    }
+    co_return set;
+}
+
+Task<Result<void>> Instance::reset_established(std::uint8_t locality) {
+    return with_tpm("resetting tpmEstablished", [this, locality] { return engine_.reset_established(locality); });
+}
+
+Task<Result<void>> Instance::hash_start() {
+    return with_tpm("a hash sequence", [this] {
+        drop_kept_volatile();
+        return engine_.hash_start();
+    });
+}
+
+Task<Result<void>> Instance::hash_data(Bytes data) {
+    return with_tpm("a hash sequence", [this, d = std::move(data)] { return engine_.hash_data(d); });
+}
+
+Task<Result<void>> Instance::hash_end() {
+    return with_tpm("a hash sequence", [this] { return engine_.hash_end(); });
+}
+
+Task<Result<void>> Instance::store_volatile() {
+    return with_tpm("storing the registers", [this]() -> Result<void> {
+        auto now = engine_.snapshot();
+        if (!now) {
+            return std::move(now).error();
+        }
+        committer_.keep_volatile(std::move(now->volatile_state));
+        return {};
+    });
+}
+
+Task<std::string> Instance::info(std::uint64_t flags) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::string("{}");
+    }
+    co_return engine_.info(static_cast<unsigned>(flags));
+}
+
+Task<Result<Bytes>> Instance::get_blob(std::uint32_t type) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    auto now = engine_.snapshot();
+    if (!now) {
+        co_return std::move(now).error();
+    }
+    const SecretBytes& blob = type == 1 ? now->permanent : type == 2 ? now->volatile_state : now->save_state;
+    co_return to_bytes(blob.view());
+}
+
+Task<Result<void>> Instance::set_blob(std::uint32_t type, Bytes blob) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    if (engine_.running()) {
+        co_return make_error(Errc::unsupported, "state is set while the TPM is powered off");
+    }
+    if (type == 1 && blob.empty()) {
+        co_return make_error(Errc::usage, "an empty permanent state"); // it would make a fresh TPM
+    }
+    SecretBytes& into = type == 1 ? held_.permanent : type == 2 ? held_.volatile_state : held_.save_state;
+    into = SecretBytes(blob);
+    cleanse(blob);
+    replaced_ = true;
+    co_return Result<void>{};
+}
+
+void Instance::warn(std::string_view what) {
+    if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
+        log_.warning("vTPM {}: {} ({} such lines held back)", config_.uuid, what, verdict.suppressed);
+    }
+}
+
+} // namespace vtpmd::instance

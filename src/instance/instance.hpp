@@ -1,0 +1,121 @@
+// One vTPM: takes commands from its guests' endpoints, one at a time in the order they came, and lets nobody see an answer
+// before what the command changed is durable.
+//
+// Fast commands run on the loop; long ones on the worker thread. Whatever must not stop half-way (a long command, a commit)
+// runs in the instance's own task group, so that a guest that disconnects leaves nothing behind.
+//
+// If a change cannot be made durable its guest gets a TPM failure and the instance is dirty: memory is ahead of the disk.
+// Every later command first tries to settle that, and gets a failure too as long as it does not succeed.
+#pragma once
+
+#include "engine/engine.hpp"
+#include "guest/tpm_service.hpp"
+#include "instance/committer.hpp"
+#include "instance/options.hpp"
+#include "instance/screen.hpp"
+#include "util/fifo_lock.hpp"
+#include "util/log.hpp"
+#include "util/shielded.hpp"
+#include "util/worker.hpp"
+
+#include <functional>
+
+namespace vtpmd::instance {
+
+struct InstanceConfig {
+    Uuid uuid;
+    Startup startup = Startup::clear;
+    std::vector<unsigned> hwinitpcrs;
+    bool maintenance_commands = false;
+    Clock::duration stop_patience = std::chrono::seconds(10); ///< for the last save
+};
+
+/// What an instance works with; all of it outlives the instance.
+struct InstanceParts {
+    asio::any_io_executor executor;
+    Engine& engine;
+    store::StateImage& image;
+    proto::ManagerClient& manager;
+    Clock& clock;
+    const Log& log;
+    std::function<void()> request_shutdown; ///< CMD_SHUTDOWN
+};
+
+class Instance final : public guest::TpmService {
+  public:
+    Instance(InstanceConfig config, InstanceParts parts);
+    ~Instance() override = default;
+
+    /// Powers on and starts the TPM; empty permanent state makes a fresh one. Durable on return.
+    Task<Result<void>> start(EngineState state);
+    /// Finishes what runs, shuts the TPM down in order, saves, powers off. An error: what a guest was never told of is not
+    /// saved. Not itself cancellable; nothing may be called afterwards.
+    Task<Result<void>> close();
+
+    Task<Bytes> execute(Bytes command, std::uint8_t locality) override;
+    void cancel() override;
+    [[nodiscard]] TpmVersion version() const override { return engine_.version(); }
+    [[nodiscard]] bool running() const override { return engine_.running(); }
+    Task<Result<void>> init(bool delete_volatile) override;
+    Task<Result<void>> stop() override;
+    void shutdown() override { request_shutdown_(); }
+    Task<Result<bool>> established() override;
+    Task<Result<void>> reset_established(std::uint8_t locality) override;
+    Task<Result<void>> hash_start() override;
+    Task<Result<void>> hash_data(Bytes data) override;
+    Task<Result<void>> hash_end() override;
+    Task<Result<void>> store_volatile() override;
+    Task<std::string> info(std::uint64_t flags) override;
+    Task<Result<Bytes>> get_blob(std::uint32_t type) override;
+    Task<Result<void>> set_blob(std::uint32_t type, Bytes blob) override;
+
+    [[nodiscard]] const InstanceCounters& counters() const noexcept { return counters_; }
+    [[nodiscard]] bool dirty() const { return committer_.dirty(); }
+
+  private:
+    using Turn = FifoLock::Guard;
+    using Step = std::function<Result<void>()>;
+
+    Task<Bytes> slow_command(Turn turn, Bytes command, std::uint8_t locality);
+    Task<Bytes> settle_answer(Turn turn, Bytes answer);
+    /// Takes a turn and runs `step` on the TPM between settling what there is and settling what it changed.
+    Task<Result<void>> with_tpm(std::string what, Step step);
+    Task<Result<void>> do_step(Turn turn, Step step);
+    Task<Result<void>> do_init(Turn turn, bool delete_volatile);
+    Task<Result<void>> do_stop(Turn turn);
+    /// Runs `operation` to its end in the group whatever happens to the caller.
+    Task<Result<void>> to_the_end(std::string what, Task<Result<void>> operation);
+
+    Task<Result<void>> power_on(const EngineState& state, bool must_save);
+    Result<void> start_tpm(const EngineState& state);
+    Task<Result<void>> preset_host_pcrs();
+    Result<void> hold_state();
+    Task<Result<void>> settle();
+    Task<Result<void>> orderly_end();
+    void drop_kept_volatile();
+    Bytes run(ByteView command, std::uint8_t locality);
+    Bytes refuse(tpm::Refusal why);
+    void warn(std::string_view what);
+
+    const InstanceConfig config_;
+    const ScreenPolicy screen_;
+
+    Engine& engine_;
+    proto::ManagerClient& manager_;
+    Clock& clock_;
+    const Log& log_;
+    const std::function<void()> request_shutdown_;
+
+    InstanceCounters counters_;
+    Committer committer_;
+    EngineState held_;      ///< while powered off: what the TPM starts with next
+    bool replaced_ = false; ///< held_ came from outside (SET_STATEBLOB) and is not on the disk
+    bool failing_ = false;  ///< the last attempt to settle failed (for the log)
+    bool resumed_ = false;  ///< the last start brought back saved registers
+    RateLimit limit_;
+    FifoLock lock_;
+    Worker worker_;
+    TaskGroup group_;
+};
+
+} // namespace vtpmd::instance

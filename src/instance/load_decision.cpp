@@ -1,0 +1,54 @@
+#include "instance/load_decision.hpp"
+
+#include <fmt/format.h>
+
+namespace vtpmd::instance {
+
+namespace {
+
+LoadDecision refuse(Errc code, std::string message) { return {LoadAction::refuse, code, std::move(message)}; }
+LoadDecision go(LoadAction action) { return {action, Errc{}, {}}; }
+
+LoadDecision without_record(const LoadFacts& facts, const Uuid& uuid, const std::string& path) {
+    if (facts.image == ImageFact::has_state) {
+        return refuse(
+            Errc::mismatch,
+            fmt::format("{}: this image has held the state of vTPM {}, but the manager has no key for it; start the "
+                        "manager on the store that belongs to it (a fresh TPM would replace what is there, so none "
+                        "is made)",
+                        path, uuid));
+    }
+    if (!facts.create_asked) {
+        return refuse(Errc::not_found,
+                      fmt::format("{}: there is no vTPM {} yet{}; --create makes a fresh one", path, uuid,
+                                  facts.image == ImageFact::empty ? " (the image never held state)" : ""));
+    }
+    return go(facts.image == ImageFact::absent ? LoadAction::create_image_and_fresh : LoadAction::fresh_in_image);
+}
+
+} // namespace
+
+LoadDecision decide_load(const LoadFacts& facts, const Uuid& uuid, const std::string& path) {
+    switch (facts.manager) {
+    case ManagerFact::tombstone:
+        return refuse(
+            Errc::tombstone,
+            fmt::format("vTPM {} was deleted or migrated away: its state is not started again; use a new UUID", uuid));
+    case ManagerFact::has_record:
+        if (facts.image == ImageFact::absent) {
+            return refuse(
+                Errc::not_found,
+                fmt::format("{}: the manager keeps the key of vTPM {}'s state, but its image is not there; name it "
+                            "with --state, restore it, or delete the vTPM at the manager (a fresh TPM is not made "
+                            "for a UUID that had state)",
+                            path, uuid));
+        }
+        return go(LoadAction::load);
+    case ManagerFact::nothing:
+    case ManagerFact::registered:
+        break;
+    }
+    return without_record(facts, uuid, path);
+}
+
+} // namespace vtpmd::instance

@@ -1,0 +1,45 @@
+#include "instance/manager_link.hpp"
+
+#include "proto/stream_channel.hpp"
+
+#include <fcntl.h>
+
+namespace vtpmd::instance {
+
+namespace {
+
+struct Inherited {
+    std::unique_ptr<proto::Channel> channel;
+};
+
+Task<Result<std::unique_ptr<proto::Channel>>> connect(std::shared_ptr<Inherited> inherited, std::string path,
+                                                      Clock& clock) {
+    if (inherited->channel) {
+        co_return std::move(inherited->channel);
+    }
+    if (path.empty()) {
+        co_return make_error(Errc::permission,
+                             "the socket inherited from the manager broke, and --manager names no other way");
+    }
+    co_return co_await proto::connect_unix(std::move(path), clock);
+}
+
+} // namespace
+
+Result<proto::ManagerClient::Connect> manager_connector(ManagerAddress address, asio::any_io_executor executor,
+                                                        Clock& clock) {
+    auto inherited = std::make_shared<Inherited>();
+    if (address.inherited_fd) {
+        (void)::fcntl(*address.inherited_fd, F_SETFD, FD_CLOEXEC);
+        auto channel = proto::adopt_unix(std::move(executor), UniqueFd(*address.inherited_fd), clock,
+                                         "the socket inherited from the manager");
+        if (!channel) {
+            return in_context(std::move(channel).error(), "--manager");
+        }
+        inherited->channel = std::move(*channel);
+    }
+    return proto::ManagerClient::Connect(
+        [inherited, path = std::move(address.path), &clock] { return connect(inherited, path, clock); });
+}
+
+} // namespace vtpmd::instance

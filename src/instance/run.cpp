@@ -1,0 +1,179 @@
+#include "instance/run.hpp"
+
+#include "guest/socket_server.hpp"
+#include "instance/instance.hpp"
+#include "instance/manager_link.hpp"
+#include "instance/open_vtpm.hpp"
+#include "util/service.hpp"
+
+#include <boost/asio/experimental/parallel_group.hpp>
+#include <vector>
+
+// GCC 12 takes the operator delete of an inlined coroutine frame for a stranger's.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+#endif
+
+namespace vtpmd::instance {
+
+namespace {
+
+constexpr Clock::duration stop_patience = std::chrono::seconds(10);
+
+Result<void> check(const InstanceOptions& options) {
+    for (const guest::Endpoint& e : options.guests) {
+        if (std::holds_alternative<guest::XenEndpoint>(e)) {
+            return make_error(Errc::unsupported, "--guest={}: this version has no rings yet; use socket:unix:PATH",
+                              to_string(e));
+        }
+    }
+    return {};
+}
+
+Result<std::vector<guest::SocketListeners>> open_endpoints(InstanceOptions& options) {
+    std::vector<guest::SocketListeners> out;
+    for (const guest::Endpoint& endpoint : options.guests) {
+        if (out.empty() && options.listen_commands) {
+            auto commands = guest::adopt_listener(std::move(options.listen_commands), to_string(endpoint));
+            if (!commands) {
+                return std::move(commands).error();
+            }
+            guest::SocketListeners listeners{std::move(*commands), std::nullopt};
+            if (options.listen_control) {
+                auto control =
+                    guest::adopt_listener(std::move(options.listen_control), to_string(endpoint) + " control");
+                if (!control) {
+                    return std::move(control).error();
+                }
+                listeners.control.emplace(std::move(*control));
+            }
+            out.push_back(std::move(listeners));
+            continue;
+        }
+        auto listeners = guest::open_listeners(endpoint, options.socket_group);
+        if (!listeners) {
+            return in_context(std::move(listeners).error(), "--guest=" + to_string(endpoint));
+        }
+        out.push_back(std::move(*listeners));
+    }
+    return out;
+}
+
+/// Serves until asked to stop.
+Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instance,
+             std::vector<guest::SocketListeners> listeners) {
+    std::vector<std::unique_ptr<guest::SocketServer>> servers;
+    for (std::size_t i = 0; i < listeners.size(); ++i) {
+        guest::SocketServerOptions server;
+        server.name = to_string(options.guests[i]);
+        servers.push_back(std::make_unique<guest::SocketServer>(
+            deps.executor, std::move(server), std::move(listeners[i]), instance, deps.clock, deps.log));
+        servers.back()->start();
+        deps.log.info("VTPM attached to Frontend {}", to_string(options.guests[i]));
+    }
+    notify_ready(fmt::format("vTPM {} (TPM {}) serves", options.uuid, to_string(instance.version())));
+    co_await deps.stop.wait();
+    co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+    notify_stopping();
+    deps.log.info("vTPM {}: stopping", options.uuid);
+    for (auto& server : servers) {
+        co_await server->stop(stop_patience);
+    }
+}
+
+/// Runs a part of the start that may wait for others; a request to stop ends it with Errc::canceled.
+template <typename T>
+Task<Result<T>> unless_stopped(StopSignal& stop, Task<Result<T>> part) {
+    auto executor = co_await asio::this_coro::executor;
+    std::optional<Result<T>> outcome;
+    auto run = [](Task<Result<T>> p, std::optional<Result<T>>& out) -> Task<> { out.emplace(co_await std::move(p)); };
+    auto [order, failed, stop_failed] = co_await asio::experimental::make_parallel_group(
+                                            asio::co_spawn(executor, run(std::move(part), outcome), asio::deferred),
+                                            asio::co_spawn(executor, stop.wait(), asio::deferred))
+                                            .async_wait(asio::experimental::wait_for_one(), asio::use_awaitable);
+    if (outcome) {
+        co_return std::move(*outcome);
+    }
+    if (failed && !stop.requested()) {
+        std::rethrow_exception(failed);
+    }
+    co_return make_error(Errc::canceled, "asked to stop before it was ready");
+}
+
+/// From the image that was found to the end.
+Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps deps, FoundImage found, BlockIo& io,
+                                  std::vector<guest::SocketListeners> listeners) {
+    const TpmVersion version = found.version;
+    auto connect = manager_connector(options.manager, deps.executor, deps.clock);
+    if (!connect) {
+        co_return std::move(connect).error();
+    }
+    proto::ClientOptions client;
+    client.greeting = {options.uuid, version, options.create};
+    auto manager = proto::make_manager_client(deps.executor, client, std::move(*connect), deps.clock, deps.log);
+
+    OpenRequest request{options.uuid, options.state_path, options.create};
+    auto opened =
+        co_await unless_stopped(deps.stop, open_vtpm(std::move(request), std::move(found), io, *manager, deps.log));
+    if (!opened) {
+        co_return std::move(opened).error();
+    }
+    auto engine = Engine::create(version);
+    if (!engine) {
+        co_return std::move(engine).error();
+    }
+    InstanceConfig config{options.uuid, options.startup, options.hwinitpcrs, options.maintenance_commands,
+                          stop_patience};
+    InstanceParts parts{
+        deps.executor, **engine, *opened->image, *manager, deps.clock, deps.log, [&deps] { deps.stop.request(); }};
+    Instance instance(std::move(config), std::move(parts));
+    auto started = co_await unless_stopped(deps.stop, instance.start(std::move(opened->state)));
+    if (!started) {
+        (void)co_await instance.close();
+        co_return in_context(std::move(started).error(), fmt::format("vTPM {}: starting", options.uuid));
+    }
+    deps.log.info("vTPM {}: TPM {} {} {}", options.uuid, to_string(version), opened->fresh ? "made in" : "loaded from",
+                  options.state_path);
+    co_await serve(options, deps, instance, std::move(listeners));
+    auto ended = co_await instance.close();
+    if (ended) {
+        deps.log.info("vTPM {}: stopped", options.uuid);
+    }
+    co_return ended;
+}
+
+} // namespace
+
+Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
+    if (options.state_path.empty()) {
+        options.state_path = default_state_path(options.uuid);
+    }
+    if (options.guests.empty()) {
+        options.guests.push_back(default_endpoint(options.uuid));
+    }
+    if (auto ok = check(options); !ok) {
+        co_return ok;
+    }
+    auto io = make_block_io(deps.executor);
+    if (!io) {
+        co_return std::move(io).error();
+    }
+    // The image first: its lock keeps a second instance of this vTPM away from all the rest.
+    ImageRequest request{options.uuid, options.state_path, options.tpm_version};
+    auto found = co_await find_image(std::move(request), **io, deps.log);
+    if (!found) {
+        co_return std::move(found).error();
+    }
+    if (options.startup == Startup::deactivated && found->version == TpmVersion::tpm20) {
+        co_return make_error(Errc::usage,
+                             "--startup=deactivated: a TPM 2.0 has no such start; clear or save is possible");
+    }
+    auto listeners = open_endpoints(options);
+    if (!listeners) {
+        co_return std::move(listeners).error();
+    }
+    auto ended = co_await run_with_image(options, deps, std::move(*found), **io, std::move(*listeners));
+    co_return ended;
+}
+
+} // namespace vtpmd::instance
