@@ -1,6 +1,7 @@
 #include "instance/instance.hpp"
 
 #include "instance/host_pcrs.hpp"
+#include "instance/manufacture.hpp"
 #include "tpm/commands.hpp"
 #include "tpm/cost.hpp"
 #include "util/deadline.hpp"
@@ -161,7 +162,15 @@ Task<Result<void>> Instance::start(EngineState state) {
     if (!turn) {
         co_return std::move(turn).error();
     }
-    co_return co_await power_on(state, false);
+    const bool make_tpm12 = state.permanent.empty() && version() == TpmVersion::tpm12;
+    if (make_tpm12) {
+        auto made = co_await manufacture_tpm12(engine_, worker_);
+        if (!made) {
+            co_return std::move(made).error();
+        }
+        state = std::move(*made);
+    }
+    co_return co_await power_on(state, make_tpm12);
 }
 
 Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) {
@@ -191,25 +200,33 @@ Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) 
     co_return co_await settle();
 }
 
+/// A TPM 2.0 keeps what TPM2_Shutdown(STATE) left in its permanent state: only it can tell.
+bool Instance::may_resume(const EngineState& state) const {
+    return version() == TpmVersion::tpm12 ? !state.save_state.empty() : !state.permanent.empty();
+}
+
 /// TPM_Startup or TPM2_Startup, as the mode says. Resuming a state that was not saved is, by both specifications, an error
 /// that asks for another power cycle and a clear start.
 Result<void> Instance::start_tpm(const EngineState& state) {
     tpm::StartupMode mode = tpm::StartupMode::clear;
     if (config_.startup == Startup::deactivated) {
         mode = tpm::StartupMode::deactivated;
-    } else if (config_.startup == Startup::save && !state.permanent.empty()) {
+    } else if (config_.startup == Startup::save && may_resume(state)) {
         mode = tpm::StartupMode::state;
     }
     const Bytes answer = engine_.execute(tpm::startup_command(version(), mode), 0);
     auto started = tpm::check_response(answer, "starting the TPM");
     if (mode != tpm::StartupMode::state) {
+        if (started && config_.startup == Startup::save) {
+            log_.info("vTPM {}: there is no saved state to resume; it starts clear", config_.uuid);
+        }
         return started;
     }
     if (started) {
         resumed_ = true;
         return started;
     }
-    log_.warning("vTPM {}: no saved state to resume ({}); it starts clear", config_.uuid, started.error().message);
+    log_.warning("vTPM {}: the saved state cannot be resumed ({}); it starts clear", config_.uuid, started.error().message);
     if (auto on = engine_.power_on(state); !on) {
         return on;
     }

@@ -88,6 +88,7 @@ class Instance final : public guest::TpmService {
 
     Task<Result<void>> power_on(const EngineState& state, bool must_save);
     Result<void> start_tpm(const EngineState& state);
+    [[nodiscard]] bool may_resume(const EngineState& state) const;
     Task<Result<void>> preset_host_pcrs();
     Result<void> hold_state();
     Task<Result<void>> settle();

@@ -1,0 +1,127 @@
+#include "instance/command_line.hpp"
+
+#include "util/service.hpp"
+#include "util/text.hpp"
+
+namespace vtpmd::instance {
+
+namespace {
+
+constexpr OptionSpec specs[] = {
+    {"uuid", "UUID", "which vTPM this is (required)"},
+    {"manager", "ADDRESS", "unix:PATH (default unix:/run/vtpmd/manager.sock)"},
+    {"state", "PATH", "the vTPM's image, a file or block device (default /var/lib/vtpmd/UUID.img)"},
+    {"create", "", "make a fresh TPM if this UUID never had one; existing state is never replaced"},
+    {"tpm-version", "VERSION", "1.2 or 2.0, recorded at creation (default 2.0)"},
+    {"guest", "ENDPOINT",
+     "socket:unix:PATH (control at PATH.ctrl) or socket:tcp:[127.0.0.1:]PORT (control at PORT+1); repeatable "
+     "(default socket:unix:/run/vtpmd/UUID.sock)",
+     true},
+    {"socket-group", "GROUP", "group that may connect to the guests' Unix sockets (default: the owner only)"},
+    {"startup", "MODE", "clear (default), save or deactivated: how the TPM is started for the guest"},
+    {"hwinitpcrs", "PCRS", "all, none (default) or a list such as 5,12-16: PCRs that start with the host's values"},
+    {"maintcmds", "0|1", "1 allows the TPM 1.2 maintenance commands (default 0)"},
+    {"config", "FILE", "more options, name = value (default /etc/vtpmd/instance.conf if it exists)"},
+    {"log-level", "LEVEL", "error, info (default) or debug", false, "loglevel"},
+    {"help", "", "this text"},
+};
+
+Result<void> parse_identity(const CommandLine& line, InstanceOptions& out) {
+    auto text = line.get("uuid");
+    if (!text) {
+        return make_error(Errc::usage, "--uuid is missing: say which vTPM this is, --uuid=UUID");
+    }
+    auto uuid = parse_uuid(*text);
+    if (!uuid) {
+        return make_error(Errc::usage, "--uuid: {}", uuid.error().message);
+    }
+    out.uuid = *uuid;
+    if (auto version = line.get("tpm-version")) {
+        if (*version != "1.2" && *version != "2.0") {
+            return make_error(Errc::usage, "--tpm-version={}: expected 1.2 or 2.0", printable(*version));
+        }
+        out.tpm_version = *version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20;
+    }
+    return {};
+}
+
+Result<void> parse_places(const CommandLine& line, InstanceOptions& out) {
+    out.state_path = line.get_or("state", default_state_path(out.uuid));
+    out.socket_group = line.get_or("socket-group", "");
+    if (auto text = line.get("manager")) {
+        auto address = parse_manager_address(*text);
+        if (!address) {
+            return address.error();
+        }
+        out.manager = *address;
+    }
+    for (const std::string& text : line.all("guest")) {
+        auto endpoint = guest::parse_endpoint(text);
+        if (!endpoint) {
+            return endpoint.error();
+        }
+        out.guests.push_back(std::move(*endpoint));
+    }
+    if (out.guests.empty()) {
+        out.guests.push_back(default_endpoint(out.uuid));
+    }
+    return {};
+}
+
+Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
+    if (auto text = line.get("startup")) {
+        auto startup = parse_startup(*text);
+        if (!startup) {
+            return startup.error();
+        }
+        out.startup = *startup;
+    }
+    if (auto text = line.get("hwinitpcrs")) {
+        auto pcrs = parse_pcr_list(*text);
+        if (!pcrs) {
+            return pcrs.error();
+        }
+        out.hwinitpcrs = std::move(*pcrs);
+    }
+    for (auto [name, target] : {std::pair{"create", &out.create}, {"maintcmds", &out.maintenance_commands}}) {
+        auto value = line.flag(name);
+        if (!value) {
+            return value.error();
+        }
+        *target = *value;
+    }
+    return {};
+}
+
+Result<void> adopt_sockets(InstanceOptions& out) {
+    for (PassedSocket& socket : take_passed_sockets()) {
+        UniqueFd& place = socket.name == "control" ? out.listen_control : out.listen_commands;
+        if (place) {
+            return make_error(Errc::usage,
+                              "two sockets named '{}' were passed; pass one for 'commands' and one for "
+                              "'control' (FileDescriptorName=)",
+                              printable(socket.name));
+        }
+        place = std::move(socket.fd);
+    }
+    return {};
+}
+
+} // namespace
+
+std::span<const OptionSpec> option_specs() { return specs; }
+
+Result<InstanceOptions> parse_options(const CommandLine& line) {
+    InstanceOptions out;
+    for (auto* part : {parse_identity, parse_places, parse_behaviour}) {
+        if (auto done = part(line, out); !done) {
+            return done.error();
+        }
+    }
+    if (auto adopted = adopt_sockets(out); !adopted) {
+        return adopted.error();
+    }
+    return out;
+}
+
+} // namespace vtpmd::instance

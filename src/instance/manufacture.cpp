@@ -1,0 +1,55 @@
+#include "instance/manufacture.hpp"
+
+#include "tpm/commands.hpp"
+#include "util/uuid.hpp"
+#include "util/wire.hpp"
+
+namespace vtpmd::instance {
+
+namespace {
+// TPM Main part 2: sections 4.8 (TPM_ALG_RSA), 5.8.4.1 (TPM_ES_RSAESOAEP_SHA1_MGF1), 5.8.5.1 (TPM_SS_NONE).
+constexpr std::uint32_t alg_rsa = 1;
+constexpr std::uint16_t es_oaep = 3;
+constexpr std::uint16_t ss_none = 1;
+constexpr std::uint32_t rsa_parms_size = 12;
+constexpr std::uint32_t ek_bits = 2048;
+constexpr std::uint32_t two_primes = 2;
+constexpr std::uint32_t default_exponent = 0; // its length: 0 is 2^16 + 1
+} // namespace
+
+Bytes create_ek_command(ByteView anti_replay) {
+    WireWriter out;
+    out.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::create_endorsement_key_pair);
+    out.bytes(anti_replay);
+    out.be32(alg_rsa).be16(es_oaep).be16(ss_none); // TPM_KEY_PARMS, Main part 2 section 10.1
+    out.be32(rsa_parms_size).be32(ek_bits).be32(two_primes).be32(default_exponent);
+    out.patch_be32(2, static_cast<std::uint32_t>(out.size()));
+    return out.take();
+}
+
+Task<Result<EngineState>> manufacture_tpm12(Engine& engine, Worker& worker) {
+    auto on = engine.power_on(EngineState{});
+    if (!on) {
+        co_return std::move(on).error();
+    }
+    const Bytes started = engine.execute(tpm::startup_command(TpmVersion::tpm12, tpm::StartupMode::clear), 0);
+    if (auto ok = tpm::check_response(started, "starting a new TPM"); !ok) {
+        co_return std::move(ok).error();
+    }
+    // The nonce only ties the answer to the question, and both are here.
+    WireWriter nonce;
+    nonce.bytes(random_uuid().bytes).zeros(tpm::sha1_size - sizeof(Uuid));
+    const Bytes command = create_ek_command(nonce.view());
+    const Bytes answer = co_await worker.run([&engine, &command] { return engine.execute(command, 0); });
+    if (auto ok = tpm::check_response(answer, "making the endorsement key"); !ok) {
+        co_return std::move(ok).error();
+    }
+    auto state = engine.snapshot();
+    engine.power_off();
+    if (state) {
+        state->volatile_state.clear();
+    }
+    co_return state;
+}
+
+} // namespace vtpmd::instance
