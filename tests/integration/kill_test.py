@@ -71,12 +71,44 @@ class Guest:
         self.data_may_be = {data}
 
 
+class Guest12(Guest):
+    """The same for a TPM 1.2. Without an owner it takes 64 NV writes in all, so most of its work is reading."""
+    INDEX, BUDGET = 0x1001, 60
+
+    def __init__(self, instance):
+        self.instance, self.serial = instance, 0
+        self.acknowledged = self.broken_off = self.written = 0
+        self.data_may_be = {self.value(0)}
+        with instance.client() as client:
+            client.nv_define12(self.INDEX, 16)
+            client.nv_write12(self.INDEX, self.value(0))
+
+    def step(self, client):
+        if self.serial < self.BUDGET and random.random() < 0.02:
+            self.serial += 1
+            self.data_may_be.add(self.value(self.serial))
+            client.nv_write12(self.INDEX, self.value(self.serial))
+            self.data_may_be = {self.value(self.serial)}
+            self.written += 1
+        else:
+            client.get_random12()
+        self.acknowledged += 1
+
+    def check(self, case):
+        with self.instance.client() as client:
+            data = client.nv_read12(self.INDEX, 16)
+        case.assertIn(data, self.data_may_be, "an acknowledged write is missing")
+        self.data_may_be = {data}
+
+
 class Kill(harness.Case):
     def test_random_moments(self):
         options = ["--auto-create", "--freshness=window:1"]
         manager = harness.Manager(self, options=options).start(create=True)
         instances = [harness.Instance(self, manager).start(create=True) for _ in range(2)]
         guests = [Guest(i) for i in instances]
+        instances.append(harness.Instance(self, manager, version="1.2").start(create=True))
+        guests.append(Guest12(instances[-1]))
         killed = {"manager": 0, "instance": 0, "both": 0}
         for number in range(ROUNDS):
             stop = threading.Event()
@@ -115,6 +147,7 @@ class Kill(harness.Case):
                     open(child.log_path, "w").close()
         for g in guests:
             self.assertGreater(g.acknowledged, ROUNDS, "hardly anything was acknowledged: the test shows nothing")
+        self.assertGreater(guests[-1].written, 0)
         self.assertGreater(min(killed.values()), ROUNDS // 6)
         print(f"# {ROUNDS} rounds, killed {killed}, acknowledged {sum(g.acknowledged for g in guests)}, "
               f"broken off {sum(g.broken_off for g in guests)}")

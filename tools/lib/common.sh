@@ -78,8 +78,13 @@ install_packages() {
     names+=("$found")
   done
   say "Installing: ${names[*]}"
-  apt_get install -y --no-remove --no-install-recommends "${names[@]}" \
-    || die "apt-get cannot install these packages (see above); nothing was removed to make room for them"
+  local log
+  log=$(mktemp)
+  if ! apt_get install -y --no-remove --no-install-recommends "${names[@]}" >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    die "apt-get cannot install these packages (see above); nothing was removed to make room for them"
+  fi
+  rm -f "$log"
 }
 
 # Boost 1.83 is the first whose io_uring back end can be trusted (CONTRIBUTING.md says why). Debian 13 and Ubuntu 24.04
