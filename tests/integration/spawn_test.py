@@ -1,0 +1,85 @@
+#!/usr/bin/python3
+"""--spawn: the manager starts the instances it knows, starts one again that died, and takes them along when it stops."""
+import os
+import signal
+
+import harness
+import tpm
+
+DATA = 0x01500002
+
+
+class Spawn(harness.Case):
+    def children_of(self, process):
+        """{uuid: pid} of the instances that run."""
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as f:
+            pids = f.read().split()
+        found = {}
+        for pid in pids:
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as f:
+                    words = f.read().decode().split("\0")
+            except OSError:
+                continue
+            for word in words:
+                if word.startswith("--uuid="):
+                    found[word[7:]] = int(pid)
+        return found
+
+    def test_spawned_instances(self):
+        manager = harness.Manager(self).start(create=True)
+        uuids = [harness.new_uuid() for _ in range(3)]
+        for uuid in uuids:
+            instance = harness.Instance(self, manager, uuid=uuid, name=uuid).start(create=True)
+            with instance.client() as guest:
+                guest.nv_define(DATA, 16)
+                guest.nv_write(DATA, uuid[:16].encode())
+            instance.process.terminate()
+        manager.process.terminate()
+
+        manager.options += ["--spawn", f"--run-dir={self.path('run')}"]
+        os.mkdir(self.path("run"))
+        manager.start()
+        harness.wait_until(lambda: set(self.children_of(manager.process)) == set(uuids), "three instances")
+        for uuid in uuids:
+            with tpm.Client(harness.connect(self.path("run", uuid + ".sock"))) as guest:
+                self.assertEqual(guest.nv_read(DATA, 16), uuid[:16].encode())
+
+        # One dies and is there again, with its state and nobody else's; the others do not notice.
+        before = self.children_of(manager.process)
+        os.kill(before[uuids[0]], signal.SIGKILL)
+        again = harness.wait_until(lambda: (c := self.children_of(manager.process)) and c.get(uuids[0], before[uuids[0]])
+                                   != before[uuids[0]] and c, "it is started again")
+        self.assertEqual({u: again[u] for u in uuids[1:]}, {u: before[u] for u in uuids[1:]})
+
+        def answers():
+            try:
+                with tpm.Client(harness.connect(self.path("run", uuids[0] + ".sock"))) as guest:
+                    return guest.nv_read(DATA, 16)
+            except (ConnectionError, tpm.TpmError):
+                return None
+        self.assertEqual(harness.wait_until(answers, "it answers"), uuids[0][:16].encode())
+
+        # SIGTERM ends all of them in good order.
+        pids = list(self.children_of(manager.process).values())
+        manager.process.terminate()
+        harness.wait_until(lambda: not any(os.path.exists(f"/proc/{p}") for p in pids), "the instances end too")
+        manager.start()
+        harness.wait_until(lambda: set(self.children_of(manager.process)) == set(uuids), "three instances")
+
+    def test_only_the_one_named(self):
+        manager = harness.Manager(self).start(create=True)
+        uuids = [harness.new_uuid() for _ in range(2)]
+        for uuid in uuids:
+            harness.Instance(self, manager, uuid=uuid, name=uuid).start(create=True).process.terminate()
+        manager.process.terminate()
+        manager.options += [f"--spawn={uuids[1]}", f"--run-dir={self.path('run')}"]
+        os.mkdir(self.path("run"))
+        manager.start()
+        with tpm.Client(harness.connect(self.path("run", uuids[1] + ".sock"))) as guest:
+            self.assertEqual(len(guest.get_random()), 8)
+        self.assertEqual(set(self.children_of(manager.process)), {uuids[1]})
+
+
+if __name__ == "__main__":
+    harness.main()
