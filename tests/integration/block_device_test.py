@@ -54,7 +54,7 @@ class BlockDevice(harness.Case):
         manager = harness.Manager(self)
         manager.store, _ = self.device("manager.disk", 64 << 10)
         process = manager.launch(create=True)
-        self.assertEqual(process.wait(), harness.EX_CANTCREAT, process.log())
+        self.assertEqual(process.wait(), harness.EX_USAGE, process.log())
         self.assertIn(manager.store, process.log())
 
     def test_an_instance_fills_its_device(self):
