@@ -31,10 +31,10 @@ class CommandLine(harness.Case):
 
     def refused(self, args, status, *words, prefix=(), **kw):
         """Ends with that status and exactly one line, which has the words."""
-        got, text = self.run_command(*prefix, harness.VTPMD, *args, ok=False, **kw)
+        quiet = ["--log-level=error"] if any(a.startswith("--mode=") for a in args) and "log-level" not in str(args) else []
+        got, text = self.run_command(*prefix, harness.VTPMD, *args, *quiet, ok=False, **kw)
         self.assertEqual(got, status, f"{args}: {text}")
-        # What the loudly unsafe driver says of itself is not part of the refusal.
-        lines = [s for s in text.splitlines() if s.strip() and "embedded" not in s.split("error")[0].lower() or "error" in s.lower()]
+        lines = text.splitlines()
         self.assertEqual(len(lines), 1, f"{args}: one line, please:\n{text}")
         for word in words:
             self.assertRegex(lines[0], word)
@@ -46,7 +46,7 @@ class CommandLine(harness.Case):
         os.makedirs(self.path("tpm"), exist_ok=True)
         return ["--mode=manager"] + [f"--{k}={v}" if v is not True else f"--{k}" for k, v in options.items() if v is not None]
 
-    def instance(self, manager=None, **changes):
+    def instance(self, **changes):
         options = {"uuid": harness.new_uuid(), "manager": f"unix:{self.path('m.sock')}", "state": self.path("i.img"),
                    "guest": f"socket:unix:{self.path('i.sock')}"}
         options.update({k.replace("_", "-"): v for k, v in changes.items()})
@@ -77,7 +77,7 @@ class CommandLine(harness.Case):
         self.refused(self.instance(guest="carrier-pigeon"), harness.EX_USAGE, "carrier-pigeon", "socket:unix")
         self.refused(self.instance(hwinitpcrs="5,99"), harness.EX_USAGE, "99|23")
         self.refused(self.instance(startup="warm"), harness.EX_USAGE, "warm", "clear")
-        self.refused(self.instance(manager_=None, manager="tcp:1"), harness.EX_USAGE, "unix:")
+        self.refused(self.instance(manager="tcp:1"), harness.EX_USAGE, "unix:")
         self.refused(self.manager(tpm="soft"), harness.EX_USAGE, "soft", "embedded")
         self.refused(self.manager(seal_pcrs="md5:1"), harness.EX_USAGE, "md5", "sha256")
         self.refused(self.manager(seal_pcrs="sha256:24"), harness.EX_USAGE, "24")
@@ -135,8 +135,6 @@ class CommandLine(harness.Case):
             self.assertEqual(f.read(), b"hello\n" * 2000, "somebody's file was written to")
         # The manager's image given to an instance, and the other way round.
         manager.process.terminate()
-        self.refused(self.manager(store=self.path("tpm")), harness.EX_IOERR if False else harness.EX_DATAERR, "tpm") \
-            if os.path.isfile(self.path("tpm")) else None
         manager.start()
         status, text = self.vtpmd(*self.instance(state=manager.store))
         self.assertIn(status, (harness.EX_DATAERR, harness.EX_TEMPFAIL), text)
@@ -168,8 +166,7 @@ class CommandLine(harness.Case):
 
     def test_a_vtpm_the_manager_does_not_know(self):
         manager = harness.Manager(self, name="m", options=[]).start(create=True)
-        with open(os.devnull):
-            status, text = self.vtpmd(*self.instance())
+        status, text = self.vtpmd(*self.instance())
         self.assertEqual(status, harness.EX_NOINPUT, text)
         self.assertIn("--create", text)
         instance = harness.Instance(self, manager).start(create=True)
@@ -201,6 +198,7 @@ class CommandLine(harness.Case):
         for mode in ("manager", "instance"):
             _, text = self.vtpmd(f"--mode={mode}", "--help")
             offered |= set(re.findall(r"^\s+--([a-z0-9-]+)", text, re.M))
+        offered |= set(re.findall(r"vtpmd --([a-z]+)", self.vtpmd("--help")[1]))
         self.assertGreater(len(offered), 15)
         self.assertEqual(offered - documented, set(), "options the manual page does not have")
         self.assertEqual(documented - offered, set(), "options that only the manual page has")
