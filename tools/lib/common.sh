@@ -40,7 +40,7 @@ apt_lists_fresh=no
 refresh_apt_lists() {
   [ "$apt_lists_fresh" = no ] || return 0
   say "Reading the package lists (apt-get update)."
-  apt_get update || die "apt-get update fails (see above): without package lists nothing can be installed"
+  apt_get update || say "apt-get update has had trouble (see above); going on with the lists there are."
   apt_lists_fresh=yes
 }
 
@@ -130,9 +130,10 @@ add_backports() {
   local signed=''
   [ ! -e "$keyring" ] || signed="[signed-by=$keyring] "
   printf 'deb %s%s %s-backports main\n' "$signed" "$uri" "$codename" | as_root tee "$list" >/dev/null
-  if ! apt_get update; then
+  apt_get update || true
+  if [ -z "$(candidate libboost1.83-dev)" ]; then
     as_root rm -f "$list"
-    die "the mirror this machine uses has no $codename-backports; the package source was taken out again"
+    die "the mirror this machine uses has no $codename-backports (see above); the package source was taken out again"
   fi
 }
 
