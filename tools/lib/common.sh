@@ -170,6 +170,9 @@ configure() {
   rm -f "$log"
 }
 
+# Warnings are errors with the compiler that the code is kept clean for; a newer one's new warnings stop nobody.
+strict_warnings() { if [ "$(g++ -dumpversion 2>/dev/null | cut -d. -f1)" = 12 ]; then echo true; else echo false; fi; }
+
 # compile DIR [TARGET...]: quiet unless it fails.
 compile() {
   local dir=$1 log status=0
