@@ -24,11 +24,7 @@ Result<WrappedKey> wrap_hash_key(const SecretBytes& group_key, const KeyPlace& p
         return make_error(Errc::protocol, "hash key of {} bytes (expected {} or {})", hash_key.size(), hash_key_short,
                           hash_key_long);
     }
-    auto box = close_box(vtpm_key(group_key, place.uuid), aad_of(place), hash_key);
-    if (!box) {
-        return box.error();
-    }
-    return WrappedKey::from(*box);
+    return WrappedKey::from(close_box(vtpm_key(group_key, place.uuid), aad_of(place), hash_key));
 }
 
 Result<SecretBytes> unwrap_hash_key(const SecretBytes& group_key, const KeyPlace& place, const WrappedKey& wrapped) {

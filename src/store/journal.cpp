@@ -426,8 +426,10 @@ class Image final : public ManagerImage {
             co_return written;
         }
         auto acknowledged = co_await client_->before_acknowledge();
-        if (!acknowledged) {
-            stop(acknowledged.error());
+        if (!acknowledged) { // the records are there all the same
+            Error unknown = acknowledged.error();
+            unknown.code = Errc::unavailable;
+            co_return unknown;
         }
         co_return acknowledged;
     }

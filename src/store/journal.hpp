@@ -27,7 +27,8 @@ class JournalClient {
     /// Records to put in front of the next batch of `count` callers' records (freshness), usually none.
     virtual std::vector<Bytes> prologue(std::size_t count) = 0;
     /// The batch is durable and applied, its callers have not been told yet (strict freshness steps the counter here).
-    /// An error here is given to every caller of the batch and the journal stops. May call checkpoint() and
+    /// An error here is given to every caller of the batch as Errc::unavailable: its records are durable and stay, and
+    /// the journal goes on with the next batch (for which this is called again). May call checkpoint() and
     /// replace_superblock(), not append().
     virtual Task<Result<void>> before_acknowledge() = 0;
 };

@@ -123,7 +123,7 @@ TEST_SUITE("manager") {
                                        repeated("55", 32) + "00024444");
     }
     TEST_CASE("hash key wrap: opens in its own place only") {
-        SecretBytes group_key = random_key();
+        SecretBytes group_key = store::random_key();
         KeyPlace place{.uuid = random_uuid(), .group = 3, .sequence = 9};
         for (std::size_t size : {hash_key_short, hash_key_long}) {
             Bytes hash_key(size, std::byte{0x5a});
@@ -140,7 +140,7 @@ TEST_SUITE("manager") {
             other = place;
             other.sequence = 8;
             CHECK(unwrap_hash_key(group_key, other, wrapped).error().code == Errc::corrupt);
-            CHECK(unwrap_hash_key(random_key(), place, wrapped).error().code == Errc::corrupt);
+            CHECK(unwrap_hash_key(store::random_key(), place, wrapped).error().code == Errc::corrupt);
             for (std::size_t i = 0; i < wrapped.size(); ++i) {
                 Bytes flipped = to_bytes(wrapped.view());
                 flipped[i] ^= std::byte{1};

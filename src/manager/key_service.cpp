@@ -1,0 +1,256 @@
+#include "manager/key_service.hpp"
+
+#include "manager/tpm_proxy.hpp"
+#include "util/deadline.hpp"
+
+#include <cstdlib>
+
+namespace vtpmd::manager {
+
+namespace {
+
+bool is_refusal(Errc code) {
+    switch (code) {
+    case Errc::usage:
+    case Errc::not_found:
+    case Errc::exists:
+    case Errc::busy:
+    case Errc::permission:
+    case Errc::mismatch:
+    case Errc::tombstone:
+    case Errc::protocol:
+    case Errc::too_large:
+        return true;
+    default:
+        return false;
+    }
+}
+
+std::string_view reason_text(TombstoneRecord::Reason reason) {
+    return reason == TombstoneRecord::Reason::migrated ? "migrated away" : "deleted";
+}
+
+} // namespace
+
+/// The channel that serve() reads from: knows whether it is between requests, so that a stop ends it there.
+class KeyService::Session final : public proto::Handler, public proto::Channel {
+  public:
+    Session(KeyService& service, std::unique_ptr<proto::Channel> link, LinkInfo info)
+        : service_(service)
+        , link_(std::move(link))
+        , info_(std::move(info))
+        , ended_(std::make_shared<asio::steady_timer>(service.parts_.executor, asio::steady_timer::time_point::max())) {
+        service_.sessions_.insert(this);
+    }
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+    ~Session() override {
+        service_.release(*this);
+        service_.sessions_.erase(this);
+        ended_->cancel();
+    }
+
+    [[nodiscard]] bool peer_gone() const { return info_.peer_gone && info_.peer_gone(); }
+    /// Cancelled when the session is gone; outlives it.
+    [[nodiscard]] std::shared_ptr<asio::steady_timer> ended() const { return ended_; }
+    [[nodiscard]] const std::optional<Uuid>& uuid() const { return uuid_; }
+    void hold(const Uuid& uuid) { uuid_ = uuid; }
+    void end_when_idle() {
+        if (receiving_) {
+            link_->close();
+        }
+    }
+
+    // proto::Channel
+    Task<Result<Bytes>> receive() override {
+        if (service_.stopping_) {
+            co_return make_error(Errc::closed, "the manager stops");
+        }
+        receiving_ = true;
+        auto frame = co_await link_->receive();
+        receiving_ = false;
+        co_return frame;
+    }
+    Task<Result<void>> send(ByteView frame) override { return link_->send(frame); }
+    void close() override { link_->close(); }
+    [[nodiscard]] std::string peer() const override { return link_->peer(); }
+
+    // proto::Handler
+    Task<Result<proto::HelloReply>> hello(proto::HelloRequest request) override {
+        auto reply = co_await greet(request);
+        co_return count(Request::hello, std::move(reply));
+    }
+    Task<Result<void>> save_hash_key(SecretBytes hash_key) override {
+        auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
+        co_return count(Request::save, std::move(saved));
+    }
+    Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
+        auto key = co_await service_.parts_.vault.load_key(*uuid_);
+        co_return count(Request::load, std::move(key));
+    }
+    Task<Result<proto::BootHash>> boot_hash() override {
+        Result<proto::BootHash> hash = info_.boot_hash;
+        co_return count(Request::boot_hash, std::move(hash));
+    }
+    Task<Result<Bytes>> tpm_command(Bytes command) override {
+        auto answer = co_await run_tpm_command(service_.parts_.root, std::move(command));
+        co_return count(Request::tpm_command, std::move(answer));
+    }
+
+  private:
+    template <typename T>
+    Result<T> count(Request what, Result<T> outcome) {
+        auto& o = service_.counters_.of(what);
+        ++(outcome ? o.done : is_refusal(outcome.error().code) ? o.refused : o.failed);
+        return outcome;
+    }
+
+    Task<Result<proto::HelloReply>> greet(proto::HelloRequest request) {
+        const Log& log = service_.parts_.log;
+        if (info_.made_for && *info_.made_for != request.uuid) {
+            log.warning("{}: names vTPM {}, but its link was made for {}: refused", peer(), request.uuid,
+                        *info_.made_for);
+            co_return make_error(Errc::permission, "this link was made for vTPM {}", *info_.made_for);
+        }
+        if (auto claimed = co_await service_.claim(request.uuid, *this); !claimed) {
+            co_return claimed.error();
+        }
+        Vault& vault = service_.parts_.vault;
+        if (const auto* gone = vault.registry().tombstone(request.uuid)) {
+            log.warning("{}: vTPM {} was {}: refused", peer(), request.uuid, reason_text(gone->reason));
+            co_return make_error(Errc::tombstone, "vTPM {} was {}; an old image of it must not come back", request.uuid,
+                                 reason_text(gone->reason));
+        }
+        // What is said of the vTPM must be what a restart would say.
+        if (auto settled = co_await vault.settle(); !settled) {
+            co_return make_error(Errc::unavailable, "the manager's disk does not take writes: {}",
+                                 settled.error().message);
+        }
+        if (vault.registry().find(request.uuid) == nullptr) {
+            if (auto made = co_await enrol(request); !made) {
+                co_return made.error();
+            }
+        }
+        const auto* vtpm = vault.registry().find(request.uuid);
+        if (vtpm->version != request.version) {
+            log.warning("{}: vTPM {} is a TPM {}, not {}: refused", peer(), request.uuid, to_string(vtpm->version),
+                        to_string(request.version));
+            co_return make_error(Errc::mismatch, "vTPM {} is registered as a TPM {}, not {}", request.uuid,
+                                 to_string(vtpm->version), to_string(request.version));
+        }
+        log.info("vTPM {} opened by {}", request.uuid, peer());
+        co_return proto::HelloReply{.known = true,
+                                    .has_record = vtpm->sequence != 0,
+                                    .may_create = service_.options_.auto_create,
+                                    .version = vtpm->version};
+    }
+
+    Task<Result<void>> enrol(proto::HelloRequest request) {
+        if (!request.create && !service_.options_.auto_create) {
+            co_return make_error(
+                Errc::not_found,
+                "vTPM {} is not registered with this manager; start its instance with --create to make it",
+                request.uuid);
+        }
+        auto registered = co_await service_.parts_.vault.register_vtpm(request.uuid, request.version);
+        if (!registered) {
+            service_.parts_.log.error("vTPM {}: not registered: {}", request.uuid, registered.error().message);
+            co_return registered;
+        }
+        ++service_.counters_.registered;
+        service_.parts_.log.info("vTPM {} registered, TPM {}", request.uuid, to_string(request.version));
+        co_return registered;
+    }
+
+    KeyService& service_;
+    std::unique_ptr<proto::Channel> link_;
+    const LinkInfo info_;
+    std::shared_ptr<asio::steady_timer> ended_;
+
+    std::optional<Uuid> uuid_; ///< held
+    bool receiving_ = false;
+};
+
+KeyService::KeyService(Options options, Parts parts)
+    : options_(options)
+    , parts_(std::move(parts)) {}
+
+KeyService::~KeyService() {
+    if (!sessions_.empty()) {
+        std::abort(); // their coroutines would dangle
+    }
+}
+
+Task<> KeyService::serve(std::unique_ptr<proto::Channel> channel, LinkInfo link) {
+    if (stopping_) {
+        channel->close();
+        co_return;
+    }
+    Session session(*this, std::move(channel), std::move(link));
+    proto::ServeOptions options{.hello_required = true, .hello_deadline = options_.hello_deadline};
+    auto ended = co_await proto::serve(session, session, parts_.clock, parts_.log, std::move(options));
+    if (!ended && (ended.error().code == Errc::protocol || ended.error().code == Errc::timed_out)) {
+        ++counters_.links_broken;
+        parts_.log.warning("{}: link ended: {}", session.peer(), ended.error().message);
+    }
+    if (session.uuid()) {
+        parts_.log.info("vTPM {} closed by {}", *session.uuid(), session.peer());
+    }
+    session.close();
+}
+
+void KeyService::stop() {
+    stopping_ = true;
+    for (Session* session : sessions_) {
+        session->end_when_idle();
+    }
+}
+
+Task<Result<void>> KeyService::claim(Uuid uuid, Session& session) {
+    const auto deadline = parts_.clock.now() + options_.takeover_deadline;
+    for (;;) {
+        auto [it, mine] = holders_.try_emplace(uuid, &session);
+        if (mine) {
+            session.hold(uuid);
+            co_return Result<void>{};
+        }
+        Session* holder = it->second;
+        const auto left = deadline - parts_.clock.now();
+        if (holder == nullptr || !holder->peer_gone() || left <= Clock::duration::zero()) {
+            std::string who = holder == nullptr ? "the manager" : holder->peer();
+            parts_.log.warning("{}: vTPM {} is open already, by {}: refused", session.peer(), uuid, who);
+            co_return make_error(Errc::busy, "vTPM {} is open already, by {}", uuid, who);
+        }
+        // Its end has not been read yet, or it is at its last request: it will be gone soon.
+        auto wait = [](std::shared_ptr<asio::steady_timer> ended) -> Task<Result<void>> {
+            (void)co_await ended->async_wait(use_tuple);
+            co_return Result<void>{};
+        };
+        Task<Result<void>> waiting = wait(holder->ended());
+        (void)co_await with_deadline(parts_.clock, left, "the end of an old link", std::move(waiting));
+    }
+}
+
+void KeyService::release(Session& session) {
+    if (session.uuid()) {
+        holders_.erase(*session.uuid());
+    }
+}
+
+Task<Result<void>> KeyService::remove(Uuid uuid, TombstoneRecord::Reason reason) {
+    if (!holders_.try_emplace(uuid, nullptr).second) {
+        co_return make_error(Errc::busy, "vTPM {} is open; stop its instance first", uuid);
+    }
+    struct Release {
+        std::unordered_map<Uuid, Session*>& holders;
+        const Uuid& uuid;
+        ~Release() { holders.erase(uuid); }
+    } release{holders_, uuid};
+    auto removed = co_await parts_.vault.remove(uuid, reason);
+    if (removed) {
+        parts_.log.info("vTPM {} {}", uuid, reason_text(reason));
+    }
+    co_return removed;
+}
+
+} // namespace vtpmd::manager

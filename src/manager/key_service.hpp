@@ -1,0 +1,79 @@
+// What vTPMs ask of the manager: one session a link, one link a vTPM. A session learns its vTPM from the first hello (or the
+// link was made for one), holds it until the link is gone, and answers from the vault.
+#pragma once
+
+#include "manager/counters.hpp"
+#include "manager/vault.hpp"
+#include "proto/server.hpp"
+#include "util/log.hpp"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <unordered_set>
+
+namespace vtpmd::manager {
+
+/// What the transport knows of a link.
+struct LinkInfo {
+    /// The link was made for this vTPM, and a hello that names another is refused.
+    std::optional<Uuid> made_for;
+    /// Tells whether the peer is gone, though nobody may have read the end of the stream yet. Empty: not known.
+    std::function<bool()> peer_gone;
+    /// Answer to GET_BOOT_HASH: SHA-1 of the peer's XSM label (WIRE: "kernel hash"). A process on this host has no label,
+    /// so zeros, which no configured kernel hash can be.
+    proto::BootHash boot_hash{};
+};
+
+class KeyService {
+  public:
+    /// All of it outlives the service.
+    struct Parts {
+        asio::any_io_executor executor;
+        Vault& vault;
+        hwtpm::RootOfTrust& root;
+        Clock& clock;
+        const Log& log;
+    };
+    struct Options {
+        bool auto_create = false;
+        Clock::duration hello_deadline = std::chrono::seconds(10);
+        /// How long a hello waits for the end of a link whose peer is gone already.
+        Clock::duration takeover_deadline = std::chrono::seconds(30);
+    };
+    KeyService(Options options, Parts parts);
+    KeyService(const KeyService&) = delete;
+    KeyService& operator=(const KeyService&) = delete;
+    /// Every serve() must have ended.
+    ~KeyService();
+
+    /// Until the link ends. Owns and closes the channel.
+    Task<> serve(std::unique_ptr<proto::Channel> channel, LinkInfo link);
+    /// Ends idle links now and the others after the request they are at. No new ones should come.
+    void stop();
+
+    /// Deletes a vTPM, or records that it migrated away. Errc::busy while an instance has it open.
+    Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
+
+    [[nodiscard]] bool is_open(const Uuid& uuid) const { return holders_.contains(uuid); }
+    [[nodiscard]] std::size_t open_count() const noexcept { return holders_.size(); }
+    [[nodiscard]] std::size_t link_count() const noexcept { return sessions_.size(); }
+    [[nodiscard]] ServiceCounters& counters() noexcept { return counters_; }
+
+  private:
+    class Session;
+    /// Until `session` holds `uuid`. Errc::busy if a living peer has it.
+    Task<Result<void>> claim(Uuid uuid, Session& session);
+    void release(Session& session);
+
+    const Options options_;
+    Parts parts_;
+
+    std::unordered_set<Session*> sessions_;
+    std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by remove()
+    bool stopping_ = false;
+    ServiceCounters counters_;
+};
+
+} // namespace vtpmd::manager

@@ -1,0 +1,212 @@
+#include "manager/run.hpp"
+
+#include "manager/key_service.hpp"
+#include "manager/listener.hpp"
+#include "manager/supervisor.hpp"
+#include "manager/vault.hpp"
+#include "util/deadline.hpp"
+#include "util/service.hpp"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+namespace vtpmd::manager {
+
+namespace {
+
+constexpr auto links_patience = std::chrono::seconds(10);
+constexpr auto children_patience = std::chrono::seconds(20);
+
+std::uint64_t unix_time() {
+    return static_cast<std::uint64_t>(
+        std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count());
+}
+
+/// One descriptor a vTPM: as many as the administrator lets us have.
+void raise_descriptor_limit() {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)::setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+Vault::Options vault_options(const ManagerOptions& o) {
+    return {.size = o.store_size,
+            .recovery_file = o.recovery_file,
+            .seal_pcrs = o.seal_pcrs,
+            .allow_zero_pcrs = o.allow_zero_pcrs,
+            .freshness = o.freshness,
+            .accept_counter = o.accept_counter};
+}
+
+/// Everything that lives while the manager serves. Built in this order, taken down in the other.
+class Manager {
+  public:
+    Manager(ManagerOptions options, RuntimeDeps deps, hwtpm::RootOfTrust& root, std::unique_ptr<Vault> vault)
+        : options_(std::move(options))
+        , deps_(deps)
+        , vault_(std::move(vault))
+        , spawner_(make_spawner(deps.executor))
+        , tasks_(deps.executor, deps.log)
+        , links_(deps.executor, deps.log)
+        , service_({.auto_create = options_.auto_create},
+                   {.executor = deps.executor, .vault = *vault_, .root = root, .clock = deps.clock, .log = deps.log})
+        , supervisor_(options_.spawn, options_.listen_path,
+                      {.executor = deps.executor,
+                       .spawner = *spawner_,
+                       .clock = deps.clock,
+                       .log = deps.log,
+                       .serve_link = [this](UniqueFd fd, const Uuid& uuid, pid_t pid) {
+                           serve_spawned_link(listener_parts(), std::move(fd), uuid, pid);
+                       }}) {}
+
+    Task<Result<void>> run() {
+        auto opened = open_listener();
+        if (!opened) {
+            (void)co_await end();
+            co_return opened;
+        }
+        vault_->freshness().on_fatal([this](const Error& e) { fail(e); });
+        tasks_.on_failure([this](const std::string& name) {
+            fail(make_error(Errc::unavailable, "'{}' ended by an exception, see above", name));
+        });
+        tasks_.spawn("freshness", vault_->freshness().run());
+        tasks_.spawn("listener", listener_->run());
+        if (options_.spawn.enabled) {
+            for (const Uuid& uuid : supervisor_.choose(vault_->registry())) {
+                supervisor_.keep(uuid);
+            }
+        }
+        deps_.log.info("{}: {} vTPMs", options_.store_path, vault_->registry().vtpm_count());
+        deps_.log.info("Waiting for commands from vTPMs");
+        notify_ready(fmt::format("{} vTPMs", vault_->registry().vtpm_count()));
+        co_await deps_.stop.wait();
+        notify_stopping();
+        co_return co_await end();
+    }
+
+  private:
+    Listener::Parts listener_parts() {
+        return {
+            .executor = deps_.executor, .service = service_, .links = links_, .clock = deps_.clock, .log = deps_.log};
+    }
+
+    Result<void> open_listener() {
+        UniqueFd fd = std::move(options_.listen_fd);
+        if (!fd) {
+            auto made = listen_unix(options_.listen_path);
+            if (!made) {
+                return made.error();
+            }
+            fd = std::move(*made);
+            own_socket_ = true;
+        }
+        auto listener = Listener::make(std::move(fd), {.allowed = allowed_peers()}, listener_parts());
+        if (!listener) {
+            return listener.error();
+        }
+        listener_ = std::move(*listener);
+        return {};
+    }
+
+    /// What makes going on impossible: stop, and say so at the end.
+    void fail(Error e) {
+        deps_.log.error("{}", e.message);
+        if (!failure_) {
+            failure_ = std::move(e);
+        }
+        deps_.stop.request();
+    }
+
+    Task<Result<void>> end() {
+        deps_.log.info("stopping");
+        tasks_.cancel(); // no new vTPMs
+        co_await tasks_.join();
+        listener_.reset();
+        if (own_socket_) {
+            (void)::unlink(options_.listen_path.c_str());
+        }
+        // Instances first: they save what they are at.
+        co_await supervisor_.stop(children_patience);
+        co_await end_links();
+        auto closed = co_await vault_->close();
+        if (failure_) {
+            co_return *failure_;
+        }
+        if (!closed) {
+            co_return closed;
+        }
+        deps_.log.info("stopped");
+        co_return Result<void>{};
+    }
+
+    Task<> end_links() {
+        service_.stop();
+        auto cancel_later = [](TaskGroup& links, Clock& clock, const Log& log) -> Task<> {
+            if (auto stopped = co_await clock.sleep_for(links_patience)) {
+                co_return;
+            }
+            for (const std::string& name : links.names()) {
+                log.warning("{}: does not end; cut off", name);
+            }
+            links.cancel();
+        };
+        TaskGroup watch(deps_.executor, deps_.log);
+        watch.spawn("links' patience", cancel_later(links_, deps_.clock, deps_.log));
+        co_await links_.join();
+        watch.cancel();
+        co_await watch.join();
+    }
+
+    ManagerOptions options_;
+    RuntimeDeps deps_;
+    std::unique_ptr<Vault> vault_;
+    std::unique_ptr<Spawner> spawner_;
+    TaskGroup tasks_; ///< the listener, and the lazy freshness steps
+    TaskGroup links_; ///< one task a connection
+    KeyService service_;
+    Supervisor supervisor_;
+    std::unique_ptr<Listener> listener_;
+    bool own_socket_ = false;
+    std::optional<Error> failure_;
+};
+
+Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtpm::RootOfTrust& root) {
+    auto io = make_block_io(deps.executor);
+    if (!io) {
+        co_return io.error();
+    }
+    auto place = make_file_place(**io, options.store_path, deps.log);
+    Vault::Parts parts{.executor = deps.executor,
+                       .place = *place,
+                       .root = root,
+                       .clock = deps.clock,
+                       .log = deps.log,
+                       .unix_time = unix_time};
+    Vault::Options vault_opts = vault_options(options);
+    auto vault = options.create ? Vault::create(std::move(vault_opts), std::move(parts))
+                                : Vault::open(std::move(vault_opts), std::move(parts));
+    auto opened = co_await std::move(vault);
+    if (!opened) {
+        co_return opened.error();
+    }
+    Manager manager(std::move(options), deps, root, std::move(*opened));
+    co_return co_await manager.run();
+}
+
+} // namespace
+
+Task<Result<void>> run_manager(ManagerOptions options, RuntimeDeps deps) {
+    raise_descriptor_limit();
+    auto root = hwtpm::open_root(options.tpm, deps.executor, deps.log, options.create);
+    if (!root) {
+        co_return root.error();
+    }
+    deps.log.info("root of trust: {}", (*root)->description());
+    auto outcome = co_await open_and_serve(std::move(options), deps, **root);
+    co_await (*root)->close();
+    co_return outcome;
+}
+
+} // namespace vtpmd::manager

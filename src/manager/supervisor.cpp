@@ -1,0 +1,186 @@
+#include "manager/supervisor.hpp"
+
+#include "util/deadline.hpp"
+
+#include <csignal>
+#include <sys/socket.h>
+
+namespace vtpmd::manager {
+
+namespace {
+
+/// How often an image that another process has is looked at again; only while there is one.
+constexpr auto adoption_look = std::chrono::seconds(1);
+
+std::string describe(const ExitStatus& status) {
+    return status.signal != 0 ? fmt::format("killed by signal {}", status.signal)
+                              : fmt::format("exit code {}", status.code);
+}
+
+/// Both ends close-on-exec; the child's becomes its descriptor 3.
+Result<std::pair<UniqueFd, UniqueFd>> make_link() {
+    int ends[2] = {-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+        return errno_error(errno, "socketpair");
+    }
+    return std::pair{UniqueFd(ends[0]), UniqueFd(ends[1])};
+}
+
+Task<Result<void>> until(StopSignal& stop) {
+    co_await stop.wait();
+    co_return Result<void>{};
+}
+
+} // namespace
+
+Supervisor::Supervisor(SpawnOptions options, std::string listen_path, Parts parts)
+    : options_(std::move(options))
+    , listen_path_(std::move(listen_path))
+    , parts_(std::move(parts))
+    , group_(parts_.executor, parts_.log)
+    , stopping_(parts_.executor) {}
+
+std::string Supervisor::image_of(const Uuid& uuid) const { return fmt::format("{}/{}.img", options_.state_dir, uuid); }
+
+std::vector<std::string> Supervisor::arguments_of(const Uuid& uuid) const {
+    std::vector<std::string> words{
+        "--mode=instance",
+        fmt::format("--uuid={}", uuid),
+        fmt::format("--manager=fd:3{}", listen_path_.empty() ? "" : ",unix:" + listen_path_),
+        fmt::format("--state={}", image_of(uuid)),
+        fmt::format("--guest=socket:unix:{}/{}.sock", options_.run_dir, uuid),
+    };
+    words.insert(words.end(), options_.extra_arguments.begin(), options_.extra_arguments.end());
+    return words;
+}
+
+std::vector<Uuid> Supervisor::choose(const Registry& registry) const {
+    if (!options_.only.empty()) {
+        return options_.only;
+    }
+    std::vector<Uuid> chosen;
+    for (const auto& [uuid, vtpm] : registry.vtpms()) {
+        if (parts_.spawner.image_exists(image_of(uuid))) {
+            chosen.push_back(uuid);
+        }
+    }
+    return chosen;
+}
+
+void Supervisor::keep(Uuid uuid) { group_.spawn(fmt::format("instance {}", uuid), run(uuid)); }
+
+/// True if it is time to stop.
+Task<bool> Supervisor::pause(Clock::duration d) {
+    Task<Result<void>> stop = until(stopping_);
+    (void)co_await with_deadline(parts_.clock, d, "pause", std::move(stop));
+    co_return stopping_.requested();
+}
+
+/// False if it is time to stop.
+Task<bool> Supervisor::wait_until_free(Uuid uuid) {
+    const std::string image = image_of(uuid);
+    if (!parts_.spawner.image_in_use(image)) {
+        co_return true;
+    }
+    ++counters_.adopted;
+    parts_.log.info("vTPM {}: its instance is running already; left alone", uuid);
+    while (parts_.spawner.image_in_use(image)) {
+        bool stop = co_await pause(adoption_look);
+        if (stop) {
+            co_return false;
+        }
+    }
+    parts_.log.info("vTPM {}: the instance that was running already has ended", uuid);
+    co_return true;
+}
+
+Task<Result<Supervisor::Outcome>> Supervisor::run_child(Uuid uuid) {
+    auto link = make_link();
+    if (!link) {
+        co_return link.error();
+    }
+    auto child = parts_.spawner.spawn(options_.executable, arguments_of(uuid), std::move(link->second));
+    if (!child) {
+        co_return child.error();
+    }
+    ++counters_.started;
+    parts_.log.info("vTPM {}: instance started, pid {}", uuid, (*child)->pid());
+    children_[uuid] = child->get();
+    struct Forget {
+        std::unordered_map<Uuid, Child*>& children;
+        const Uuid& uuid;
+        ~Forget() { children.erase(uuid); }
+    } forget{children_, uuid};
+    parts_.serve_link(std::move(link->first), uuid, (*child)->pid());
+
+    const auto begun = parts_.clock.now();
+    auto status = co_await (*child)->wait();
+    if (!status) {
+        co_return status.error();
+    }
+    co_return Outcome{.status = *status, .served = parts_.clock.now() - begun};
+}
+
+Task<> Supervisor::run(Uuid uuid) {
+    unsigned failures = 0;
+    while (!stopping_.requested()) {
+        bool free = co_await wait_until_free(uuid);
+        if (!free) {
+            co_return;
+        }
+        auto outcome = co_await run_child(uuid);
+        if (!outcome && outcome.error().code == Errc::canceled) {
+            co_return;
+        }
+        // What keeps a process from being started (memory, descriptors) is like a failure of it.
+        const ExitStatus status = outcome ? outcome->status : ExitStatus{.code = EX_OSERR};
+        const std::string why = outcome ? describe(status) : outcome.error().message;
+        if (stopping_.requested()) {
+            parts_.log.info("vTPM {}: instance ended ({})", uuid, why);
+            co_return;
+        }
+        const auto verdict = policy_.after(status, outcome ? outcome->served : Clock::duration{}, failures);
+        failures = verdict.failures;
+        if (status == ExitStatus{}) {
+            parts_.log.info("vTPM {}: instance ended in good order; starting it for the next guest", uuid);
+        } else if (verdict.give_up) {
+            ++counters_.failed;
+            ++counters_.given_up;
+            parts_.log.error("vTPM {}: instance ended ({}); trying again would not help, see its message", uuid, why);
+            co_return;
+        } else {
+            ++counters_.failed;
+            parts_.log.warning("vTPM {}: instance ended ({}); starting it again in {} s", uuid, why,
+                               verdict.wait.count());
+        }
+        (void)co_await pause(verdict.wait);
+    }
+}
+
+Task<> Supervisor::stop(Clock::duration patience) {
+    stopping_.request();
+    for (auto& [uuid, child] : children_) {
+        child->signal(SIGTERM);
+    }
+    auto all_gone = [](TaskGroup& group) -> Task<Result<void>> {
+        co_await group.join();
+        co_return Result<void>{};
+    };
+    // join() cannot be cancelled, so the killing is what runs beside it.
+    auto kill_later = [](Supervisor& self, Clock::duration d) -> Task<> {
+        if (auto stopped = co_await self.parts_.clock.sleep_for(d)) {
+            co_return;
+        }
+        for (auto& [uuid, child] : self.children_) {
+            self.parts_.log.warning("vTPM {}: instance pid {} does not stop; killing it", uuid, child->pid());
+            child->signal(SIGKILL);
+        }
+    };
+    TaskGroup killer(parts_.executor, parts_.log);
+    killer.spawn("kill", kill_later(*this, patience));
+    (void)co_await all_gone(group_);
+    killer.cancel();
+    co_await killer.join();
+}
+
+} // namespace vtpmd::manager

@@ -1,0 +1,18 @@
+// The few TPM commands that a vTPM may pass to the hardware TPM: randomness and PCR values, in either family's words, whatever
+// family the hardware is of. The command is parsed and the answer written here; the hardware never sees a vTPM's bytes.
+//
+//   TPM_GetRandom    Main part 3 section 13.6    at most 2048 bytes an answer
+//   TPM_PcrRead      Main part 3 section 16.2    the SHA-1 bank; TPM_BADINDEX without one
+//   TPM2_GetRandom   Library part 3 section 16.1 at most 64 bytes an answer
+//   TPM2_PCR_Read    Library part 3 section 22.4 at most 8 values an answer; the update counter is always 0
+#pragma once
+
+#include "hwtpm/root_of_trust.hpp"
+
+namespace vtpmd::manager {
+
+/// Always a well-formed TPM response in the command's family; anything but the four is TPM_BAD_ORDINAL or
+/// TPM_RC_COMMAND_CODE. An error is the hardware's.
+Task<Result<Bytes>> run_tpm_command(hwtpm::RootOfTrust& root, Bytes command);
+
+} // namespace vtpmd::manager

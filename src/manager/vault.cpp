@@ -1,0 +1,110 @@
+#include "manager/vault.hpp"
+
+#include "manager/key_wrap.hpp"
+
+namespace vtpmd::manager {
+
+Vault::Vault(Options options, Parts parts)
+    : options_(std::move(options))
+    , parts_(std::move(parts)) {}
+
+Result<void> Vault::apply(ByteView record) {
+    auto decoded = decode(record);
+    if (!decoded) {
+        return decoded.error();
+    }
+    return registry_.apply(*decoded);
+}
+
+void Vault::snapshot(const std::function<void(ByteView)>& emit) {
+    registry_.snapshot([&emit](const Record& r) { emit(encode(r)); });
+}
+
+std::vector<Bytes> Vault::prologue(std::size_t /*count*/) {
+    return freshness_ ? freshness_->prologue() : std::vector<Bytes>{};
+}
+
+Task<Result<void>> Vault::before_acknowledge() {
+    if (!freshness_) { // the store is being made
+        co_return Result<void>{};
+    }
+    co_return co_await freshness_->before_acknowledge();
+}
+
+Task<Result<void>> Vault::commit(Record record) {
+    if (freshness_->fatal()) {
+        co_return *freshness_->fatal();
+    }
+    freshness_->committing();
+    co_return co_await image_->append(encode(record));
+}
+
+Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version) {
+    if (registry_.find(uuid) != nullptr || registry_.tombstone(uuid) != nullptr) {
+        co_return make_error(Errc::exists, "vTPM {} is registered already, or was deleted", uuid);
+    }
+    Record record = VtpmRecord{.uuid = uuid, .group = 0, .version = version, .created = parts_.unix_time()};
+    co_return co_await commit(std::move(record));
+}
+
+Task<Result<void>> Vault::save_key(Uuid uuid, SecretBytes hash_key) {
+    const auto* vtpm = registry_.find(uuid);
+    if (vtpm == nullptr) {
+        co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
+    }
+    KeyPlace place{.uuid = uuid, .group = vtpm->group, .sequence = vtpm->sequence + 1};
+    auto wrapped = wrap_hash_key(keyring_.group0, place, hash_key.view());
+    if (!wrapped) {
+        co_return wrapped.error();
+    }
+    Record record = KeyRecord{.uuid = uuid, .sequence = place.sequence, .key = *wrapped};
+    co_return co_await commit(std::move(record));
+}
+
+Task<Result<std::optional<SecretBytes>>> Vault::load_key(Uuid uuid) {
+    // "Not that key" is said only once it is certain that a restart says the same.
+    if (auto settled = co_await image_->settle(); !settled) {
+        Error e = settled.error();
+        e.code = Errc::unavailable;
+        co_return e;
+    }
+    const auto* vtpm = registry_.find(uuid);
+    if (vtpm == nullptr) {
+        co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
+    }
+    if (vtpm->sequence == 0) {
+        co_return std::optional<SecretBytes>();
+    }
+    auto key =
+        unwrap_hash_key(keyring_.group0, {.uuid = uuid, .group = vtpm->group, .sequence = vtpm->sequence}, vtpm->key);
+    if (!key) {
+        co_return key.error();
+    }
+    co_return std::optional<SecretBytes>(std::move(*key));
+}
+
+Task<Result<void>> Vault::remove(Uuid uuid, TombstoneRecord::Reason reason) {
+    if (registry_.find(uuid) == nullptr) {
+        co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
+    }
+    std::vector<Bytes> records{encode(TombstoneRecord{.uuid = uuid, .reason = reason, .when = parts_.unix_time()})};
+    auto done = co_await freshness_->step(std::move(records));
+    if (!done && registry_.tombstone(uuid) != nullptr) {
+        co_return in_context(done.error(),
+                             fmt::format("vTPM {} is gone, but an older copy of the store could still bring it "
+                                         "back until the freshness counter moves",
+                                         uuid));
+    }
+    co_return done;
+}
+
+Task<Result<void>> Vault::close() {
+    auto stepped = co_await freshness_->step();
+    co_await image_->close();
+    if (!stepped) {
+        co_return in_context(stepped.error(), "the last freshness step");
+    }
+    co_return stepped;
+}
+
+} // namespace vtpmd::manager

@@ -1,0 +1,108 @@
+// The manager's durable state, open: the image, the keys that the hardware TPM gave out for it, the registry that the journal
+// drives, and its freshness. What a call changed is durable when it returns success.
+//
+// An error from a call that changes something: Errc::unavailable leaves the outcome unknown (the record may be found after a
+// crash), and the caller offers the same thing again; after any other nothing of it is kept.
+#pragma once
+
+#include "manager/freshness.hpp"
+#include "manager/image_place.hpp"
+#include "manager/options.hpp"
+#include "manager/registry.hpp"
+#include "manager/superblock.hpp"
+
+#include <functional>
+#include <memory>
+#include <optional>
+
+namespace vtpmd::manager {
+
+class Vault final : private store::JournalClient {
+  public:
+    /// All of it outlives the vault.
+    struct Parts {
+        asio::any_io_executor executor;
+        ImagePlace& place;
+        hwtpm::RootOfTrust& root;
+        Clock& clock;
+        const Log& log;
+        std::function<std::uint64_t()> unix_time; ///< seconds since 1970, for records that people read
+    };
+    /// What of the options concerns the vault.
+    struct Options {
+        std::uint64_t size = 0; ///< bytes, at creation
+        std::string recovery_file;
+        std::optional<hwtpm::PcrSelection> seal_pcrs;
+        bool allow_zero_pcrs = false;
+        FreshnessPolicy freshness;
+        std::optional<std::uint64_t> accept_counter;
+    };
+
+    /// A new store. Errc::exists if there is one. A creation that was cut short is done again; until it is done nothing in the
+    /// store counts.
+    static Task<Result<std::unique_ptr<Vault>>> create(Options options, Parts parts);
+    /// Unseals, replays, checks that it is the newest, and steps the counter. Errc::pcr_mismatch names the PCRs, rollback the
+    /// counter's values, mismatch the TPM; nothing has changed then. Seals anew if options.seal_pcrs differs.
+    static Task<Result<std::unique_ptr<Vault>>> open(Options options, Parts parts);
+    ~Vault() override = default;
+
+    [[nodiscard]] const Uuid& uuid() const { return image_->uuid(); }
+    [[nodiscard]] const Registry& registry() const noexcept { return registry_; }
+    [[nodiscard]] const hwtpm::PcrSelection& sealed_to() const noexcept { return superblock_.sealed.selection; }
+    [[nodiscard]] const store::JournalCounters& journal_counters() const { return image_->counters(); }
+    [[nodiscard]] Freshness& freshness() noexcept { return *freshness_; }
+
+    /// Into group 0. The UUID must be new (neither registered nor gone).
+    Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version);
+    /// 52 or 64 bytes, of a registered vTPM; not two at once for one vTPM.
+    Task<Result<void>> save_key(Uuid uuid, SecretBytes hash_key);
+    /// nullopt: nothing was ever saved. Errc::not_found, corrupt; unavailable while a save of it may yet turn out to be there.
+    Task<Result<std::optional<SecretBytes>>> load_key(Uuid uuid);
+    /// Success if the registry is what a restart would find.
+    Task<Result<void>> settle() { return image_->settle(); }
+    /// Leaves a tombstone, and steps the counter so that no older copy brings it back. Not while a save of it is running.
+    Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
+
+    /// A last step of the counter, then the journal ends. Nobody may be in a call.
+    Task<Result<void>> close();
+
+  private:
+    Vault(Options options, Parts parts);
+
+    // creation and opening (vault_open.cpp)
+    Task<Result<void>> do_create();
+    Task<Result<void>> do_open();
+    Task<Result<void>> make_keys();
+    Task<Result<void>> make_recovery();
+    Task<Result<void>> seal_superblock();
+    Task<Result<void>> start_store();
+    Task<Result<void>> take_up();
+    Task<Result<void>> write_first_records();
+    Task<Result<void>> discard_new_counter();
+    Task<Result<void>> unlock();
+    Task<Result<void>> unlock_by_recovery();
+    Task<Result<void>> settle_counter();
+    Task<Result<void>> reseal_if_told();
+    void start_freshness();
+
+    // store::JournalClient
+    Result<void> apply(ByteView record) override;
+    void snapshot(const std::function<void(ByteView)>& emit) override;
+    std::vector<Bytes> prologue(std::size_t count) override;
+    Task<Result<void>> before_acknowledge() override;
+
+    Task<Result<void>> commit(Record record);
+
+    const Options options_;
+    Parts parts_;
+
+    std::unique_ptr<store::ManagerImage> image_;
+    Superblock superblock_;
+    Keyring keyring_;
+    Registry registry_;
+    std::optional<Freshness> freshness_;
+    bool resumed_ = false;   ///< this creation takes up one that was cut short
+    bool recovered_ = false; ///< opened by the recovery file: the seal is to be made anew
+};
+
+} // namespace vtpmd::manager
