@@ -1,1 +1,234 @@
-int main() { return 0; }
+// vtpmd: parse, choose the mode, build the loop, run the root coroutine, map the outcome to an exit code (sysexits(3)).
+#include "instance/command_line.hpp"
+#include "instance/run.hpp"
+#include "manager/command_line.hpp"
+#include "manager/run.hpp"
+#include "util/runtime.hpp"
+#include "util/secret_bytes.hpp"
+#include "util/service.hpp"
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sysexits.h>
+#include <vector>
+
+namespace vtpmd {
+namespace {
+
+constexpr std::string_view overview =
+    "vtpmd " VTPMD_VERSION ": TPMs for the guests of a virtualisation host, rooted in the host's own TPM\n"
+    "\n"
+    "  vtpmd --mode=manager [OPTION...]           one per host: owns the hardware TPM, keeps every vTPM's key\n"
+    "  vtpmd --mode=instance --uuid=U [OPTION...] one per vTPM: runs that guest's TPM 1.2 or 2.0\n"
+    "\n"
+    "  vtpmd --mode=MODE --help                   the options of a mode\n"
+    "  vtpmd --version\n";
+
+using Root = std::function<Task<Result<void>>(RuntimeDeps)>;
+
+int fail(const Error& e) {
+    std::fprintf(stderr, "vtpmd: %s\n", e.message.c_str());
+    return exit_code(e.code);
+}
+
+/// --mode=X, --mode X, or the word mode=X; taken out of the arguments.
+std::string take_mode(std::vector<std::string>& arguments) {
+    for (auto it = arguments.begin(); it != arguments.end(); ++it) {
+        if (it->starts_with("--mode=") || it->starts_with("mode=")) {
+            std::string mode = it->substr(it->find('=') + 1);
+            arguments.erase(it);
+            return mode;
+        }
+        if (*it == "--mode" && std::next(it) != arguments.end()) {
+            std::string mode = *std::next(it);
+            arguments.erase(it, std::next(it, 2));
+            return mode;
+        }
+    }
+    return "";
+}
+
+Result<LogLevel> parse_log_level(std::string_view text) {
+    for (auto [name, level] : {std::pair{"error", LogLevel::error},
+                               {"warning", LogLevel::warning},
+                               {"info", LogLevel::info},
+                               {"debug", LogLevel::debug}}) {
+        if (text == name) {
+            return level;
+        }
+    }
+    return make_error(Errc::usage, "--log-level={}: expected error, info or debug", text);
+}
+
+/// The first signal asks for a good end; the second one leaves at once.
+Task<> watch_signals(asio::signal_set& signals, StopSignal& stop, const Log& log) {
+    auto [ec, number] = co_await signals.async_wait(use_tuple);
+    if (ec) {
+        co_return;
+    }
+    log.info("stopping (signal {})", number);
+    notify_stopping();
+    stop.request();
+    std::tie(ec, number) = co_await signals.async_wait(use_tuple);
+    if (!ec) {
+        log.error("second signal {}: leaving without waiting for what is in flight", number);
+        std::_Exit(EX_TEMPFAIL);
+    }
+}
+
+int run(const Root& root, const Log& log) {
+    asio::io_context io(1);
+    SystemClock clock(io.get_executor());
+    StopSignal stop(io.get_executor());
+    asio::signal_set signals(io, SIGTERM, SIGINT);
+    std::optional<Result<void>> outcome;
+    std::exception_ptr thrown;
+    asio::co_spawn(io, watch_signals(signals, stop, log), [&](std::exception_ptr e) {
+        if (e && !thrown) {
+            thrown = e;
+        }
+    });
+    asio::co_spawn(io, root(RuntimeDeps{io.get_executor(), clock, log, stop}),
+                   [&](std::exception_ptr e, Result<void> r) {
+                       thrown = e ? e : thrown;
+                       outcome = std::move(r);
+                       signals.cancel();
+                   });
+    io.run();
+    if (thrown) {
+        std::rethrow_exception(thrown);
+    }
+    if (!outcome || outcome->has_error()) {
+        Error e = outcome ? outcome->error() : make_error(Errc::canceled, "ended without an outcome");
+        log.error("{}", e.message);
+        return exit_code(e.code);
+    }
+    log.info("ended in good order");
+    return EX_OK;
+}
+
+/// What both modes set up before anything secret is in memory.
+void prepare_process(std::size_t secret_arena, const Log& log) {
+    ::umask(0077);
+    std::signal(SIGPIPE, SIG_IGN); // NOLINT(bugprone-signal-handler): ignoring, not handling
+    rlimit files{};
+    if (::getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        (void)::setrlimit(RLIMIT_NOFILE, &files);
+    }
+    if (!protect_process_secrets(secret_arena)) {
+        log.warning("key material cannot be locked in memory and could be swapped out: raise RLIMIT_MEMLOCK");
+    }
+}
+
+struct Mode {
+    std::span<const OptionSpec> specs;
+    std::string_view usage;
+    std::string default_config;
+    std::size_t secret_arena; ///< bytes of locked memory, a power of two
+    std::function<Result<Root>(const CommandLine&)> root;
+};
+
+/// A root that hands its options over when it is called, which is once: options own descriptors.
+template <typename Options>
+Root once(Options options, Task<Result<void>> (*run_mode)(Options, RuntimeDeps)) {
+    auto kept = std::make_shared<Options>(std::move(options));
+    return [kept, run_mode](RuntimeDeps deps) { return run_mode(std::move(*kept), std::move(deps)); };
+}
+
+Result<Root> manager_root(const CommandLine& line) {
+    auto options = manager::parse_options(line);
+    if (!options) {
+        return options.error();
+    }
+    return once<manager::ManagerOptions>(std::move(*options), manager::run_manager);
+}
+
+Result<Root> instance_root(const CommandLine& line) {
+    auto options = instance::parse_options(line);
+    if (!options) {
+        return options.error();
+    }
+    return once<instance::InstanceOptions>(std::move(*options), instance::run_instance);
+}
+
+std::optional<Mode> find_mode(std::string_view name) {
+    if (name == "manager") {
+        return Mode{manager::option_specs(), "vtpmd --mode=manager [OPTION...]", "/etc/vtpmd/manager.conf", 256 * 1024,
+                    manager_root};
+    }
+    if (name == "instance") {
+        return Mode{instance::option_specs(), "vtpmd --mode=instance --uuid=U [OPTION...]", "/etc/vtpmd/instance.conf",
+                    64 * 1024, instance_root};
+    }
+    return std::nullopt;
+}
+
+int run_mode(const Mode& mode, std::vector<std::string> arguments) {
+    auto line = CommandLine::parse({mode.specs, std::move(arguments), mode.default_config});
+    if (!line) {
+        return fail(line.error());
+    }
+    if (line->has("help")) {
+        std::printf("%s\n\n%s", std::string(mode.usage).c_str(), CommandLine::help(mode.specs).c_str());
+        return EX_OK;
+    }
+    auto level = parse_log_level(line->get_or("log-level", "info"));
+    if (!level) {
+        return fail(level.error());
+    }
+    Log log(*level);
+    auto root = mode.root(*line);
+    if (!root) {
+        return fail(root.error());
+    }
+    prepare_process(mode.secret_arena, log);
+    try {
+        return run(*root, log);
+    } catch (const boost::system::system_error& e) {
+        if (std::string_view(e.what()).find("io_uring") != std::string_view::npos) {
+            log.error("the kernel refuses io_uring ({}): allow it (sysctl kernel.io_uring_disabled=0, or the service's "
+                      "SystemCallFilter), or build with -Dloop=epoll",
+                      e.code().message());
+            return EX_UNAVAILABLE;
+        }
+        log.error("{}", e.what());
+        return EX_OSERR;
+    }
+}
+
+int main_checked(std::vector<std::string> arguments) {
+    std::string name = take_mode(arguments);
+    if (name.empty()) {
+        if (arguments.size() == 1 && (arguments[0] == "--version" || arguments[0] == "--help")) {
+            std::printf("%s", arguments[0] == "--help" ? overview.data() : "vtpmd " VTPMD_VERSION "\n");
+            return EX_OK;
+        }
+        return fail(make_error(Errc::usage, "say which one to run: --mode=manager or --mode=instance; see --help"));
+    }
+    auto mode = find_mode(name);
+    if (!mode) {
+        return fail(make_error(Errc::usage, "--mode={}: expected manager or instance", name));
+    }
+    return run_mode(*mode, std::move(arguments));
+}
+
+} // namespace
+} // namespace vtpmd
+
+int main(int argc, char** argv) {
+    try {
+        return vtpmd::main_checked(std::vector<std::string>(argv + 1, argv + argc));
+    } catch (const std::exception& e) {
+        std::fprintf(stderr, "vtpmd: %s\n", e.what());
+        return EX_SOFTWARE;
+    }
+}
