@@ -79,10 +79,13 @@ Task<Bytes> Instance::settle_answer(Turn turn, Bytes answer) {
 
 Bytes Instance::run(ByteView command, std::uint8_t locality) {
     ++counters_.commands;
+    const std::uint32_t ordinal = tpm::peek_header(command).code;
     Bytes answer = engine_.execute(command, locality);
-    if (tpm::peek_header(answer).code != 0) {
+    const bool success = tpm::peek_header(answer).code == 0;
+    if (!success) {
         ++counters_.tpm_errors;
     }
+    shut_down_ = success && ordinal == (version() == TpmVersion::tpm12 ? tpm::ord::save_state : tpm::cc::shutdown);
     return answer;
 }
 
@@ -175,6 +178,7 @@ Task<Result<void>> Instance::start(EngineState state) {
 
 Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) {
     ++counters_.power_cycles;
+    shut_down_ = false;
     auto on = engine_.power_on(state);
     if (!on) {
         co_return on;
@@ -343,6 +347,9 @@ Task<Result<void>> Instance::orderly_end() {
         if (!settled) {
             co_return settled;
         }
+    }
+    if (shut_down_) {
+        co_return Result<void>{}; // in the order that the guest chose: what it saved is still saved
     }
     const bool keep = config_.startup == Startup::save;
     if (version() == TpmVersion::tpm12 && !keep) {

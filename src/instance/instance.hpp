@@ -112,6 +112,7 @@ class Instance final : public guest::TpmService {
     EngineState held_;      ///< while powered off: what the TPM starts with next
     bool replaced_ = false; ///< held_ came from outside (SET_STATEBLOB) and is not on the disk
     bool failing_ = false;  ///< the last attempt to settle failed (for the log)
+    bool shut_down_ = false; ///< the guest's last command was TPM2_Shutdown or TPM_SaveState
     bool resumed_ = false;  ///< the last start brought back saved registers
     RateLimit limit_;
     FifoLock lock_;

@@ -7,6 +7,8 @@
 #include "util/deadline.hpp"
 #include "util/service.hpp"
 
+#include <cerrno>
+#include <filesystem>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -172,6 +174,22 @@ class Manager {
     std::optional<Error> failure_;
 };
 
+/// --create makes a store where there is none, and leaves one that is there as it is.
+Task<Result<std::unique_ptr<Vault>>> open_or_create(const ManagerOptions& options, const Vault::Parts& parts) {
+    if (options.create) {
+        Vault::Options create_options = vault_options(options);
+        Vault::Parts create_parts = parts;
+        auto created = co_await Vault::create(std::move(create_options), std::move(create_parts));
+        if (created || created.error().code != Errc::exists || !options.recovery_file.empty()) {
+            co_return created;
+        }
+        parts.log.info("{}: there is a store already; --create has nothing to do", options.store_path);
+    }
+    Vault::Options open_options = vault_options(options);
+    Vault::Parts open_parts = parts;
+    co_return co_await Vault::open(std::move(open_options), std::move(open_parts));
+}
+
 Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtpm::RootOfTrust& root) {
     auto io = make_block_io(deps.executor);
     if (!io) {
@@ -184,10 +202,7 @@ Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtp
                        .clock = deps.clock,
                        .log = deps.log,
                        .unix_time = unix_time};
-    Vault::Options vault_opts = vault_options(options);
-    auto vault = options.create ? Vault::create(std::move(vault_opts), std::move(parts))
-                                : Vault::open(std::move(vault_opts), std::move(parts));
-    auto opened = co_await std::move(vault);
+    auto opened = co_await open_or_create(options, parts);
     if (!opened) {
         co_return opened.error();
     }
@@ -199,7 +214,13 @@ Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtp
 
 Task<Result<void>> run_manager(ManagerOptions options, RuntimeDeps deps) {
     raise_descriptor_limit();
-    auto root = hwtpm::open_root(options.tpm, deps.executor, deps.log, options.create);
+    const bool missing = ::access(options.store_path.c_str(), F_OK) != 0 && errno == ENOENT;
+    if (missing && !options.create) {
+        co_return make_error(Errc::not_found, "{}: there is no store; --create makes one", options.store_path);
+    }
+    // A software TPM is made together with a store, never beside one that is there: that one is sealed to another.
+    const bool new_place = missing || !std::filesystem::is_regular_file(options.store_path);
+    auto root = hwtpm::open_root(options.tpm, deps.executor, deps.log, options.create && new_place);
     if (!root) {
         co_return root.error();
     }

@@ -73,14 +73,27 @@ Result<Values> collect(const po::parsed_options& parsed, std::span<const OptionS
     return out;
 }
 
+/// "--create" becomes "--create=true": a switch must not swallow the word that follows it.
+std::vector<std::string> complete_switches(std::span<const OptionSpec> specs, std::vector<std::string> arguments) {
+    for (std::string& argument : arguments) {
+        for (const OptionSpec& spec : specs) {
+            if (spec.argument.empty() && argument == "--" + std::string(spec.name)) {
+                argument += "=true";
+            }
+        }
+    }
+    return arguments;
+}
+
 Result<Values> from_arguments(const CommandLine::Source& source, const po::options_description& description) {
+    const std::vector<std::string> arguments = complete_switches(source.specs, source.arguments);
     po::positional_options_description words;
     words.add("word", -1);
     auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing &
                  ~po::command_line_style::allow_short;
     try {
         return collect(
-            po::command_line_parser(source.arguments).options(description).positional(words).style(style).run(),
+            po::command_line_parser(arguments).options(description).positional(words).style(style).run(),
             source.specs, "command line");
     } catch (const po::error& e) {
         return make_error(Errc::usage, "{}; see --help", e.what());

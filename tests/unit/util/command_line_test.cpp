@@ -48,6 +48,12 @@ TEST_SUITE("util") {
         CHECK(c->get("owner-auth") == "well-known");
         CHECK(c->get("tpm-locality") == "2");
     }
+    TEST_CASE("command line: a switch does not swallow the word that follows it") {
+        auto c = parse({"--create", "owner_auth=well-known"});
+        REQUIRE(c);
+        CHECK(c->flag("create").value());
+        CHECK(c->get("owner-auth") == "well-known");
+    }
     TEST_CASE("command line: what is wrong is named") {
         for (auto& [args, word] :
              std::vector<std::pair<std::vector<std::string>, std::string>>{{{"--stor=x"}, "stor"},
