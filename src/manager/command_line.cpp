@@ -1,5 +1,6 @@
 #include "manager/command_line.hpp"
 
+#include "hwtpm/driver_spec.hpp"
 #include "util/service.hpp"
 #include "util/text.hpp"
 
@@ -46,6 +47,9 @@ Result<std::string> parse_listen(std::string_view text) {
 
 Result<void> parse_tpm(const CommandLine& line, ManagerOptions& out) {
     out.tpm.driver = line.get_or("tpm", out.tpm.driver);
+    if (auto driver = hwtpm::parse_driver(out.tpm.driver); !driver) {
+        return bad_value("tpm", driver.error());
+    }
     out.tpm.owner_auth = line.get_or("owner-auth", out.tpm.owner_auth);
     out.tpm.srk_auth = line.get_or("srk-auth", out.tpm.srk_auth);
     if (auto text = line.get("tpm-locality")) {
