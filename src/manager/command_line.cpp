@@ -12,7 +12,9 @@ constexpr OptionSpec specs[] = {
     {"store", "PATH", "the manager's image, a file or block device (default /var/lib/vtpmd/manager.img)"},
     {"create", "", "make the store if there is none; an existing one is never replaced"},
     {"store-size", "BYTES", "size of a new store (default 16777216: 20,000 vTPMs)"},
-    {"recovery-file", "PATH", "with --create: write a recovery key for the store there; keep it off this host"},
+    {"recovery-file", "PATH",
+     "with --create: write a recovery key there, to be kept off this host; else: open the store with it and seal it "
+     "anew (TPM replaced)"},
     {"tpm", "DRIVER",
      "device[:/dev/tpm0], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, embedded:DIR (software, for trying), auto (default)"},
     {"tpm-locality", "N", "locality for the hardware TPM, 0-4 (default 0)", false, "tpmlocality"},
@@ -22,6 +24,7 @@ constexpr OptionSpec specs[] = {
     {"seal-pcrs", "BANK:LIST", "what the store is sealed to (default sha256:0,2,4,7), or none"},
     {"allow-zero-pcrs", "", "seal even to PCRs that nothing was measured into"},
     {"freshness", "MODE", "window[:SECONDS] (default 900), strict or off: how soon a rolled-back store is noticed"},
+    {"accept-counter", "N", "take an old copy of the store, once: N is the TPM's counter, as the refusal named it"},
     {"listen", "unix:PATH", "where vTPMs find the manager (default unix:/run/vtpmd/manager.sock)"},
     {"auto-create", "", "register a vTPM the first time its UUID asks; else only instances with --create are new"},
     {"spawn", "", "start every registered vTPM that has an image in the state directory (--spawn=UUID: only that one)",
@@ -86,6 +89,13 @@ Result<void> parse_policy(const CommandLine& line, ManagerOptions& out) {
             return bad_value("freshness", policy.error());
         }
         out.freshness = *policy;
+    }
+    if (auto text = line.get("accept-counter")) {
+        auto value = parse_number(*text, UINT64_MAX);
+        if (!value) {
+            return bad_value("accept-counter", value.error());
+        }
+        out.accept_counter = *value;
     }
     return {};
 }

@@ -92,9 +92,8 @@ Result<Values> from_arguments(const CommandLine::Source& source, const po::optio
     auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing &
                  ~po::command_line_style::allow_short;
     try {
-        return collect(
-            po::command_line_parser(arguments).options(description).positional(words).style(style).run(),
-            source.specs, "command line");
+        return collect(po::command_line_parser(arguments).options(description).positional(words).style(style).run(),
+                       source.specs, "command line");
     } catch (const po::error& e) {
         return make_error(Errc::usage, "{}; see --help", e.what());
     }
@@ -175,14 +174,21 @@ Result<bool> CommandLine::flag(std::string_view name) const {
 }
 
 std::string CommandLine::help(std::span<const OptionSpec> specs) {
+    constexpr std::size_t column = 28;
+    constexpr std::size_t width = 100;
     std::string out;
     for (const OptionSpec& spec : specs) {
-        std::string left = fmt::format("  --{}{}{}", spec.name, spec.argument.empty() ? "" : "=", spec.argument);
-        if (left.size() < 30) {
-            out += fmt::format("{:<30}{}\n", left, spec.help);
-        } else {
-            out += fmt::format("{}\n{:<30}{}\n", left, "", spec.help);
+        std::string line = fmt::format("  --{}{}{}", spec.name, spec.argument.empty() ? "" : "=", spec.argument);
+        line.resize(std::max(line.size() + 1, column), ' ');
+        for (std::string_view word : split(spec.help, ' ')) {
+            if (line.size() + 1 + word.size() > width) {
+                out += line + '\n';
+                line = std::string(column, ' ');
+            }
+            line += line.back() == ' ' ? "" : " ";
+            line += word;
         }
+        out += line + '\n';
     }
     return out;
 }
