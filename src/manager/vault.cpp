@@ -36,7 +36,17 @@ Task<Result<void>> Vault::commit(Record record) {
         co_return *freshness_->fatal();
     }
     freshness_->committing();
-    co_return co_await image_->append(encode(record));
+    auto done = co_await image_->append(encode(record));
+    if (!done && done.error().code != Errc::unavailable) {
+        // A plain no is about this record. The same may have been offered before, with an outcome that is still unknown; a
+        // vTPM that took the no for both would write over the slot that a restart may yet ask for.
+        if (auto settled = co_await image_->settle(); !settled) {
+            Error unknown = done.error();
+            unknown.code = Errc::unavailable;
+            co_return unknown;
+        }
+    }
+    co_return done;
 }
 
 Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version) {

@@ -1,0 +1,391 @@
+// The key service over links in memory, with the real vault and journal on a fake disk and a fake TPM.
+#include "manager/key_service.hpp"
+
+#include "manager_machine.hpp"
+#include "memory_channel.hpp"
+#include "tpm/commands.hpp"
+#include "util/text.hpp"
+#include "util/wire.hpp"
+
+using namespace vtpmd;
+using namespace vtpmd::manager;
+using fakes::Machine;
+using fakes::MemoryChannel;
+using namespace std::chrono_literals;
+
+namespace {
+
+Uuid uuid_of(unsigned n) {
+    Uuid u;
+    u.bytes[0] = std::byte{0xbb};
+    u.bytes[15] = static_cast<std::byte>(n);
+    u.bytes[14] = static_cast<std::byte>(n >> 8U);
+    return u;
+}
+
+struct Rig {
+    explicit Rig(KeyService::Options o = {}, FreshnessPolicy::Mode mode = FreshnessPolicy::Mode::window) {
+        m.options.freshness.mode = mode;
+        REQUIRE(m.create());
+        make_service(o);
+    }
+    ~Rig() {
+        service->stop();
+        m.loop.settle();
+        CHECK(service->link_count() == 0);
+        service.reset();
+        m.disk->plan = {};
+        m.tpm.before = m.tpm.after = nullptr;
+    }
+    void make_service(KeyService::Options o) {
+        service = std::make_unique<KeyService>(o, KeyService::Parts{.executor = m.loop.io.get_executor(),
+                                                                    .vault = *m.vault,
+                                                                    .root = *m.root,
+                                                                    .clock = m.loop.clock,
+                                                                    .log = m.loop.log});
+    }
+    Machine m;
+    std::unique_ptr<KeyService> service;
+};
+
+/// The far end of a link.
+struct Peer {
+    explicit Peer(Rig& r, LinkInfo info = {})
+        : rig(r) {
+        auto pair = MemoryChannel::make(r.m.loop.io.get_executor());
+        mine = std::move(pair.a);
+        served = r.m.loop.start(r.service->serve(std::move(pair.b), std::move(info)));
+        r.m.loop.settle();
+    }
+    void send(const Bytes& frame) { (void)rig.m.loop.run(mine->send(frame)); }
+    Bytes answer() {
+        auto a = rig.m.loop.run(mine->receive());
+        REQUIRE(a);
+        return *a;
+    }
+    Bytes ask(const Bytes& frame) {
+        send(frame);
+        return answer();
+    }
+    Result<proto::HelloReply> hello(unsigned n, bool create = true, TpmVersion version = TpmVersion::tpm20) {
+        proto::HelloRequest request{.uuid = uuid_of(n), .version = version, .create = create};
+        Bytes a = ask(proto::encode_hello(request));
+        return proto::parse_hello_reply(a);
+    }
+    Result<void> save(std::uint8_t mark) {
+        Bytes a = ask(proto::encode_save(Bytes(hash_key_long, static_cast<std::byte>(mark))));
+        return proto::parse_save_reply(a);
+    }
+    int load() {
+        Bytes a = ask(proto::encode_load());
+        auto key = proto::parse_load_reply(a);
+        REQUIRE(key);
+        return *key ? std::to_integer<int>((*key)->data()[0]) : -1;
+    }
+    [[nodiscard]] bool link_ended() {
+        rig.m.loop.settle();
+        return served->done;
+    }
+    void hang_up() {
+        mine->close();
+        rig.m.loop.settle();
+    }
+    Rig& rig;
+    std::unique_ptr<MemoryChannel> mine;
+    std::shared_ptr<fakes::Started<bool>> served;
+};
+
+} // namespace
+
+TEST_SUITE("manager service") {
+    TEST_CASE("a vTPM's link: registered, saves, loads, and again on the next link") {
+        Rig rig;
+        {
+            Peer p(rig);
+            auto reply = p.hello(1);
+            REQUIRE(reply);
+            CHECK(reply->known);
+            CHECK_FALSE(reply->has_record);
+            CHECK(p.load() == -1);
+            REQUIRE(p.save(5));
+            REQUIRE(p.save(6));
+            CHECK(p.load() == 6);
+            p.hang_up();
+            CHECK(p.link_ended());
+        }
+        Peer p(rig);
+        auto reply = p.hello(1, false);
+        REQUIRE(reply);
+        CHECK(reply->has_record);
+        CHECK(p.load() == 6);
+        auto& c = rig.service->counters();
+        CHECK(c.of(Request::hello).done == 2);
+        CHECK(c.of(Request::save).done == 2);
+        CHECK(c.of(Request::load).done == 3);
+        CHECK(c.registered == 1);
+        CHECK(rig.m.loop.logged("registered"));
+        p.hang_up();
+    }
+    TEST_CASE("who may be made: only when asked, by the instance or by auto-create") {
+        {
+            Rig rig;
+            Peer p(rig);
+            auto refused = p.hello(1, false);
+            REQUIRE(refused.has_error());
+            CHECK(refused.error().code == Errc::not_found);
+            CHECK(refused.error().message.find("--create") != std::string::npos);
+            CHECK(p.link_ended());
+            CHECK(rig.m.vault->registry().vtpm_count() == 0);
+        }
+        Rig rig({.auto_create = true});
+        Peer p(rig);
+        auto made = p.hello(1, false);
+        REQUIRE(made);
+        CHECK(made->may_create);
+        CHECK(made->known);
+        p.hang_up();
+    }
+    TEST_CASE("a registration that does not become durable is not a yes") {
+        Rig rig;
+        rig.m.disk->plan = {.fail_at = rig.m.disk->operations(), .fail_until = test::never};
+        Peer p(rig);
+        auto refused = p.hello(1);
+        REQUIRE(refused.has_error());
+        CHECK(refused.error().code == Errc::unavailable);
+        CHECK_FALSE(rig.service->is_open(uuid_of(1)));
+        rig.m.disk->plan = {};
+        Peer again(rig);
+        CHECK(again.hello(1));
+        again.hang_up();
+    }
+    TEST_CASE("a second opener is refused, by name, and the first goes on") {
+        Rig rig;
+        Peer first(rig);
+        REQUIRE(first.hello(1));
+        REQUIRE(first.save(1));
+        Peer second(rig);
+        auto refused = second.hello(1);
+        REQUIRE(refused.has_error());
+        CHECK(refused.error().code == Errc::busy);
+        CHECK(second.link_ended());
+        CHECK(rig.m.loop.logged("is open already"));
+        CHECK(first.save(2));
+        CHECK(first.load() == 2);
+        Peer other(rig);
+        CHECK(other.hello(2));
+        CHECK(rig.service->open_count() == 2);
+        first.hang_up();
+        other.hang_up();
+        CHECK(rig.service->open_count() == 0);
+    }
+    TEST_CASE("an instance that comes back takes over from its dead link, after that link's last request") {
+        Rig rig;
+        bool gone = false;
+        Peer first(rig, {.made_for = std::nullopt, .peer_gone = [&gone] { return gone; }});
+        REQUIRE(first.hello(1));
+        // A save is at the disk when the instance dies; the link will end only after it.
+        first.send(proto::encode_save(Bytes(hash_key_long, std::byte{9})));
+        rig.m.loop.io.restart();
+        for (int i = 0; i < 3; ++i) {
+            rig.m.loop.io.poll_one();
+        }
+        gone = true;
+        Peer second(rig);
+        second.send(proto::encode_hello({.uuid = uuid_of(1)}));
+        first.hang_up();
+        Bytes a = second.answer();
+        auto reply = proto::parse_hello_reply(a);
+        REQUIRE(reply);
+        CHECK(reply->has_record);
+        CHECK(second.load() == 9);
+        second.hang_up();
+    }
+    TEST_CASE("a dead link that does not end in time is an answer too") {
+        Rig rig;
+        Peer first(rig, {.made_for = std::nullopt, .peer_gone = [] { return true; }});
+        REQUIRE(first.hello(1));
+        Peer second(rig);
+        auto refused = second.hello(1); // fake time passes
+        REQUIRE(refused.has_error());
+        CHECK(refused.error().code == Errc::busy);
+        first.hang_up();
+    }
+    TEST_CASE("a link made for one vTPM serves no other") {
+        Rig rig;
+        Peer wrong(rig, {.made_for = uuid_of(1), .peer_gone = {}});
+        auto refused = wrong.hello(2);
+        REQUIRE(refused.has_error());
+        CHECK(refused.error().code == Errc::permission);
+        CHECK(wrong.link_ended());
+        CHECK(rig.m.vault->registry().vtpm_count() == 0);
+        Peer right(rig, {.made_for = uuid_of(1), .peer_gone = {}});
+        CHECK(right.hello(1));
+        right.hang_up();
+    }
+    TEST_CASE("another TPM version, a deleted vTPM: refused") {
+        Rig rig;
+        {
+            Peer p(rig);
+            REQUIRE(p.hello(1, true, TpmVersion::tpm12));
+            REQUIRE(p.save(1));
+            CHECK(rig.m.loop.run(rig.service->remove(uuid_of(1), TombstoneRecord::Reason::deleted)).error().code ==
+                  Errc::busy);
+            p.hang_up();
+        }
+        Peer wrong(rig);
+        auto refused = wrong.hello(1, true, TpmVersion::tpm20);
+        REQUIRE(refused.has_error());
+        CHECK(refused.error().code == Errc::mismatch);
+        CHECK(wrong.link_ended());
+
+        REQUIRE(rig.m.loop.run(rig.service->remove(uuid_of(1), TombstoneRecord::Reason::deleted)));
+        Peer late(rig);
+        auto gone = late.hello(1, true, TpmVersion::tpm12);
+        REQUIRE(gone.has_error());
+        CHECK(gone.error().code == Errc::tombstone);
+        CHECK(late.link_ended());
+        CHECK(rig.service->open_count() == 0);
+    }
+    TEST_CASE("nothing before the hello, and no second one") {
+        Rig rig;
+        Peer p(rig);
+        CHECK(proto::parse_save_reply(p.ask(proto::encode_save(Bytes(hash_key_long)))).has_error());
+        REQUIRE(p.hello(1));
+        auto second = p.hello(2);
+        CHECK(second.has_error());
+        CHECK_FALSE(rig.service->is_open(uuid_of(2)));
+        CHECK(p.save(1)); // the link goes on
+        p.hang_up();
+    }
+    TEST_CASE("a peer that says nothing is let go, one that has said hello may be silent for ever") {
+        Rig rig;
+        Peer silent(rig);
+        Peer quiet(rig);
+        REQUIRE(quiet.hello(1));
+        rig.m.loop.clock.advance(11s);
+        CHECK(silent.link_ended());
+        rig.m.loop.clock.advance(1000h);
+        CHECK_FALSE(quiet.link_ended());
+        CHECK(quiet.save(1));
+        quiet.hang_up();
+    }
+    TEST_CASE("malformed frames get an error answer and hurt nobody") {
+        Rig rig;
+        Peer good(rig);
+        REQUIRE(good.hello(1));
+        Peer bad(rig);
+        std::uint32_t seed = 1;
+        for (int i = 0; i < 2000; ++i) {
+            seed = seed * 1664525 + 1013904223;
+            std::size_t size = proto::header_size + seed % 120;
+            WireWriter w;
+            const std::uint16_t tags[] = {0x01C1, 0x01C2, 0x00C1, 0x8001, 0x0000};
+            w.be16(tags[seed >> 8U & 3U]).be32(static_cast<std::uint32_t>(size)).be32(seed >> 16U & 0x1FFU);
+            for (std::size_t b = proto::header_size; b < size; ++b) {
+                seed = seed * 1664525 + 1013904223;
+                w.u8(static_cast<std::uint8_t>(seed >> 24U));
+            }
+            Bytes a = bad.ask(w.take());
+            CHECK(proto::parse_frame(a));
+        }
+        CHECK(rig.m.vault->registry().vtpm_count() == 1);
+        CHECK(good.save(3));
+        CHECK(good.load() == 3);
+        CHECK(rig.m.loop.lines.size() < 100);
+        good.hang_up();
+        bad.hang_up();
+    }
+    TEST_CASE("the disk fails: the answer is an error, nothing is lost, and service goes on") {
+        Rig rig;
+        Peer p(rig);
+        REQUIRE(p.hello(1));
+        REQUIRE(p.save(1));
+        rig.m.disk->plan = {.fail_at = rig.m.disk->operations(), .fail_until = test::never, .error = Errc::io};
+        CHECK(p.save(2).error().code == Errc::unavailable);
+        CHECK(p.save(2).error().code == Errc::unavailable);
+        rig.m.disk->plan = {};
+        CHECK(p.load() == 1);
+        REQUIRE(p.save(2));
+        CHECK(p.load() == 2);
+        CHECK(rig.service->counters().of(Request::save).failed == 2);
+        p.hang_up();
+    }
+    TEST_CASE("one failing write that the journal gets over: a definite no, and the next save is fine") {
+        Rig rig;
+        Peer p(rig);
+        REQUIRE(p.hello(1));
+        REQUIRE(p.save(1));
+        rig.m.disk->plan = {.fail_at = rig.m.disk->operations(), .error = Errc::no_space};
+        CHECK(p.save(2).error().code == Errc::no_space);
+        CHECK(p.load() == 1);
+        REQUIRE(p.save(3));
+        p.hang_up();
+    }
+    TEST_CASE("stop: a request in flight is answered, idle links end") {
+        Rig rig;
+        Peer idle(rig);
+        REQUIRE(idle.hello(1));
+        Peer busy(rig);
+        REQUIRE(busy.hello(2));
+        busy.send(proto::encode_save(Bytes(hash_key_long, std::byte{4})));
+        rig.m.loop.io.restart();
+        for (int i = 0; i < 4; ++i) {
+            rig.m.loop.io.poll_one(); // it is at the disk
+        }
+        REQUIRE_FALSE(busy.served->done);
+        rig.service->stop();
+        CHECK(idle.link_ended());
+        CHECK(busy.link_ended());
+        CHECK(rig.m.load(uuid_of(2)) == 4);
+        CHECK(proto::parse_save_reply(busy.answer()));
+        Peer late(rig);
+        CHECK(late.link_ended());
+    }
+    TEST_CASE("cancelled at every turn: the link ends, the vault is whole") {
+        for (int turns = 0; turns < 60; ++turns) {
+            Rig rig;
+            auto pair = MemoryChannel::make(rig.m.loop.io.get_executor());
+            auto served = rig.m.loop.start(rig.service->serve(std::move(pair.b), LinkInfo{}));
+            (void)rig.m.loop.run(pair.a->send(proto::encode_hello({.uuid = uuid_of(1), .create = true})), false);
+            (void)rig.m.loop.run(pair.a->send(proto::encode_save(Bytes(hash_key_long, std::byte{1}))), false);
+            rig.m.loop.io.restart();
+            for (int i = 0; i < turns; ++i) {
+                rig.m.loop.io.poll_one();
+            }
+            served->cancel();
+            rig.m.loop.settle();
+            INFO("after ", turns, " turns");
+            CHECK(served->done);
+            CHECK(rig.service->open_count() == 0);
+            CHECK(rig.service->link_count() == 0);
+            Peer p(rig);
+            REQUIRE(p.hello(1));
+            REQUIRE(p.save(2));
+            CHECK(p.load() == 2);
+            p.hang_up();
+        }
+    }
+    TEST_CASE("randomness and PCR values of the hardware, and nothing else of it") {
+        Rig rig;
+        Peer p(rig);
+        REQUIRE(p.hello(1));
+        auto random = tpm::parse_get_random(TpmVersion::tpm20, p.ask(tpm::get_random_command(TpmVersion::tpm20, 16)));
+        REQUIRE(random);
+        CHECK(random->size() == 16);
+        rig.m.tpm.calls.clear();
+        WireWriter clear; // TPM2_Clear
+        clear.be16(0x8002).be32(27).be32(0x126).be32(0x4000000A).be32(9).be32(0x40000009).be16(0).u8(0).be16(0);
+        Bytes refused = p.ask(clear.take());
+        CHECK(proto::parse_frame(refused)->code != 0);
+        CHECK(rig.m.tpm.calls.empty());
+        p.hang_up();
+    }
+    TEST_CASE("boot hash: zeros for a process of this host") {
+        Rig rig;
+        Peer p(rig);
+        REQUIRE(p.hello(1));
+        Bytes a = p.ask(proto::encode_get_boot_hash());
+        CHECK(proto::parse_boot_hash_reply(a).value() == proto::BootHash{});
+        p.hang_up();
+    }
+}

@@ -1,0 +1,263 @@
+// The supervisor with processes that end as the test says, on a clock that the test moves.
+#include "manager/supervisor.hpp"
+
+#include "check.hpp"
+#include "loop.hpp"
+
+#include <csignal>
+#include <set>
+#include <sys/socket.h>
+
+using namespace vtpmd;
+using namespace vtpmd::manager;
+using namespace std::chrono_literals;
+
+namespace {
+
+Uuid uuid_of(unsigned n) {
+    Uuid u;
+    u.bytes[0] = std::byte{0xcc};
+    u.bytes[15] = static_cast<std::byte>(n);
+    return u;
+}
+
+struct FakeProcess {
+    explicit FakeProcess(asio::any_io_executor e)
+        : ended(std::move(e), asio::steady_timer::time_point::max()) {}
+    void end(ExitStatus how) {
+        status = how;
+        ended.cancel();
+    }
+    pid_t pid = 0;
+    std::vector<std::string> arguments;
+    UniqueFd inherited;
+    std::vector<int> signals;
+    bool obedient = true; ///< ends on SIGTERM
+    std::optional<ExitStatus> status;
+    asio::steady_timer ended;
+};
+
+class FakeChild final : public Child {
+  public:
+    explicit FakeChild(std::shared_ptr<FakeProcess> p)
+        : p_(std::move(p)) {}
+    [[nodiscard]] pid_t pid() const override { return p_->pid; }
+    Task<Result<ExitStatus>> wait() override {
+        if (!p_->status) {
+            (void)co_await p_->ended.async_wait(use_tuple);
+        }
+        if (!p_->status) {
+            co_return make_error(Errc::canceled, "cancelled");
+        }
+        co_return *p_->status;
+    }
+    void signal(int number) override {
+        p_->signals.push_back(number);
+        if (number == SIGKILL || (number == SIGTERM && p_->obedient)) {
+            p_->end({.code = 0, .signal = number == SIGKILL ? SIGKILL : 0});
+        }
+    }
+
+  private:
+    std::shared_ptr<FakeProcess> p_;
+};
+
+class FakeSpawner final : public Spawner {
+  public:
+    explicit FakeSpawner(asio::any_io_executor e)
+        : executor(std::move(e)) {}
+    Result<std::unique_ptr<Child>> spawn(const std::string&, const std::vector<std::string>& arguments,
+                                         UniqueFd inherited) override {
+        if (refuse) {
+            return make_error(Errc::unavailable, "no memory");
+        }
+        auto p = std::make_shared<FakeProcess>(executor);
+        p->pid = static_cast<pid_t>(1000 + processes.size());
+        p->arguments = arguments;
+        p->inherited = std::move(inherited);
+        p->obedient = obedient;
+        processes.push_back(p);
+        return std::make_unique<FakeChild>(p);
+    }
+    bool image_in_use(const std::string& path) override { return in_use.contains(path); }
+    bool image_exists(const std::string& path) override { return images.contains(path); }
+
+    asio::any_io_executor executor;
+    std::vector<std::shared_ptr<FakeProcess>> processes;
+    std::set<std::string> in_use, images;
+    bool refuse = false;
+    bool obedient = true;
+};
+
+struct Rig {
+    explicit Rig(SpawnOptions o = {})
+        : spawner(loop.io.get_executor())
+        , supervisor(
+              std::move(o), "/run/m.sock",
+              {.executor = loop.io.get_executor(),
+               .spawner = spawner,
+               .clock = loop.clock,
+               .log = loop.log,
+               .serve_link = [this](UniqueFd fd, const Uuid& u, pid_t) { links.emplace_back(u, std::move(fd)); }}) {}
+    ~Rig() { loop.run(supervisor.stop(20s)); }
+    void pass(Clock::duration d) {
+        loop.clock.advance(d);
+        loop.settle();
+    }
+    FakeProcess& last() { return *spawner.processes.back(); }
+    std::size_t started() const { return spawner.processes.size(); }
+
+    fakes::Loop loop;
+    FakeSpawner spawner;
+    std::vector<std::pair<Uuid, UniqueFd>> links;
+    Supervisor supervisor;
+};
+
+} // namespace
+
+TEST_SUITE("manager supervisor") {
+    TEST_CASE("whom to keep: named ones, else those with an image") {
+        Rig rig;
+        Registry registry;
+        REQUIRE(registry.apply(GroupRecord{.id = 0}));
+        for (unsigned i = 1; i <= 3; ++i) {
+            REQUIRE(registry.apply(VtpmRecord{.uuid = uuid_of(i)}));
+        }
+        CHECK(rig.supervisor.choose(registry).empty());
+        rig.spawner.images.insert(fmt::format("/var/lib/vtpmd/{}.img", uuid_of(2)));
+        CHECK(rig.supervisor.choose(registry) == std::vector<Uuid>{uuid_of(2)});
+        Rig named({.enabled = true, .only = {uuid_of(3)}});
+        CHECK(named.supervisor.choose(registry) == std::vector<Uuid>{uuid_of(3)});
+    }
+    TEST_CASE("a child gets its UUID, a connected socket, and the way back") {
+        Rig rig({.enabled = true, .state_dir = "/s", .run_dir = "/r", .extra_arguments = {"--log-level=debug"}});
+        rig.supervisor.keep(uuid_of(1));
+        rig.loop.settle();
+        REQUIRE(rig.started() == 1);
+        const std::string u = to_string(uuid_of(1));
+        CHECK(rig.last().arguments ==
+              std::vector<std::string>{"--mode=instance", "--uuid=" + u, "--manager=fd:3,unix:/run/m.sock",
+                                       "--state=/s/" + u + ".img", "--guest=socket:unix:/r/" + u + ".sock",
+                                       "--log-level=debug"});
+        REQUIRE(rig.links.size() == 1);
+        CHECK(rig.links[0].first == uuid_of(1));
+        char byte = 'x';
+        CHECK(::send(rig.last().inherited.get(), &byte, 1, 0) == 1);
+        CHECK(::recv(rig.links[0].second.get(), &byte, 1, 0) == 1);
+    }
+    TEST_CASE("one that fails is started again, slower each time; one that served is at the beginning") {
+        Rig rig;
+        rig.supervisor.keep(uuid_of(1));
+        rig.loop.settle();
+        for (auto wait : {1s, 2s, 4s, 8s, 16s, 32s, 60s, 60s}) {
+            std::size_t before = rig.started();
+            rig.last().end({.code = EX_TEMPFAIL});
+            rig.loop.settle();
+            rig.pass(wait - 1ms);
+            CHECK(rig.started() == before);
+            rig.pass(1ms);
+            CHECK(rig.started() == before + 1);
+        }
+        rig.pass(100s);
+        rig.last().end({.code = 0, .signal = SIGSEGV});
+        rig.loop.settle();
+        std::size_t before = rig.started();
+        rig.pass(1s);
+        CHECK(rig.started() == before + 1);
+    }
+    TEST_CASE("good order: started for the next guest; unreadable state: left alone, with a message") {
+        Rig rig;
+        rig.supervisor.keep(uuid_of(1));
+        rig.loop.settle();
+        rig.last().end({});
+        rig.loop.settle();
+        CHECK(rig.started() == 2);
+        rig.last().end({.code = EX_DATAERR});
+        rig.pass(1h);
+        CHECK(rig.started() == 2);
+        CHECK(rig.supervisor.counters().given_up == 1);
+        CHECK(rig.loop.logged("trying again would not help"));
+    }
+    TEST_CASE("an instance that outlived the last manager is left alone until it lets go of the image") {
+        Rig rig;
+        const std::string image = fmt::format("/var/lib/vtpmd/{}.img", uuid_of(1));
+        rig.spawner.in_use.insert(image);
+        rig.supervisor.keep(uuid_of(1));
+        rig.pass(1h);
+        CHECK(rig.started() == 0);
+        CHECK(rig.supervisor.counters().adopted == 1);
+        rig.spawner.in_use.clear();
+        rig.pass(2s);
+        CHECK(rig.started() == 1);
+    }
+    TEST_CASE("one that cannot be started is tried again") {
+        Rig rig;
+        rig.spawner.refuse = true;
+        rig.supervisor.keep(uuid_of(1));
+        rig.pass(10s);
+        CHECK(rig.started() == 0);
+        rig.spawner.refuse = false;
+        rig.pass(60s);
+        CHECK(rig.started() == 1);
+    }
+    TEST_CASE("stop: SIGTERM to all, SIGKILL to who does not go, no restart") {
+        Rig rig;
+        rig.supervisor.keep(uuid_of(1));
+        rig.loop.settle();
+        rig.spawner.obedient = false;
+        rig.supervisor.keep(uuid_of(2));
+        rig.loop.settle();
+        REQUIRE(rig.started() == 2);
+        auto stopping = rig.loop.start(rig.supervisor.stop(20s));
+        rig.loop.settle();
+        CHECK(rig.spawner.processes[0]->signals == std::vector<int>{SIGTERM});
+        CHECK_FALSE(stopping->done);
+        rig.pass(20s);
+        CHECK(stopping->done);
+        CHECK(rig.spawner.processes[1]->signals == std::vector<int>{SIGTERM, SIGKILL});
+        CHECK(rig.started() == 2);
+        CHECK(rig.supervisor.running() == 0);
+    }
+    TEST_CASE("stop while one waits to be started again, and while one is left alone") {
+        Rig rig;
+        rig.supervisor.keep(uuid_of(1));
+        rig.loop.settle();
+        rig.last().end({.code = EX_TEMPFAIL});
+        rig.spawner.in_use.insert(fmt::format("/var/lib/vtpmd/{}.img", uuid_of(2)));
+        rig.supervisor.keep(uuid_of(2));
+        rig.loop.settle();
+        auto stopping = rig.loop.start(rig.supervisor.stop(20s));
+        rig.loop.settle();
+        CHECK(stopping->done);
+        CHECK(rig.started() == 1);
+    }
+    TEST_CASE("real processes: started with descriptor 3, waited for, signalled") {
+        fakes::Loop loop;
+        auto spawner = make_spawner(loop.io.get_executor());
+        int ends[2] = {-1, -1};
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+        UniqueFd mine(ends[0]);
+        auto child =
+            spawner->spawn("/bin/sh", {"-c", "read line <&3; echo \"got $line\" >&3; exit 42"}, UniqueFd(ends[1]));
+        REQUIRE(child);
+        REQUIRE(::send(mine.get(), "word\n", 5, 0) == 5);
+        auto status = loop.run((*child)->wait());
+        REQUIRE(status);
+        CHECK(*status == ExitStatus{.code = 42});
+        char text[32] = {};
+        CHECK(::recv(mine.get(), text, sizeof text - 1, 0) == 9);
+        CHECK(std::string(text) == "got word\n");
+
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+        UniqueFd other(ends[0]);
+        child = spawner->spawn("/bin/sh", {"-c", "read line <&3"}, UniqueFd(ends[1]));
+        REQUIRE(child);
+        (*child)->signal(SIGKILL);
+        status = loop.run((*child)->wait());
+        REQUIRE(status);
+        CHECK(*status == ExitStatus{.code = 0, .signal = SIGKILL});
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+        UniqueFd third(ends[0]);
+        CHECK(spawner->spawn("/nowhere/vtpmd", {}, UniqueFd(ends[1])).error().code == Errc::not_found);
+    }
+}
