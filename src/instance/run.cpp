@@ -5,6 +5,7 @@
 #include "instance/manager_link.hpp"
 #include "instance/open_vtpm.hpp"
 #include "util/service.hpp"
+#include "util/when_free.hpp"
 
 #include <boost/asio/experimental/parallel_group.hpp>
 #include <vector>
@@ -30,33 +31,38 @@ Result<void> check(const InstanceOptions& options) {
     return {};
 }
 
-Result<std::vector<guest::SocketListeners>> open_endpoints(InstanceOptions& options) {
+Task<Result<guest::SocketListeners>> try_listeners(const guest::Endpoint& endpoint, const std::string& group) {
+    co_return guest::open_listeners(endpoint, group);
+}
+
+Task<Result<std::vector<guest::SocketListeners>>> open_endpoints(InstanceOptions& options, Clock& clock) {
     std::vector<guest::SocketListeners> out;
     for (const guest::Endpoint& endpoint : options.guests) {
         if (out.empty() && options.listen_commands) {
             auto commands = guest::adopt_listener(std::move(options.listen_commands), to_string(endpoint));
             if (!commands) {
-                return std::move(commands).error();
+                co_return std::move(commands).error();
             }
             guest::SocketListeners listeners{std::move(*commands), std::nullopt};
             if (options.listen_control) {
                 auto control =
                     guest::adopt_listener(std::move(options.listen_control), to_string(endpoint) + " control");
                 if (!control) {
-                    return std::move(control).error();
+                    co_return std::move(control).error();
                 }
                 listeners.control.emplace(std::move(*control));
             }
             out.push_back(std::move(listeners));
             continue;
         }
-        auto listeners = guest::open_listeners(endpoint, options.socket_group);
+        auto listeners = co_await when_free(clock, dying_process_patience,
+                                            [&] { return try_listeners(endpoint, options.socket_group); });
         if (!listeners) {
-            return in_context(std::move(listeners).error(), "--guest=" + to_string(endpoint));
+            co_return in_context(std::move(listeners).error(), "--guest=" + to_string(endpoint));
         }
         out.push_back(std::move(*listeners));
     }
-    return out;
+    co_return out;
 }
 
 /// Serves until asked to stop.
@@ -159,8 +165,10 @@ Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
         co_return std::move(io).error();
     }
     // The image first: its lock keeps a second instance of this vTPM away from all the rest.
-    ImageRequest request{options.uuid, options.state_path, options.tpm_version};
-    auto found = co_await find_image(std::move(request), **io, deps.log);
+    auto found = co_await when_free(deps.clock, dying_process_patience, [&] {
+        ImageRequest request{options.uuid, options.state_path, options.tpm_version};
+        return find_image(std::move(request), **io, deps.log);
+    });
     if (!found) {
         co_return std::move(found).error();
     }
@@ -168,7 +176,7 @@ Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
         co_return make_error(Errc::usage,
                              "--startup=deactivated: a TPM 2.0 has no such start; clear or save is possible");
     }
-    auto listeners = open_endpoints(options);
+    auto listeners = co_await open_endpoints(options, deps.clock);
     if (!listeners) {
         co_return std::move(listeners).error();
     }

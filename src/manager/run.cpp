@@ -6,6 +6,7 @@
 #include "manager/vault.hpp"
 #include "util/deadline.hpp"
 #include "util/service.hpp"
+#include "util/when_free.hpp"
 
 #include <cerrno>
 #include <filesystem>
@@ -64,7 +65,7 @@ class Manager {
                        }}) {}
 
     Task<Result<void>> run() {
-        auto opened = open_listener();
+        auto opened = co_await when_free(deps_.clock, dying_process_patience, [this] { return open_listener(); });
         if (!opened) {
             (void)co_await end();
             co_return opened;
@@ -94,22 +95,22 @@ class Manager {
             .executor = deps_.executor, .service = service_, .links = links_, .clock = deps_.clock, .log = deps_.log};
     }
 
-    Result<void> open_listener() {
+    Task<Result<void>> open_listener() {
         UniqueFd fd = std::move(options_.listen_fd);
         if (!fd) {
             auto made = listen_unix(options_.listen_path);
             if (!made) {
-                return made.error();
+                co_return made.error();
             }
             fd = std::move(*made);
             own_socket_ = true;
         }
         auto listener = Listener::make(std::move(fd), {.allowed = allowed_peers()}, listener_parts());
         if (!listener) {
-            return listener.error();
+            co_return listener.error();
         }
         listener_ = std::move(*listener);
-        return {};
+        co_return Result<void>{};
     }
 
     /// What makes going on impossible: stop, and say so at the end.
@@ -202,7 +203,8 @@ Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtp
                        .clock = deps.clock,
                        .log = deps.log,
                        .unix_time = unix_time};
-    auto opened = co_await open_or_create(options, parts);
+    auto opened =
+        co_await when_free(deps.clock, dying_process_patience, [&] { return open_or_create(options, parts); });
     if (!opened) {
         co_return opened.error();
     }
