@@ -40,7 +40,6 @@ class TpmTools(harness.Case):
         _, text = self.tool("tpm_version")
         self.assertIn("TPM 1.2 Version Info", text)
 
-        self.tool("tpm_createek")
         self.tool("tpm_takeownership", "-y", "-z")
         data = os.urandom(32).hex()
         self.tool("tpm_nvdefine", "-i", "0x1001", "-s", "64", "-p", "OWNERWRITE|OWNERREAD", "-y")
