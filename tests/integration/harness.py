@@ -184,15 +184,18 @@ class Case(unittest.TestCase):
         os.chmod(self.dir, 0o755)
         self.addCleanup(self._clean)
 
+    def _callTestMethod(self, method):
+        try:
+            super()._callTestMethod(method)
+        except BaseException:
+            for child in self.children:
+                if text := child.log().strip():
+                    print(f"--- log of {child.name} ({' '.join(child.args)})\n{text[-3000:]}", file=sys.stderr)
+            raise
+
     def _clean(self):
         for child in self.children:
             child.kill()
-        outcome = self._outcome
-        errors = getattr(outcome, "errors", None) or getattr(getattr(outcome, "result", None), "tap_failed", [])
-        bad = any(e[1] for e in errors if isinstance(e, tuple) and e[0] is self) or getattr(outcome, "success", True) is False
-        if bad:
-            for child in self.children:
-                print(f"--- log of {child.name} ({' '.join(child.args)})\n{child.log()[-4000:]}", file=sys.stderr)
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def path(self, *parts):

@@ -139,8 +139,9 @@ class Rollback(harness.Case):
         self.write(b"first...")
         self.stop()
         right = self.manager.tpm
-        os.mkdir(self.path("other.tpm"))
-        self.manager.tpm = f"embedded:{self.path('other.tpm')}"
+        other = harness.Manager(self, name="other").start(create=True)
+        other.process.terminate()
+        self.manager.tpm = other.tpm
         self.refused(self.manager, "tpm")
         self.manager.tpm = right
         self.manager.start()

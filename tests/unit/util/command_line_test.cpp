@@ -54,6 +54,20 @@ TEST_SUITE("util") {
         CHECK(c->flag("create").value());
         CHECK(c->get("owner-auth") == "well-known");
     }
+    TEST_CASE("command line: help is no wider than a terminal") {
+        constexpr OptionSpec wordy[] = {
+            {"short", "", "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"},
+            {"an-option-with-a-long-name", "ARGUMENT", "help"},
+        };
+        const std::string text = CommandLine::help(wordy);
+        CHECK(text.find("\n                              thirteen fourteen fifteen\n") != std::string::npos);
+        CHECK(text.find("=ARGUMENT\n                              help\n") != std::string::npos);
+        std::size_t start = 0;
+        for (std::size_t end = text.find('\n'); end != std::string::npos; end = text.find('\n', start)) {
+            CHECK(end - start <= 100);
+            start = end + 1;
+        }
+    }
     TEST_CASE("command line: what is wrong is named") {
         for (auto& [args, word] :
              std::vector<std::pair<std::vector<std::string>, std::string>>{{{"--stor=x"}, "stor"},
