@@ -174,12 +174,16 @@ Result<bool> CommandLine::flag(std::string_view name) const {
 }
 
 std::string CommandLine::help(std::span<const OptionSpec> specs) {
-    constexpr std::size_t column = 28;
+    constexpr std::size_t column = 30;
     constexpr std::size_t width = 100;
     std::string out;
     for (const OptionSpec& spec : specs) {
         std::string line = fmt::format("  --{}{}{}", spec.name, spec.argument.empty() ? "" : "=", spec.argument);
-        line.resize(std::max(line.size() + 1, column), ' ');
+        if (line.size() >= column) {
+            out += line + '\n';
+            line.clear();
+        }
+        line.resize(column, ' ');
         for (std::string_view word : split(spec.help, ' ')) {
             if (line.size() + 1 + word.size() > width) {
                 out += line + '\n';
