@@ -65,8 +65,9 @@ void fsync_file(const std::filesystem::path& path) {
 class NvWriter {
   public:
     NvWriter(Writer writer, std::size_t n)
-        : client_(writer.fleet->connect(n)) {
-        if (writer.sync_by_client) {
+        : sync_(writer.sync)
+        , client_(writer.fleet->connect(n)) {
+        if (sync_ != ClientSync::none) {
             unsynced_ = writer.fleet->unsynced_state(n);
         }
         (void)client_->exchange(nv_define(nv_index, nv_size)); // an error from the second time on
@@ -81,10 +82,14 @@ class NvWriter {
         client_->must(nv_write(nv_index, data));
         if (unsynced_) {
             fsync_file(*unsynced_);
+            if (sync_ == ClientSync::file_and_directory) {
+                fsync_file(unsynced_->parent_path());
+            }
         }
     }
 
   private:
+    ClientSync sync_;
     std::unique_ptr<Client> client_;
     std::optional<std::filesystem::path> unsynced_;
     std::uint64_t counter_ = static_cast<std::uint64_t>(Clock::now().time_since_epoch().count());
@@ -215,8 +220,8 @@ Latency direct_calls(ByteView command, const Extent& extent) {
     return out;
 }
 
-std::vector<double> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent) {
-    std::vector<double> sums(writers.size());
+std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent) {
+    std::vector<NvRate> out(writers.size());
     for (std::size_t round = 0; round < extent.nv_rounds; ++round) {
         for (std::size_t k = 0; k < writers.size(); ++k) {
             // swtpm serves one connection at a time, so each measurement has its own
@@ -224,13 +229,15 @@ std::vector<double> nv_rates(const std::vector<Writer>& writers, std::size_t cou
             for (std::size_t n = 0; n < count; ++n) {
                 clients.push_back(std::make_unique<NvWriter>(writers[k], n));
             }
-            sums[k] += write_together(clients, extent.nv_time);
+            const double before = cpu_of(*writers[k].fleet, count);
+            const double rate = write_together(clients, extent.nv_time);
+            const double cpu = cpu_of(*writers[k].fleet, count) - before;
+            const double writes = rate * std::chrono::duration<double>(extent.nv_time).count();
+            out[k].per_second += rate / static_cast<double>(extent.nv_rounds);
+            out[k].cpu_us += cpu / writes * 1e6 / static_cast<double>(extent.nv_rounds);
         }
     }
-    for (double& s : sums) {
-        s /= static_cast<double>(extent.nv_rounds);
-    }
-    return sums;
+    return out;
 }
 
 Latency disk_sync(const std::filesystem::path& dir, const Extent& extent) {
@@ -268,6 +275,14 @@ std::vector<Latency> start_times(const std::vector<Fleet*>& fleets, const Extent
     return out;
 }
 
+double cpu_of(Fleet& fleet, std::size_t count) {
+    double sum = fleet.shared() == nullptr ? 0 : fleet.shared()->cpu_seconds();
+    for (std::size_t n = 0; n < count; ++n) {
+        sum += fleet.process(n).cpu_seconds();
+    }
+    return sum;
+}
+
 Memory memory(Fleet& fleet, std::size_t count) {
     Memory out;
     for (std::size_t n = 0; n < count; ++n) {
@@ -277,16 +292,9 @@ Memory memory(Fleet& fleet, std::size_t count) {
         }
         out.vtpm_kib += *pss / static_cast<double>(count);
     }
-    const auto cpu = [&] {
-        double sum = fleet.shared() == nullptr ? 0 : fleet.shared()->cpu_seconds();
-        for (std::size_t n = 0; n < count; ++n) {
-            sum += fleet.process(n).cpu_seconds();
-        }
-        return sum;
-    };
-    const double before = cpu();
+    const double before = cpu_of(fleet, count);
     std::this_thread::sleep_for(std::chrono::seconds(1));
-    out.idle_cpu = cpu() - before;
+    out.idle_cpu = cpu_of(fleet, count) - before;
     if (fleet.shared() != nullptr) {
         out.shared_kib = fleet.shared()->pss_kib().value_or(-1);
     }

@@ -31,13 +31,21 @@ Latency direct_calls(ByteView command, const Extent& extent);
 /// The same through vtpmd's engine.
 Latency engine_calls(ByteView command, const Extent& extent);
 
-/// A fleet and whether the client fsyncs its state file after each answer.
+/// What the client does after each answer so that the change outlives a power failure: nothing (the TPM did it, or nobody
+/// does), an fsync of the state file, or also one of its directory, without which the file's rename may be lost.
+enum class ClientSync { none, file, file_and_directory };
+
+/// A fleet and what makes its answers durable.
 struct Writer {
     Fleet* fleet = nullptr;
-    bool sync_by_client = false;
+    ClientSync sync = ClientSync::none;
 };
-/// Answered TPM2_NV_Write commands per second, all together, with vTPMs 0..count-1 running. Every write changes data.
-std::vector<double> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent);
+struct NvRate {
+    double per_second = 0;
+    double cpu_us = 0; ///< CPU time of the TPMs' processes for one write, without the client's
+};
+/// Answered TPM2_NV_Write commands, all together, with vTPMs 0..count-1 running. Every write changes data.
+std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent);
 /// 4 KiB written and synced to a file in `dir`: what one durable write costs here at least.
 Latency disk_sync(const std::filesystem::path& dir, const Extent& extent);
 
@@ -50,6 +58,8 @@ struct Memory {
     double shared_kib = 0; ///< PSS of what serves them all
     double idle_cpu = 0;   ///< CPU used by all of them in one second of idleness, as a part of one CPU
 };
+/// CPU time that vTPMs 0..count-1 and what serves them all used so far, in seconds.
+double cpu_of(Fleet& fleet, std::size_t count);
 /// Of vTPMs 0..count-1, which run. Negative if the kernel does not tell.
 Memory memory(Fleet& fleet, std::size_t count);
 

@@ -28,7 +28,7 @@ std::string cpu_model() {
     return "unknown";
 }
 
-/// "ext4": the type of the last mount point that is a prefix of the path.
+/// "ext4 (/dev/sda rw,relatime)": type, device and options of the last mount point that is a prefix of the path.
 std::string file_system(const std::filesystem::path& dir) {
     std::ifstream in("/proc/self/mounts");
     const std::string path = std::filesystem::absolute(dir).string();
@@ -38,7 +38,7 @@ std::string file_system(const std::filesystem::path& dir) {
         const bool inside = path == mount || path.starts_with(mount == "/" ? mount : mount + "/");
         if (inside && mount.size() >= best.size()) {
             best = mount;
-            type = fs;
+            type = fs + " (" + device + rest.substr(0, rest.find(" 0 ")) + ")";
         }
     }
     return type;
@@ -97,10 +97,10 @@ std::string Report::table() const {
     for (const auto& [key, value] : machine_) {
         out += fmt::format("  {:<12} {}\n", key, value);
     }
-    out += fmt::format("\n{:<52} {:>7} {:>10} {:>10} {:>7}  {}\n", "", "unit", "vtpmd", "swtpm", "ratio", "wanted");
+    out += fmt::format("\n{:<62} {:>7} {:>10} {:>10} {:>7}  {}\n", "", "unit", "vtpmd", "swtpm", "ratio", "wanted");
     for (const Row& r : rows_) {
         const auto q = ratio(r);
-        out += fmt::format("{:<52} {:>7} {:>10} {:>10} {:>7}  {}\n", r.name, r.unit, number(r.ours),
+        out += fmt::format("{:<62} {:>7} {:>10} {:>10} {:>7}  {}\n", r.name, r.unit, number(r.ours),
                            r.theirs ? number(*r.theirs) : "-", q ? number(*q) : "-", wanted(r));
     }
     for (const std::string& n : notes_) {
