@@ -100,7 +100,7 @@ def connect(address, patience=None):
         try:
             s.connect(address)
             return s
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # the last: its queue is full
             s.close()
             return None
     return wait_until(attempt, f"connecting to {address}", patience)
