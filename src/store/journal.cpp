@@ -33,10 +33,10 @@ using journal::FrameType;
 using journal::Half;
 using journal::Position;
 
-constexpr SuperblockFormat format{"VTPMDMGR", 1, 64 * 1024, "the image of a manager"};
+constexpr SuperblockFormat format{"VTPMDMGR", 1, 65'536, "the image of a manager"};
 constexpr std::uint64_t halves_at = 2 * format.region;
 constexpr std::size_t fixed_payload = 16;
-constexpr std::size_t chunk_size = 256 * 1024;
+constexpr std::size_t chunk_size = 262'144;
 static_assert(ManagerImage::superblock_limit + fixed_payload <= superblock_payload_limit(format));
 static_assert(ManagerImage::append_limit + ManagerImage::prologue_limit + 4 <= journal::body_limit);
 

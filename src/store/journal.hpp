@@ -48,13 +48,13 @@ class ManagerImage {
         std::uint64_t size = std::uint64_t{16} << 20; ///< bytes; a block device: its own size, up to max_size
         Bytes superblock;                             ///< at most superblock_limit
     };
-    static constexpr std::size_t superblock_limit = 60 * 1024;
-    static constexpr std::uint64_t min_size = 256 * 1024;
+    static constexpr std::size_t superblock_limit = 61'440;
+    static constexpr std::uint64_t min_size = 262'144;
     static constexpr std::uint64_t max_size = std::uint64_t{256} << 20;
     /// Bytes of the records of one append() or append_all() at most, each counted with 4 bytes more.
-    static constexpr std::size_t append_limit = 192 * 1024;
+    static constexpr std::size_t append_limit = 196'608;
     /// Bytes of one prologue() at most.
-    static constexpr std::size_t prologue_limit = 32 * 1024;
+    static constexpr std::size_t prologue_limit = 32'768;
 
     /// Errc::exists if the place holds anything but zeros or the beginning of a creation that was cut short.
     static Task<Result<std::unique_ptr<ManagerImage>>> create(std::unique_ptr<BlockFile> file, CreateOptions options,

@@ -47,7 +47,7 @@ inline constexpr std::size_t header_size = 64;
 inline constexpr std::size_t end_mark_size = 16;
 inline constexpr std::size_t frame_overhead = header_size + aead_tag_size + end_mark_size;
 /// Bytes of a frame's plaintext at most.
-inline constexpr std::size_t body_limit = 256 * 1024;
+inline constexpr std::size_t body_limit = 262'144;
 inline constexpr std::size_t extent_limit = (body_limit + frame_overhead + sector_size - 1) / sector_size * sector_size;
 
 enum class FrameType : std::uint32_t { part = 1, end = 2, batch = 3 };

@@ -31,9 +31,9 @@ namespace {
 
 constexpr SuperblockFormat format{"VTPMDSTA", 1, 4096, "the image of a vTPM"};
 constexpr std::uint64_t slots_at = 2 * format.region;
-constexpr std::uint64_t file_capacity = 1024 * 1024;
+constexpr std::uint64_t file_capacity = 1'048'576;
 /// A device must have room for any state libtpms can have (176 KiB of NV memory and what belongs to it).
-constexpr std::uint64_t least_capacity = 256 * 1024;
+constexpr std::uint64_t least_capacity = 262'144;
 constexpr std::size_t unit = 4096;
 constexpr std::size_t slot_header_size = 64;
 constexpr std::size_t slot_overhead = slot_header_size + 4 + aead_tag_size + digest_size;

@@ -24,7 +24,7 @@ struct ImageIdentity {
 };
 
 /// Bytes of state that fit in a slot of an image file; a small block device may hold less.
-inline constexpr std::size_t max_state_size = 1024 * 1024 - 4096;
+inline constexpr std::size_t max_state_size = 1'048'576 - 4096;
 
 /// One coroutine at a time uses an image. Its operations run to their end even if the calling task is cancelled.
 class StateImage {

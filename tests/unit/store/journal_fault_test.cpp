@@ -140,10 +140,14 @@ struct Life {
         }
         REQUIRE(opened);
         check_records(client.records);
-        // And life goes on.
+        // And life goes on: a small record where a torn one may have been, then more.
         Records then = client.records;
         acknowledged.clear();
-        append(**image, {500, 501, 502});
+        append(**image, {505});
+        REQUIRE(acknowledged.size() == 1);
+        FaultDisk copy(disk.after_crash(FaultDisk::Loss::all));
+        REQUIRE(reopened(copy) == client.records);
+        append(**image, {500, 501});
         REQUIRE(acknowledged.size() == 3);
         checkpoint(**image);
         append(**image, {503});
