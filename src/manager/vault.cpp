@@ -53,6 +53,12 @@ Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version) {
     if (registry_.find(uuid) != nullptr || registry_.tombstone(uuid) != nullptr) {
         co_return make_error(Errc::exists, "vTPM {} is registered already, or was deleted", uuid);
     }
+    // The vTPMs that are there must always be able to go on, so the last eighth of the store is theirs.
+    const store::JournalCounters& journal = image_->counters();
+    if (journal.checkpoint_bytes > journal.half_bytes / 8 * 7) {
+        co_return make_error(Errc::no_space, "{}: full with {} vTPMs; a larger store is needed for more (--store-size)",
+                             parts_.place.path(), registry_.vtpm_count());
+    }
     Record record = VtpmRecord{.uuid = uuid, .group = 0, .version = version, .created = parts_.unix_time()};
     co_return co_await commit(std::move(record));
 }

@@ -52,7 +52,8 @@ class Vault final : private store::JournalClient {
     [[nodiscard]] const store::JournalCounters& journal_counters() const { return image_->counters(); }
     [[nodiscard]] Freshness& freshness() noexcept { return *freshness_; }
 
-    /// Into group 0. The UUID must be new (neither registered nor gone).
+    /// Into group 0. The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
+    /// for those that are there only.
     Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version);
     /// 52 or 64 bytes, of a registered vTPM; not two at once for one vTPM.
     Task<Result<void>> save_key(Uuid uuid, SecretBytes hash_key);

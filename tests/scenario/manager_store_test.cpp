@@ -422,6 +422,31 @@ TEST_SUITE("manager store") {
         CHECK(m.load(uuid_of(1)) == 3);
     }
 
+    TEST_CASE("a store that fills up refuses new vTPMs in time: those that are there go on, also after a restart") {
+        Machine m;
+        m.options.size = store::ManagerImage::min_size;
+        REQUIRE(m.create());
+        unsigned count = 0;
+        for (;; ++count) {
+            REQUIRE(count < 2000);
+            if (auto enrolled = m.enrol(uuid_of(count)); !enrolled) {
+                CHECK(enrolled.error().code == Errc::no_space);
+                break;
+            }
+            REQUIRE(m.save(uuid_of(count), 1));
+        }
+        CHECK(count > 100);
+        for (int round = 2; round < 5; ++round) {
+            for (unsigned i = 0; i < count; ++i) {
+                REQUIRE(m.save(uuid_of(i), static_cast<std::uint8_t>(round)));
+            }
+            REQUIRE(m.off());
+            REQUIRE(m.open());
+        }
+        CHECK(m.load(uuid_of(0)) == 4);
+        CHECK(m.load(uuid_of(count - 1)) == 4);
+    }
+
     TEST_CASE("seal-pcrs changed on purpose: sealed anew, and the old PCRs do not matter any more") {
         Machine m;
         m.options.seal_pcrs = hwtpm::PcrSelection{.bank = hwtpm::HashAlg::sha256, .pcrs = {4}};
