@@ -165,15 +165,20 @@ Task<Result<void>> Instance::start(EngineState state) {
     if (!turn) {
         co_return std::move(turn).error();
     }
-    const bool make_tpm12 = state.permanent.empty() && version() == TpmVersion::tpm12;
-    if (make_tpm12) {
+    bool must_save = false;
+    if (!state.volatile_state.empty() && config_.startup != Startup::save) {
+        state.volatile_state.clear(); // stored registers are resumed only where that is asked for
+        must_save = true;
+    }
+    if (state.permanent.empty() && version() == TpmVersion::tpm12) {
         auto made = co_await manufacture_tpm12(engine_, worker_);
         if (!made) {
             co_return std::move(made).error();
         }
         state = std::move(*made);
+        must_save = true;
     }
-    co_return co_await power_on(state, make_tpm12);
+    co_return co_await power_on(state, must_save);
 }
 
 Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) {
@@ -230,7 +235,8 @@ Result<void> Instance::start_tpm(const EngineState& state) {
         resumed_ = true;
         return started;
     }
-    log_.warning("vTPM {}: the saved state cannot be resumed ({}); it starts clear", config_.uuid, started.error().message);
+    log_.warning("vTPM {}: the saved state cannot be resumed ({}); it starts clear", config_.uuid,
+                 started.error().message);
     if (auto on = engine_.power_on(state); !on) {
         return on;
     }
@@ -275,11 +281,12 @@ Task<Result<void>> Instance::do_init(Turn turn, bool delete_volatile) {
         }
         engine_.power_off();
     }
-    if (delete_volatile && !held_.volatile_state.empty()) {
+    const bool forget = delete_volatile && !held_.volatile_state.empty();
+    if (forget) {
         held_.volatile_state.clear();
         committer_.keep_volatile({});
     }
-    auto on = co_await power_on(held_, replaced_);
+    auto on = co_await power_on(held_, replaced_ || forget);
     if (engine_.running()) {
         held_ = EngineState{};
         replaced_ = false;
@@ -423,6 +430,9 @@ Task<Result<Bytes>> Instance::get_blob(std::uint32_t type) {
     auto turn = co_await lock_.acquire();
     if (!turn) {
         co_return std::move(turn).error();
+    }
+    if (!engine_.running()) {
+        co_return make_error(Errc::unsupported, "state is read while the TPM is powered on");
     }
     auto now = engine_.snapshot();
     if (!now) {

@@ -117,7 +117,8 @@ class Client final : public ManagerClient {
             // request's.
             channel_.reset();
         }
-        if (!result && result.error().code == Errc::timed_out) {
+        away_ = !result && result.error().code == Errc::timed_out;
+        if (away_) {
             co_return make_error(Errc::unavailable, "{}: {}", what,
                                  trouble_ ? trouble_->message : result.error().message);
         }
@@ -129,7 +130,7 @@ class Client final : public ManagerClient {
         if (!held) {
             co_return std::move(held).error();
         }
-        co_return co_await bounded(options_.request_deadline, std::move(what),
+        co_return co_await bounded(away_ ? options_.retry_deadline : options_.request_deadline, std::move(what),
                                    exchange_until_answered(request, expected));
     }
 
@@ -267,6 +268,7 @@ class Client final : public ManagerClient {
     bool had_record_ = false;
     bool in_exchange_ = false;
     bool closed_ = false;
+    bool away_ = false;            ///< the last request ran out of time
     unsigned failures_ = 0;        ///< of links in a row
     std::optional<Error> trouble_; ///< why the last link failed, in the present request
     RateLimit limit_;

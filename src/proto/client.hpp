@@ -39,6 +39,9 @@ struct ClientOptions {
     HelloRequest greeting;
     Clock::duration hello_deadline = std::chrono::seconds(30);
     Clock::duration request_deadline = std::chrono::seconds(30);
+    /// Instead of request_deadline once a request has run out of it, until one succeeds again: a manager that is known to
+    /// be away must not make every guest wait so long.
+    Clock::duration retry_deadline = std::chrono::seconds(2);
     /// How long a first hello that is refused with `busy` is tried again: the manager may not have noticed
     /// yet that the last instance of this vTPM died.
     Clock::duration busy_patience = std::chrono::seconds(2);

@@ -1,0 +1,275 @@
+// An engine, an image and a manager that keep a single number, the state of a TPM that can only count, and fail on demand.
+#pragma once
+
+#include "engine/engine.hpp"
+#include "proto/client.hpp"
+#include "store/state_image.hpp"
+#include "tpm/header.hpp"
+#include "util/wire.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <functional>
+#include <set>
+#include <thread>
+
+namespace vtpmd::fakes {
+
+/// Every await of the fakes passes here: tests count the points and do something at one of them.
+class Points {
+  public:
+    explicit Points(asio::any_io_executor executor)
+        : executor_(std::move(executor)) {}
+    Task<> pass() {
+        const std::size_t here = passed++;
+        if (at) {
+            at(here);
+        }
+        co_await asio::post(executor_, use_tuple);
+    }
+    std::size_t passed = 0;
+    std::function<void(std::size_t)> at;
+
+  private:
+    asio::any_io_executor executor_;
+};
+
+inline SecretBytes number_blob(std::uint64_t n) {
+    WireWriter w;
+    w.be64(n);
+    return SecretBytes(w.view());
+}
+inline std::uint64_t number_in(ByteView blob) {
+    WireReader r(blob);
+    return r.be64();
+}
+
+class FakeEngine final : public Engine {
+  public:
+    static constexpr std::uint32_t read = 0x17A;     ///< answers with the number
+    static constexpr std::uint32_t add = 0x134;      ///< adds one, answers with the number
+    static constexpr std::uint32_t slow_add = 0x153; ///< the same, on the worker; ends early when cancelled
+    static constexpr std::uint32_t startup = 0x144;
+    static constexpr std::uint32_t shutdown_order = 0x145;
+
+    static Bytes command(std::uint32_t code) {
+        WireWriter w;
+        w.be16(0x8001).be32(12).be32(code).be16(0);
+        return w.take();
+    }
+
+    Result<void> power_on(const EngineState& state) override {
+        if (fail_power_on) {
+            return make_error(Errc::corrupt, "fake: refused");
+        }
+        ++power_ons;
+        on_ = true;
+        registers = state.volatile_state.empty() ? 0 : number_in(state.volatile_state.view());
+        staged_ = state.permanent.empty();
+        value = staged_ ? 1 : number_in(state.permanent.view());
+        return {};
+    }
+    void power_off() override { on_ = false; }
+    [[nodiscard]] bool running() const override { return on_; }
+    Bytes execute(ByteView command, std::uint8_t locality) override {
+        const std::uint32_t code = tpm::peek_header(command).code;
+        last_locality = locality;
+        executed.push_back(code);
+        if (code == slow_add) {
+            ran_on = std::this_thread::get_id();
+            in_slow = true;
+            while (hold_slow && !cancelled) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            }
+            in_slow = false;
+            if (cancelled.exchange(false)) {
+                return tpm::error_response(TpmVersion::tpm20, tpm::Refusal::canceled);
+            }
+        }
+        if (code == add || code == slow_add || code == shutdown_order) {
+            value += code == shutdown_order ? 0 : 1;
+            staged_ = true;
+        }
+        WireWriter w;
+        w.be16(0x8001).be32(18).be32(0).be64(value);
+        return w.take();
+    }
+    void cancel() override { cancelled = true; }
+    std::optional<EngineState> take_staged() override {
+        if (!staged_) {
+            return std::nullopt;
+        }
+        staged_ = false;
+        EngineState s;
+        s.permanent = number_blob(value);
+        return s;
+    }
+    [[nodiscard]] bool has_staged() const override { return staged_; }
+    void staged_is_durable() override { ++durable_calls; }
+    void staged_failed() override { staged_ = true; }
+    Result<EngineState> snapshot() override {
+        EngineState s;
+        s.permanent = number_blob(value);
+        s.volatile_state = number_blob(registers);
+        return s;
+    }
+    [[nodiscard]] TpmVersion version() const override { return TpmVersion::tpm20; }
+    Result<void> resume(const SecretBytes& volatile_state) override {
+        registers = number_in(volatile_state.view());
+        return {};
+    }
+    [[nodiscard]] std::string failure() const override { return {}; }
+    [[nodiscard]] std::string info(unsigned) const override { return R"({"fake":true})"; }
+    [[nodiscard]] bool established() const override { return false; }
+    Result<void> reset_established(std::uint8_t) override { return {}; }
+    Result<void> hash_start() override { return {}; }
+    Result<void> hash_data(ByteView) override { return {}; }
+    Result<void> hash_end() override { return {}; }
+
+    std::uint64_t value = 0;
+    std::uint64_t registers = 0; ///< volatile
+    unsigned power_ons = 0, durable_calls = 0;
+    bool fail_power_on = false;
+    std::uint8_t last_locality = 255;
+    std::vector<std::uint32_t> executed;
+    std::thread::id ran_on;
+    std::atomic<bool> cancelled = false, hold_slow = false, in_slow = false;
+
+  private:
+    bool on_ = false, staged_ = false;
+};
+
+/// Two slots; a key is the number of the save, 64 bytes long.
+class FakeImage final : public store::StateImage {
+  public:
+    explicit FakeImage(Points& points)
+        : points_(points) {}
+
+    Task<Result<SecretBytes>> load(ByteView key) override {
+        co_await points_.pass();
+        for (const Slot& s : slots) {
+            if (s.save != 0 && s.save == number_in(key)) {
+                co_return SecretBytes(s.blob.view());
+            }
+        }
+        co_return make_error(Errc::rollback, "fake: no such slot");
+    }
+    Task<Result<SecretBytes>> prepare(ByteView state) override {
+        if (pending) {
+            co_return make_error(Errc::busy, "fake: a save is pending");
+        }
+        ++prepares;
+        Slot& slot = slots[1 - valid];
+        slot = Slot{}; // being overwritten
+        co_await points_.pass();
+        if (fail_prepare) {
+            co_return make_error(*fail_prepare, "fake: writing the slot");
+        }
+        slot.save = ++saves;
+        slot.blob = SecretBytes(state);
+        co_await points_.pass();
+        pending = true;
+        SecretBytes key(store::hash_key_size);
+        const SecretBytes number = number_blob(slot.save);
+        std::copy_n(number.data(), number.size(), key.data());
+        co_return key;
+    }
+    Task<Result<void>> accept() override {
+        valid = 1 - valid;
+        pending = false;
+        live = true;
+        co_await points_.pass();
+        if (fail_accept) {
+            co_return make_error(*fail_accept, "fake: marking");
+        }
+        co_return Result<void>{};
+    }
+    void reject() override { pending = false; }
+    [[nodiscard]] bool had_state() const override { return live; }
+    [[nodiscard]] const store::ImageIdentity& identity() const override { return identity_; }
+    [[nodiscard]] const std::string& path() const override { return path_; }
+
+    /// The state that a restart would find with this key; nullptr: none.
+    [[nodiscard]] const SecretBytes* stored(std::uint64_t save) const {
+        for (const Slot& s : slots) {
+            if (save != 0 && s.save == save) {
+                return &s.blob;
+            }
+        }
+        return nullptr;
+    }
+
+    struct Slot {
+        std::uint64_t save = 0;
+        SecretBytes blob;
+    };
+    std::array<Slot, 2> slots;
+    unsigned valid = 0;
+    std::uint64_t saves = 0;
+    unsigned prepares = 0;
+    bool pending = false, live = false;
+    std::optional<Errc> fail_prepare, fail_accept;
+
+  private:
+    Points& points_;
+    store::ImageIdentity identity_;
+    std::string path_ = "fake.img";
+};
+
+class FakeManager final : public proto::ManagerClient {
+  public:
+    enum class Fault { none, refuses, lost_request, lost_answer };
+
+    explicit FakeManager(Points& points)
+        : points_(points) {}
+
+    Task<Result<proto::HelloReply>> hello() override {
+        co_await points_.pass();
+        if (hello_error) {
+            co_return *hello_error;
+        }
+        co_return reply;
+    }
+    Task<Result<void>> save_hash_key(ByteView key) override {
+        const std::uint64_t number = number_in(key);
+        offered.push_back(number);
+        co_await points_.pass();
+        if (fault == Fault::refuses) {
+            co_return make_error(Errc::io, "fake: the manager's disk failed");
+        }
+        if (fault == Fault::lost_request) {
+            co_return make_error(Errc::unavailable, "fake: no answer");
+        }
+        record = number;
+        co_await points_.pass();
+        if (fault == Fault::lost_answer) {
+            co_return make_error(Errc::unavailable, "fake: no answer");
+        }
+        co_return Result<void>{};
+    }
+    Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
+        co_await points_.pass();
+        if (record == 0) {
+            co_return std::optional<SecretBytes>{};
+        }
+        SecretBytes key(store::hash_key_size);
+        const SecretBytes number = number_blob(record);
+        std::copy_n(number.data(), number.size(), key.data());
+        co_return std::optional<SecretBytes>(std::move(key));
+    }
+    Task<Result<proto::BootHash>> boot_hash() override { co_return proto::BootHash{}; }
+    Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
+    void close() override {}
+
+    proto::HelloReply reply;
+    std::optional<Error> hello_error;
+    std::uint64_t record = 0; ///< the save whose key is durable at the manager
+    std::vector<std::uint64_t> offered;
+    Fault fault = Fault::none;
+
+  private:
+    Points& points_;
+};
+
+} // namespace vtpmd::fakes

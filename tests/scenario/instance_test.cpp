@@ -1,0 +1,324 @@
+// One vTPM on fakes: every step of a commit failing, every await cancelled, and at every await the question what a restart
+// would find at that moment.
+#include "check.hpp"
+#include "fake_vtpm.hpp"
+#include "instance/instance.hpp"
+#include "instance/state_blob.hpp"
+#include "loop.hpp"
+
+using namespace vtpmd;
+using namespace vtpmd::fakes;
+using instance::Instance;
+
+namespace {
+
+struct Machine {
+    explicit Machine(instance::Startup startup = instance::Startup::clear) {
+        instance::InstanceConfig config;
+        config.startup = startup;
+        instance::InstanceParts parts{loop.io.get_executor(), engine, image, manager, loop.clock, loop.log,
+                                      [this] { ++shutdowns; }};
+        vtpm = std::make_unique<Instance>(std::move(config), std::move(parts));
+        points.at = [this](std::size_t n) {
+            check_restart();
+            if (at) {
+                at(n);
+            }
+        };
+    }
+    ~Machine() {
+        manager.fault = FakeManager::Fault::none;
+        image.fail_prepare.reset();
+        image.fail_accept.reset();
+        at = nullptr;
+        (void)loop.run(vtpm->close());
+        check_restart();
+    }
+    void start() { REQUIRE(loop.run(vtpm->start(EngineState{}))); }
+
+    /// The answer's code; the number acknowledged is remembered.
+    std::uint32_t send(std::uint32_t code) { return note(loop.run(vtpm->execute(FakeEngine::command(code), 0))); }
+    std::uint32_t note(const Bytes& answer) {
+        const auto header = tpm::peek_header(answer);
+        if (header.code == 0 && answer.size() == 18) {
+            acknowledged = std::max(acknowledged, number_in(ByteView(answer).subspan(10)));
+        }
+        return header.code;
+    }
+    /// What a restart would load now.
+    [[nodiscard]] std::optional<std::uint64_t> restart_value() const {
+        const SecretBytes* blob = image.stored(manager.record);
+        if (blob == nullptr) {
+            return std::nullopt;
+        }
+        auto state = instance::decode_state(TpmVersion::tpm20, blob->view());
+        return state ? std::optional(number_in(state->permanent.view())) : std::nullopt;
+    }
+    /// The invariant, at every await: the manager's record names a slot that is whole, and nothing acknowledged is missing.
+    void check_restart() const {
+        if (manager.record == 0) {
+            CHECK(acknowledged == 0);
+            return;
+        }
+        const auto value = restart_value();
+        REQUIRE(value.has_value());
+        CHECK(*value >= acknowledged);
+        CHECK(*value <= engine.value);
+    }
+
+    Loop loop;
+    Points points{loop.io.get_executor()};
+    FakeEngine engine;
+    FakeImage image{points};
+    FakeManager manager{points};
+    std::unique_ptr<Instance> vtpm;
+    std::function<void(std::size_t)> at;
+    std::uint64_t acknowledged = 0;
+    unsigned shutdowns = 0;
+};
+
+constexpr std::uint32_t rc_failure = 0x101;
+
+} // namespace
+
+TEST_SUITE("instance") {
+    TEST_CASE("a change is durable before its answer") {
+        Machine m;
+        m.start();
+        CHECK(m.restart_value() == 1);
+        CHECK(m.send(FakeEngine::add) == 0);
+        CHECK(m.restart_value() == 2);
+        const auto commits = m.vtpm->counters().commits;
+        CHECK(m.send(FakeEngine::read) == 0);
+        CHECK(m.vtpm->counters().commits == commits); // a read writes nothing
+        CHECK(m.engine.executed.front() == FakeEngine::startup);
+    }
+
+    TEST_CASE("every step of a commit failing: the guest is told, nothing is lost, service goes on") {
+        using Fault = FakeManager::Fault;
+        struct Case {
+            const char* name;
+            std::optional<Errc> prepare, accept;
+            Fault fault;
+        };
+        const Case cases[] = {
+            {"slot: EIO", Errc::io, {}, Fault::none},    {"slot: ENOSPC", Errc::no_space, {}, Fault::none},
+            {"manager refuses", {}, {}, Fault::refuses}, {"request lost", {}, {}, Fault::lost_request},
+            {"answer lost", {}, {}, Fault::lost_answer}, {"mark: EIO", {}, Errc::io, Fault::none},
+        };
+        for (const Case& c : cases) {
+            CAPTURE(c.name);
+            Machine m;
+            m.start();
+            REQUIRE(m.send(FakeEngine::add) == 0);
+            m.image.fail_prepare = c.prepare;
+            m.image.fail_accept = c.accept;
+            m.manager.fault = c.fault;
+            CHECK(m.send(FakeEngine::add) == rc_failure);
+            CHECK(m.vtpm->dirty());
+            CHECK(m.send(FakeEngine::read) == rc_failure); // also a read: its answer could tell of what is not durable
+            CHECK(m.vtpm->running());
+            m.image.fail_prepare.reset();
+            m.image.fail_accept.reset();
+            m.manager.fault = Fault::none;
+            CHECK(m.send(FakeEngine::read) == 0);
+            CHECK_FALSE(m.vtpm->dirty());
+            CHECK(m.restart_value() == m.engine.value);
+            CHECK(m.send(FakeEngine::add) == 0);
+            CHECK(m.loop.logged("service goes on"));
+        }
+    }
+
+    TEST_CASE("in doubt: the very same key is offered until it is confirmed, and no slot is written before") {
+        for (auto fault :
+             {FakeManager::Fault::lost_request, FakeManager::Fault::lost_answer, FakeManager::Fault::refuses}) {
+            Machine m;
+            m.start();
+            m.manager.fault = fault;
+            CHECK(m.send(FakeEngine::add) == rc_failure);
+            const unsigned prepares = m.image.prepares;
+            const std::uint64_t key = m.manager.offered.back();
+            for (int i = 0; i < 5; ++i) {
+                CHECK(m.send(FakeEngine::add) == rc_failure);
+                CHECK(m.manager.offered.back() == key);
+            }
+            CHECK(m.image.prepares == prepares);
+            m.manager.fault = FakeManager::Fault::none;
+            CHECK(m.send(FakeEngine::read) == 0);
+            CHECK(m.manager.record == key);
+            CHECK(m.image.prepares == prepares);
+        }
+    }
+
+    TEST_CASE("the guest's task cancelled at every await: the commit is finished all the same") {
+        std::size_t points = 0;
+        {
+            Machine m;
+            m.start();
+            m.points.passed = 0;
+            m.send(FakeEngine::add);
+            points = m.points.passed;
+        }
+        REQUIRE(points >= 4);
+        for (auto code : {FakeEngine::add, FakeEngine::slow_add}) {
+            for (std::size_t n = 0; n < points; ++n) {
+                CAPTURE(n);
+                Machine m;
+                m.start();
+                const auto base = m.points.passed;
+                std::shared_ptr<Started<Bytes>> guest;
+                m.at = [&](std::size_t here) {
+                    if (here == base + n && guest) {
+                        asio::post(m.loop.io, [guest] { guest->cancel(); });
+                    }
+                };
+                guest = m.loop.start(m.vtpm->execute(FakeEngine::command(code), 0));
+                REQUIRE(m.loop.wait(*guest));
+                m.at = nullptr;
+                CHECK(m.send(FakeEngine::read) == 0);
+                CHECK(m.restart_value() == m.engine.value);
+                CHECK(m.engine.value == 2);
+            }
+        }
+    }
+
+    TEST_CASE("64 guests at once: each is served, in order, none is lost") {
+        Machine m;
+        m.start();
+        std::vector<std::shared_ptr<Started<Bytes>>> guests;
+        for (int i = 0; i < 64; ++i) {
+            guests.push_back(
+                m.loop.start(m.vtpm->execute(FakeEngine::command(i % 3 ? FakeEngine::add : FakeEngine::slow_add), 0)));
+        }
+        std::uint64_t last = 1;
+        for (auto& g : guests) {
+            REQUIRE(m.loop.wait(*g));
+            CHECK(m.note(*g->value) == 0);
+            CHECK(number_in(ByteView(*g->value).subspan(10)) == ++last);
+        }
+        CHECK(m.restart_value() == 65);
+    }
+
+    TEST_CASE("asked to end in the middle of a commit: it is finished first") {
+        Machine m;
+        m.start();
+        std::shared_ptr<Started<Result<void>>> closing;
+        const auto base = m.points.passed;
+        m.at = [&](std::size_t here) {
+            if (here == base + 1) {
+                closing = m.loop.start(m.vtpm->close());
+            }
+        };
+        CHECK(m.send(FakeEngine::add) == 0);
+        REQUIRE(closing);
+        REQUIRE(m.loop.wait(*closing));
+        CHECK(*closing->value);
+        CHECK(m.restart_value() == 2);
+        CHECK(m.engine.executed.back() == FakeEngine::shutdown_order);
+        CHECK_FALSE(m.vtpm->running());
+    }
+
+    TEST_CASE("a long command runs on the worker and can be cancelled") {
+        Machine m;
+        m.start();
+        m.engine.hold_slow = true;
+        auto guest = m.loop.start(m.vtpm->execute(FakeEngine::command(FakeEngine::slow_add), 0));
+        REQUIRE(m.loop.until([&] { return m.engine.in_slow.load(); }));
+        auto second = m.loop.start(m.vtpm->execute(FakeEngine::command(FakeEngine::read), 0));
+        m.loop.settle();
+        CHECK_FALSE(second->done); // one at a time
+        m.vtpm->cancel();
+        REQUIRE(m.loop.wait(*guest));
+        CHECK(tpm::peek_header(*guest->value).code == 0x909);
+        REQUIRE(m.loop.wait(*second));
+        CHECK(m.engine.ran_on != std::this_thread::get_id());
+        CHECK(m.vtpm->counters().long_commands == 1);
+    }
+
+    TEST_CASE("power: stop, commands fail, init brings the state back") {
+        Machine m;
+        m.start();
+        m.send(FakeEngine::add);
+        CHECK(m.loop.run(m.vtpm->stop()));
+        CHECK_FALSE(m.vtpm->running());
+        CHECK(m.send(FakeEngine::read) == rc_failure);
+        CHECK(m.loop.run(m.vtpm->get_blob(1)).error().code != Errc{});
+        CHECK(m.loop.run(m.vtpm->init(true)));
+        CHECK(m.send(FakeEngine::read) == 0);
+        CHECK(m.engine.value == 2);
+    }
+
+    TEST_CASE("state set from outside is durable once the TPM is on with it") {
+        Machine m;
+        m.start();
+        m.send(FakeEngine::add);
+        CHECK(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()))).error().code == Errc::unsupported);
+        REQUIRE(m.loop.run(m.vtpm->stop()));
+        CHECK(m.loop.run(m.vtpm->set_blob(1, Bytes{})).error().code == Errc::usage);
+        REQUIRE(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()))));
+        m.engine.value = 70; // for the invariant's upper bound
+        REQUIRE(m.loop.run(m.vtpm->init(false)));
+        CHECK(m.restart_value() == 70);
+    }
+
+    TEST_CASE("stored registers come back once, and never after anything else happened") {
+        Machine m;
+        m.start();
+        m.engine.registers = 33;
+        REQUIRE(m.loop.run(m.vtpm->store_volatile()));
+        auto stored = [&] {
+            return instance::decode_state(TpmVersion::tpm20, m.image.stored(m.manager.record)->view())
+                ->volatile_state.size();
+        };
+        CHECK(stored() == 8);
+        REQUIRE(m.loop.run(m.vtpm->init(false)));
+        CHECK(m.engine.registers == 33);
+        CHECK(stored() == 0);
+        REQUIRE(m.loop.run(m.vtpm->store_volatile()));
+        CHECK(m.send(FakeEngine::read) == 0);
+        CHECK(stored() == 0);
+        REQUIRE(m.loop.run(m.vtpm->store_volatile()));
+        REQUIRE(m.loop.run(m.vtpm->init(true)));
+        CHECK(m.engine.registers == 0);
+        CHECK(stored() == 0);
+    }
+
+    TEST_CASE("stored registers at the start: resumed where that is asked for, else forgotten for good") {
+        for (auto startup : {instance::Startup::clear, instance::Startup::save}) {
+            Machine m(startup);
+            EngineState state;
+            state.permanent = number_blob(5);
+            state.volatile_state = number_blob(44);
+            REQUIRE(m.loop.run(m.vtpm->start(std::move(state))));
+            CHECK(m.engine.registers == (startup == instance::Startup::save ? 44 : 0));
+            auto on_disk = instance::decode_state(TpmVersion::tpm20, m.image.stored(m.manager.record)->view());
+            CHECK(on_disk->volatile_state.empty());
+            CHECK(number_in(on_disk->permanent.view()) == 5);
+        }
+    }
+
+    TEST_CASE("malformed commands and localities are refused, the TPM does not see them") {
+        Machine m;
+        m.start();
+        const auto before = m.engine.executed.size();
+        CHECK(m.note(m.loop.run(m.vtpm->execute(Bytes(9), 0))) == 0x142);
+        Bytes odd = FakeEngine::command(FakeEngine::add);
+        odd.push_back(std::byte{0});
+        CHECK(m.note(m.loop.run(m.vtpm->execute(odd, 0))) == 0x142);
+        CHECK(m.note(m.loop.run(m.vtpm->execute(FakeEngine::command(FakeEngine::add), 5))) == 0x907);
+        CHECK(m.engine.executed.size() == before);
+        CHECK(m.vtpm->counters().refused == 3);
+        for (int i = 0; i < 1000; ++i) {
+            (void)m.loop.run(m.vtpm->execute(Bytes(9), 0));
+        }
+        CHECK(m.loop.lines.size() < 20);
+    }
+
+    TEST_CASE("a start that cannot be saved fails, and tells why") {
+        Machine m;
+        m.image.fail_prepare = Errc::no_space;
+        auto started = m.loop.run(m.vtpm->start(EngineState{}));
+        REQUIRE_FALSE(started);
+        CHECK(started.error().code == Errc::no_space);
+    }
+}
