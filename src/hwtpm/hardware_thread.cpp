@@ -1,5 +1,6 @@
 #include "hwtpm/hardware_thread.hpp"
 
+#include <algorithm>
 #include <pthread.h>
 #include <signal.h>
 
@@ -78,6 +79,21 @@ void HardwareThread::Core::leave(std::size_t urgency) {
     }
 }
 
+void HardwareThread::Core::count(std::size_t urgency, std::chrono::steady_clock::duration latency) {
+    ++(urgency == static_cast<std::size_t>(Urgency::urgent) ? counted.urgent_jobs : counted.routine_jobs);
+    const auto& bounds = HardwareMetrics::latency_bounds;
+    ++counted
+          .latency[static_cast<std::size_t>(std::lower_bound(bounds.begin(), bounds.end(), latency) - bounds.begin())];
+    counted.latency_sum += latency;
+}
+
+HardwareMetrics HardwareThread::metrics() const {
+    HardwareMetrics out = core_->counted;
+    out.batches = core_->batches.load(std::memory_order_relaxed);
+    out.largest_batch = core_->largest_batch.load(std::memory_order_relaxed);
+    return out;
+}
+
 void HardwareThread::Core::submit(std::size_t urgency, Queued job) {
     {
         std::lock_guard lock(mutex);
@@ -131,6 +147,10 @@ void HardwareThread::serve() {
         }
         if (hooks_.end_batch) {
             hooks_.end_batch();
+        }
+        core_->batches.fetch_add(1, std::memory_order_relaxed);
+        if (in_batch > core_->largest_batch.load(std::memory_order_relaxed)) {
+            core_->largest_batch.store(in_batch, std::memory_order_relaxed);
         }
     }
 }

@@ -6,9 +6,11 @@
 // bounded: a caller that finds it full waits for room.
 #pragma once
 
+#include "hwtpm/root_of_trust.hpp"
 #include "util/asio.hpp"
 #include "util/result.hpp"
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -56,6 +58,8 @@ class HardwareThread {
     /// No new jobs; returns when all that were accepted are done.
     Task<> close();
 
+    /// Jobs, batches and latencies. Loop thread.
+    [[nodiscard]] HardwareMetrics metrics() const;
     /// Jobs accepted and not yet done. Loop thread.
     [[nodiscard]] std::size_t in_flight() const noexcept { return core_->in_flight[0] + core_->in_flight[1]; }
 
@@ -100,6 +104,11 @@ class HardwareThread {
         std::size_t in_flight[2] = {0, 0};
         std::list<asio::steady_timer*> waiting[2]; ///< for room, oldest first
         std::optional<asio::steady_timer> drained;
+        HardwareMetrics counted;
+
+        // written by the hardware thread
+        std::atomic<std::uint64_t> batches = 0;
+        std::atomic<std::uint64_t> largest_batch = 0;
 
         // under the mutex
         std::mutex mutex;
@@ -110,6 +119,7 @@ class HardwareThread {
         Task<Result<void>> admit(std::size_t urgency);
         void leave(std::size_t urgency);
         void submit(std::size_t urgency, Queued job);
+        void count(std::size_t urgency, std::chrono::steady_clock::duration latency);
     };
 
     template <typename R>
@@ -121,10 +131,12 @@ class HardwareThread {
         }
         Queued queued;
         queued.job = call;
+        const auto accepted = std::chrono::steady_clock::now();
         // Moves its references on to the loop, so that the call dies there.
-        queued.finished = [core, call, u]() mutable {
+        queued.finished = [core, call, u, accepted]() mutable {
             asio::any_io_executor executor = core->executor;
-            asio::post(executor, [core = std::move(core), call = std::move(call), u] {
+            asio::post(executor, [core = std::move(core), call = std::move(call), u, accepted] {
+                core->count(u, std::chrono::steady_clock::now() - accepted);
                 call->result = std::move(call->fresh);
                 call->done.cancel();
                 core->leave(u);

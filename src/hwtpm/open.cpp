@@ -2,16 +2,37 @@
 #include "hwtpm/auth.hpp"
 #include "hwtpm/driver_spec.hpp"
 #include "hwtpm/embedded_device.hpp"
-#include "hwtpm/patient_device.hpp"
+#include "hwtpm/hardware_root.hpp"
+#include "hwtpm/kernel_device.hpp"
 #include "hwtpm/probe.hpp"
-#include "hwtpm/root20.hpp"
 #include "hwtpm/swtpm_device.hpp"
+#include "hwtpm/tis_device.hpp"
+
+#include <filesystem>
 
 namespace vtpmd::hwtpm {
 
 namespace {
 
 constexpr unsigned highest_locality = 4;
+
+/// The kernel's device, else the registers; hardware only: a host never falls back to software by itself. The resource
+/// manager's node first, where the host's other users of the TPM can go on.
+Result<std::unique_ptr<TpmDevice>> open_automatic(const DriverSpec& spec, unsigned locality, const Log& log) {
+    for (const char* path : {"/dev/tpmrm0", "/dev/tpm0"}) {
+        std::error_code ec;
+        if (std::filesystem::exists(path, ec)) {
+            return open_kernel_device(path);
+        }
+    }
+    auto registers = open_tis(parse_driver("tis").value().address, locality, log);
+    if (!registers) {
+        return in_context(
+            registers.error(),
+            fmt::format("--tpm={}: the kernel has no TPM (/dev/tpm0); at the registers", to_string(spec)));
+    }
+    return registers;
+}
 
 Result<std::unique_ptr<TpmDevice>> open_device(const DriverSpec& spec, unsigned locality, const Log& log, bool create) {
     switch (spec.kind) {
@@ -20,9 +41,12 @@ Result<std::unique_ptr<TpmDevice>> open_device(const DriverSpec& spec, unsigned 
         return open_swtpm(spec, locality, log);
     case DriverKind::embedded:
         return open_embedded(spec.path, locality, create, log);
-    case DriverKind::automatic:
     case DriverKind::device:
+        return open_kernel_device(spec.path);
     case DriverKind::tis:
+        return open_tis(spec.address, locality, log);
+    case DriverKind::automatic:
+        return open_automatic(spec, locality, log);
     case DriverKind::xen:
         break;
     }
@@ -44,7 +68,7 @@ Result<std::unique_ptr<RootOfTrust>> open_root(const OpenOptions& options, asio:
     if (!opened) {
         return opened.error();
     }
-    std::unique_ptr<TpmDevice> device = std::make_unique<PatientDevice>(std::move(*opened), PatientDevice::Config{});
+    std::unique_ptr<TpmDevice> device = std::move(*opened);
     auto family = probe_family(*device);
     if (!family) {
         return family.error();

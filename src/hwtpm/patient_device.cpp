@@ -36,6 +36,7 @@ Result<Bytes> PatientDevice::transmit(ByteView command, std::chrono::millisecond
     std::chrono::milliseconds pause = config_.first_pause;
     std::chrono::milliseconds waited{0};
     for (;;) {
+        commands_.fetch_add(1, std::memory_order_relaxed);
         auto answer = inner_->transmit(command, limit);
         if (!answer || answer->size() < tpm_header_size) {
             return answer;

@@ -35,11 +35,14 @@ class PatientDevice final : public TpmDevice {
 
     /// How often a command was sent again. From any thread.
     [[nodiscard]] std::uint64_t retries() const noexcept { return retries_.load(std::memory_order_relaxed); }
+    /// Commands sent, retries among them. From any thread.
+    [[nodiscard]] std::uint64_t commands() const noexcept { return commands_.load(std::memory_order_relaxed); }
 
   private:
     std::unique_ptr<TpmDevice> inner_;
     Config config_;
     std::atomic<std::uint64_t> retries_ = 0;
+    std::atomic<std::uint64_t> commands_ = 0;
 };
 
 } // namespace vtpmd::hwtpm

@@ -9,6 +9,8 @@
 #include "util/result.hpp"
 #include "util/secret_bytes.hpp"
 
+#include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -46,6 +48,26 @@ struct CounterRef {
     Bytes auth; ///< its authorisation value (kept in the sealed part of the store), may be empty
 };
 
+/// Figures of the hardware TPM since it was opened.
+struct HardwareMetrics {
+    std::uint64_t commands = 0; ///< sent to the TPM
+    std::uint64_t retries = 0;  ///< of them, sent again because the TPM said "later"
+    std::uint64_t urgent_jobs = 0;
+    std::uint64_t routine_jobs = 0;
+    std::uint64_t batches = 0; ///< claims of the locality
+    std::uint64_t largest_batch = 0;
+    std::uint64_t random_requests = 0;
+    std::uint64_t random_trips = 0;
+    std::uint64_t pcr_requests = 0;
+    std::uint64_t pcr_trips = 0;
+    /// From a job's acceptance to its result: how many took at most 1 ms, 10 ms, 100 ms, 1 s, 10 s, or longer.
+    static constexpr std::array<std::chrono::milliseconds, 5> latency_bounds{
+        std::chrono::milliseconds{1}, std::chrono::milliseconds{10}, std::chrono::milliseconds{100},
+        std::chrono::milliseconds{1000}, std::chrono::milliseconds{10000}};
+    std::array<std::uint64_t, latency_bounds.size() + 1> latency{};
+    std::chrono::nanoseconds latency_sum{0};
+};
+
 class RootOfTrust {
   public:
     virtual ~RootOfTrust() = default;
@@ -80,6 +102,9 @@ class RootOfTrust {
     virtual Task<Result<std::vector<PcrValue>>> pcr_read(std::vector<PcrSelection> selections) = 0;
     /// PCR banks that are allocated.
     [[nodiscard]] virtual std::vector<HashAlg> banks() const = 0;
+
+    /// Loop thread.
+    [[nodiscard]] virtual HardwareMetrics metrics() const { return {}; }
 
     /// Relinquishes the TPM; what is queued is finished first.
     virtual Task<> close() = 0;

@@ -1,5 +1,5 @@
-// A TPM 2.0 as root of trust: the operations, synchronous, on the hardware thread. Tpm20Root (root20.hpp) puts the coroutines
-// in front.
+// A TPM 2.0 as root of trust: the operations, synchronous, on the hardware thread. HardwareRoot puts queue and
+// coroutines in front.
 //
 // What goes over the bus: secrets only in parameters encrypted by a session that is salted with the storage key (AES-128-CFB;
 // TPM 2.0 part 1 section 21), so that somebody who listens between CPU and TPM learns nothing. One such session, "the bus
@@ -9,6 +9,7 @@
 #pragma once
 
 #include "hwtpm/esys.hpp"
+#include "hwtpm/operations.hpp"
 #include "hwtpm/pcr.hpp"
 #include "util/log.hpp"
 
@@ -23,7 +24,7 @@ inline constexpr std::uint32_t counter_last = 0x018056FF;
 
 inline constexpr std::size_t sealed_secret_limit = 128; ///< MAX_SYM_DATA, TPM 2.0 part 2 section 11.1.13
 
-class Tpm20 {
+class Tpm20 final : public Operations {
   public:
     struct Config {
         SecretBytes owner_auth;
@@ -32,33 +33,35 @@ class Tpm20 {
     };
     /// `device` and `log` outlive it.
     Tpm20(TpmDevice& device, Config config, const Log& log);
-    ~Tpm20();
+    Tpm20(const Tpm20&) = delete;
+    Tpm20& operator=(const Tpm20&) = delete;
+    ~Tpm20() override;
 
     /// TPM2_Startup if it had none, capabilities, storage key. Again after Errc::closed and its like: every call below does
     /// so by itself when the device was lost.
-    Result<void> start();
+    Result<void> start() override;
     /// Flushes our handles; TPM2_Shutdown(CLEAR) if the TPM is ours alone.
-    void stop() noexcept;
+    void stop() noexcept override;
 
     /// Around the calls of one batch: claims and releases the locality. A claim that fails is every call's error.
-    void begin_batch();
-    void end_batch() noexcept;
+    void begin_batch() override;
+    void end_batch() noexcept override;
 
     // As in RootOfTrust. A TPM that was reset or lost since the last call is started anew, and what can be asked twice is
     // asked again; a counter step is not.
-    Result<Bytes> identity();
-    Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
-    Result<SecretBytes> unseal(const SealedSecret& sealed);
-    Result<CounterRef> counter_create();
-    Result<std::uint64_t> counter_read(const CounterRef& counter);
-    Result<std::uint64_t> counter_increment(const CounterRef& counter);
-    Result<void> counter_delete(const CounterRef& counter);
-    Result<Bytes> random(std::size_t count);
-    Result<std::vector<PcrValue>> pcr_read(const std::vector<PcrSelection>& selections);
+    Result<Bytes> identity() override;
+    Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) override;
+    Result<SecretBytes> unseal(const SealedSecret& sealed) override;
+    Result<CounterRef> counter_create() override;
+    Result<std::uint64_t> counter_read(const CounterRef& counter) override;
+    Result<std::uint64_t> counter_increment(const CounterRef& counter) override;
+    Result<void> counter_delete(const CounterRef& counter) override;
+    Result<Bytes> random(std::size_t count) override;
+    Result<std::vector<PcrValue>> pcr_read(const std::vector<PcrSelection>& selections) override;
 
-    /// After start(): PCR banks with all 24 PCRs, manufacturer and firmware.
-    [[nodiscard]] const std::vector<HashAlg>& banks() const noexcept { return banks_; }
-    [[nodiscard]] const std::string& part() const noexcept { return part_; }
+    [[nodiscard]] TpmVersion version() const override { return TpmVersion::tpm20; }
+    [[nodiscard]] const std::vector<HashAlg>& banks() const override { return banks_; }
+    [[nodiscard]] const std::string& part() const override { return part_; }
 
     /// Handles of a range that the TPM holds (TPM2_GetCapability, TPM2_CAP_HANDLES).
     Result<std::vector<std::uint32_t>> handles(std::uint32_t first);

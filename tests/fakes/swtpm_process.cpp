@@ -1,7 +1,9 @@
 #include "swtpm_process.hpp"
 
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
+#include <fcntl.h>
 #include <spawn.h>
 #include <stdexcept>
 #include <sys/socket.h>
@@ -58,7 +60,15 @@ void SwtpmProcess::start() {
         argv.push_back(w.data());
     }
     argv.push_back(nullptr);
-    if (::posix_spawnp(&pid_, "swtpm", nullptr, nullptr, argv.data(), environ) != 0) {
+    // Not our standard streams: whoever reads them would wait for swtpm too if the test dies.
+    posix_spawn_file_actions_t files;
+    posix_spawn_file_actions_init(&files);
+    for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+        posix_spawn_file_actions_addopen(&files, fd, "/dev/null", O_RDWR, 0);
+    }
+    const int spawned = ::posix_spawnp(&pid_, "swtpm", &files, nullptr, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&files);
+    if (spawned != 0) {
         throw std::runtime_error("swtpm is not installed");
     }
     for (int i = 0; i < 500; ++i) {

@@ -6,7 +6,7 @@
 
 #include "hwtpm/device.hpp"
 #include "hwtpm/driver_spec.hpp"
-#include "hwtpm/root20.hpp"
+#include "hwtpm/hardware_root.hpp"
 #include "hwtpm/swtpm_device.hpp"
 #include "tpm/commands.hpp"
 #include "tpm/header.hpp"
