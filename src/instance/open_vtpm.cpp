@@ -43,6 +43,10 @@ Task<Result<ManagerFact>> ask_manager(proto::ManagerClient& manager, TpmVersion 
             co_return ManagerFact::tombstone;
         case Errc::not_found: // not registered, and neither side wants it so
             co_return ManagerFact::nothing;
+        case Errc::unavailable:
+            co_return in_context(std::move(reply).error(),
+                                 "no answer; is `vtpmd --mode=manager` running, and is this its "
+                                 "socket (--manager)?");
         default:
             co_return in_context(std::move(reply).error(), "the manager refuses");
         }

@@ -20,6 +20,8 @@ namespace vtpmd::instance {
 namespace {
 
 constexpr Clock::duration stop_patience = std::chrono::seconds(10);
+/// A process that was just killed may hold its image and its sockets for some moments yet: the kernel takes an io_uring
+/// down after the process is gone. So what is in use is tried again for a while.
 
 Result<void> check(const InstanceOptions& options) {
     for (const guest::Endpoint& e : options.guests) {
@@ -31,6 +33,22 @@ Result<void> check(const InstanceOptions& options) {
     return {};
 }
 
+Result<guest::SocketListeners> adopt_endpoint(InstanceOptions& options, const guest::Endpoint& endpoint) {
+    auto commands = guest::adopt_listener(std::move(options.listen_commands), to_string(endpoint));
+    if (!commands) {
+        return std::move(commands).error();
+    }
+    guest::SocketListeners listeners{std::move(*commands), std::nullopt};
+    if (options.listen_control) {
+        auto control = guest::adopt_listener(std::move(options.listen_control), to_string(endpoint) + " control");
+        if (!control) {
+            return std::move(control).error();
+        }
+        listeners.control.emplace(std::move(*control));
+    }
+    return listeners;
+}
+
 Task<Result<guest::SocketListeners>> try_listeners(const guest::Endpoint& endpoint, const std::string& group) {
     co_return guest::open_listeners(endpoint, group);
 }
@@ -39,20 +57,11 @@ Task<Result<std::vector<guest::SocketListeners>>> open_endpoints(InstanceOptions
     std::vector<guest::SocketListeners> out;
     for (const guest::Endpoint& endpoint : options.guests) {
         if (out.empty() && options.listen_commands) {
-            auto commands = guest::adopt_listener(std::move(options.listen_commands), to_string(endpoint));
-            if (!commands) {
-                co_return std::move(commands).error();
+            auto adopted = adopt_endpoint(options, endpoint);
+            if (!adopted) {
+                co_return std::move(adopted).error();
             }
-            guest::SocketListeners listeners{std::move(*commands), std::nullopt};
-            if (options.listen_control) {
-                auto control =
-                    guest::adopt_listener(std::move(options.listen_control), to_string(endpoint) + " control");
-                if (!control) {
-                    co_return std::move(control).error();
-                }
-                listeners.control.emplace(std::move(*control));
-            }
-            out.push_back(std::move(listeners));
+            out.push_back(std::move(*adopted));
             continue;
         }
         auto listeners = co_await when_free(clock, dying_process_patience,
