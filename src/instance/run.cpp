@@ -20,8 +20,6 @@ namespace vtpmd::instance {
 namespace {
 
 constexpr Clock::duration stop_patience = std::chrono::seconds(10);
-/// A process that was just killed may hold its image and its sockets for some moments yet: the kernel takes an io_uring
-/// down after the process is gone. So what is in use is tried again for a while.
 
 Result<void> check(const InstanceOptions& options) {
     for (const guest::Endpoint& e : options.guests) {
