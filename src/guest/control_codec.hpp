@@ -70,8 +70,8 @@ inline constexpr std::uint32_t state_decrypted = 1;
 inline constexpr std::uint32_t state_encrypted = 2;
 inline constexpr std::size_t hash_data_limit = 4096;
 /// Over the largest blob that libtpms makes (a TPM 2.0's permanent state with all its NV memory full).
-inline constexpr std::size_t state_blob_limit = 512 * 1024;
-inline constexpr std::size_t info_chunk_limit = 3 * 1024;
+inline constexpr std::size_t state_blob_limit = std::size_t{512} * 1024;
+inline constexpr std::size_t info_chunk_limit = std::size_t{3} * 1024;
 
 struct ControlRequest {
     ControlCommand command{};
