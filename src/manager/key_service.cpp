@@ -191,7 +191,9 @@ Task<> KeyService::serve(std::unique_ptr<proto::Channel> channel, LinkInfo link)
     auto ended = co_await proto::serve(session, session, parts_.clock, parts_.log, std::move(options));
     if (!ended && (ended.error().code == Errc::protocol || ended.error().code == Errc::timed_out)) {
         ++counters_.links_broken;
-        parts_.log.warning("{}: link ended: {}", session.peer(), ended.error().message);
+        if (auto verdict = broken_links_.allow(parts_.clock.now()); verdict.allowed) {
+            parts_.log.warning("{} ({} such lines held back)", ended.error().message, verdict.suppressed);
+        }
     }
     if (session.uuid()) {
         parts_.log.info("vTPM {} closed by {}", *session.uuid(), session.peer());

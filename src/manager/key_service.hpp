@@ -73,6 +73,7 @@ class KeyService {
     std::unordered_set<Session*> sessions_;
     std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by remove()
     bool stopping_ = false;
+    RateLimit broken_links_; ///< lines in the log that a peer can cause
     ServiceCounters counters_;
 };
 

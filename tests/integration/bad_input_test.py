@@ -200,11 +200,12 @@ class BadInput(harness.Case):
             while not stop.is_set():
                 try:
                     s = harness.connect(address)
-                    s.send(good[:random.randrange(len(good) + 1)])
+                    s.send(good[:random.randrange(len(good))])
                     s.close()
                 except (ConnectionResetError, BrokenPipeError):
                     pass
-        threads = [threading.Thread(target=rattle, args=t[1:]) for t in self.targets()]
+        # Without the greeted one: a vTPM that opens and closes is a line in the log each time, and should be.
+        threads = [threading.Thread(target=rattle, args=t[1:]) for t in self.targets()[:3]]
         for t in threads:
             t.start()
         try:
