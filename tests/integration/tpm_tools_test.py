@@ -19,7 +19,7 @@ class TpmTools(harness.Case):
         os.chown(conf, 0, tss.pw_gid)
         os.chmod(conf, 0o640)
         os.chown(self.dir, tss.pw_uid, tss.pw_gid)
-        self.env = {"TSS_TCSD_PORT": str(port), "TSS_USER_PS_FILE": self.path("user.data")}
+        self.env = {"TSS_TCSD_HOSTNAME": "127.0.0.1", "TSS_TCSD_PORT": str(port), "TSS_USER_PS_FILE": self.path("user.data")}
         tcsd = self.spawn("tcsd", "tcsd", "-f", "-e", "-c", conf, env={
             "TCSD_USE_TCP_DEVICE": "1", "TCSD_TCP_DEVICE_HOSTNAME": "127.0.0.1", "TCSD_TCP_DEVICE_PORT": str(instance.port)})
         harness.wait_until(lambda: not tcsd.running() or self.answers(), "tcsd answers")
