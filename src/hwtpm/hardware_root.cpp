@@ -242,4 +242,11 @@ Result<std::unique_ptr<RootOfTrust>> make_root20(std::unique_ptr<TpmDevice> devi
     return start_root(std::move(patient), std::move(tpm), std::move(executor), log);
 }
 
+Result<std::unique_ptr<RootOfTrust>> make_root12(std::unique_ptr<TpmDevice> device, Tpm12::Config config,
+                                                 asio::any_io_executor executor, const Log& log) {
+    auto patient = std::make_unique<PatientDevice>(std::move(device), PatientDevice::Config{});
+    auto tpm = std::make_unique<Tpm12>(*patient, std::move(config), log);
+    return start_root(std::move(patient), std::move(tpm), std::move(executor), log);
+}
+
 } // namespace vtpmd::hwtpm

@@ -81,12 +81,15 @@ Result<std::unique_ptr<RootOfTrust>> open_root(const OpenOptions& options, asio:
     if (!srk) {
         return srk.error();
     }
-    if (*family == TpmVersion::tpm12) {
-        return make_error(Errc::unsupported, "{}: a TPM 1.2 cannot be the root of trust yet", device->description());
-    }
-    Tpm20::Config config{
-        .owner_auth = std::move(*owner), .srk_auth = std::move(*srk), .srk_handle = options.srk_handle};
-    auto root = make_root20(std::move(device), std::move(config), std::move(executor), log);
+    Result<std::unique_ptr<RootOfTrust>> root =
+        *family == TpmVersion::tpm12
+            ? make_root12(std::move(device),
+                          {.owner_auth = std::move(*owner), .srk_auth = std::move(*srk), .locality = options.locality},
+                          std::move(executor), log)
+            : make_root20(
+                  std::move(device),
+                  {.owner_auth = std::move(*owner), .srk_auth = std::move(*srk), .srk_handle = options.srk_handle},
+                  std::move(executor), log);
     if (root) {
         log.info("TPM {}: {}", to_string((*root)->version()), (*root)->description());
         if (spec->kind == DriverKind::swtpm_unix || spec->kind == DriverKind::swtpm_tcp ||

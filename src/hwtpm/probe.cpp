@@ -24,8 +24,9 @@ Result<TpmVersion> probe_family(TpmDevice& device) {
         if (tag == 0x8001) { // TPM_ST_NO_SESSIONS
             return TpmVersion::tpm20;
         }
-        constexpr std::uint32_t tpm_badtag = 0x1E;
-        if (tag == 0x00C4 && code == tpm_badtag) {
+        // TPM_BADTAG, by the book; TPM_BAD_ORDINAL from some. TPM_FAIL would be a part that does not run.
+        constexpr std::uint32_t tpm_fail = 0x09;
+        if (tag == 0x00C4 && code != 0 && code != tpm_fail) {
             return TpmVersion::tpm12;
         }
     }

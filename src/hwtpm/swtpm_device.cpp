@@ -24,7 +24,8 @@ using namespace std::chrono_literals;
 
 constexpr auto connect_limit = 5s;
 constexpr auto control_limit = 10s; // CMD_INIT of a TPM 1.2 that makes its keys takes a while
-constexpr auto cancel_grace = 2s;   // from the cancel to the TPM's answer
+constexpr auto locality_limit = 2s;
+constexpr auto cancel_grace = 2s; // from the cancel to the TPM's answer
 
 // The control channel's commands (swtpm_ioctls(3)).
 constexpr std::uint32_t cmd_init = 2;
@@ -110,7 +111,7 @@ class SwtpmDevice final : public TpmDevice {
 
   private:
     Result<UniqueFd> connect_data() const;
-    Result<void> control(std::uint32_t command, ByteView body) const;
+    Result<void> control(std::uint32_t command, ByteView body, std::chrono::seconds limit = control_limit) const;
     Result<void> power_on_if_needed();
 
     DriverSpec spec_;
@@ -125,13 +126,13 @@ Result<UniqueFd> SwtpmDevice::connect_data() const {
     return spec_.kind == DriverKind::swtpm_unix ? connect_unix(spec_.path) : connect_tcp(spec_.path, spec_.port);
 }
 
-Result<void> SwtpmDevice::control(std::uint32_t command, ByteView body) const {
+Result<void> SwtpmDevice::control(std::uint32_t command, ByteView body, std::chrono::seconds limit) const {
     auto fd = spec_.kind == DriverKind::swtpm_unix ? connect_unix(spec_.path + ".ctrl")
                                                    : connect_tcp(spec_.path, spec_.port + 1U);
     if (!fd) {
         return in_context(fd.error(), name_ + ": control channel");
     }
-    const auto deadline = std::chrono::steady_clock::now() + control_limit;
+    const auto deadline = std::chrono::steady_clock::now() + limit;
     WireWriter request;
     request.be32(command).bytes(body);
     const std::string what = fmt::format("{}: control command {}", name_, command);
@@ -185,12 +186,11 @@ Result<void> SwtpmDevice::open() {
     if (auto r = power_on_if_needed(); !r) {
         return r;
     }
-    if (locality_ != 0) {
-        WireWriter body;
-        body.u8(static_cast<std::uint8_t>(locality_));
-        if (auto r = control(cmd_set_locality, body.view()); !r) {
-            return in_context(r.error(), fmt::format("setting locality {}", locality_));
-        }
+    // swtpm keeps the locality that somebody set before us. Without a control channel it has none but 0.
+    WireWriter body;
+    body.u8(static_cast<std::uint8_t>(locality_));
+    if (auto r = control(cmd_set_locality, body.view(), locality_limit); !r && locality_ != 0) {
+        return in_context(r.error(), fmt::format("setting locality {}", locality_));
     }
     return {};
 }

@@ -130,6 +130,8 @@ TEST_SUITE("hwtpm") {
         v12[0] = std::byte{0};
         v12[1] = std::byte{0xC4};
         CHECK(ask(v12).value() == TpmVersion::tpm12);
+        v12[9] = std::byte{0x0A};
+        CHECK(ask(v12).value() == TpmVersion::tpm12);
         v12[9] = std::byte{9}; // TPM_FAIL: not powered on, or not a TPM
         CHECK(ask(v12).error().code == Errc::protocol);
         CHECK(ask(Bytes(4)).error().code == Errc::protocol);

@@ -1,0 +1,84 @@
+// A TPM 1.2 as root of trust: the operations, synchronous, on the hardware thread.
+//
+// Owned: ownership is taken with the given authorisation values if nobody has it, else they must be the owner's. Seals are
+// under the SRK, to a composite of SHA-1 PCRs, and to the locality if ours is not 0. The freshness counter is a monotonic
+// counter: 32 bits, one step in 5 s at best (TPM Main part 1 section 20; the TPM says TPM_RETRY until then), and only one of
+// a TPM's counters can be stepped between two boots.
+//
+// Unlike on a TPM 2.0 the secret crosses the bus in clear at Seal and Unseal: authorised, not encrypted.
+#pragma once
+
+#include "hwtpm/operations.hpp"
+#include "hwtpm/tpm12_client.hpp"
+#include "util/log.hpp"
+
+namespace vtpmd::hwtpm {
+
+class Tpm12 final : public Operations {
+  public:
+    struct Config {
+        SecretBytes owner_auth; ///< 20 bytes
+        SecretBytes srk_auth;   ///< 20 bytes
+        unsigned locality = 0;
+    };
+    /// `device` and `log` outlive it.
+    Tpm12(TpmDevice& device, Config config, const Log& log)
+        : device_(device)
+        , client_(device)
+        , config_(std::move(config))
+        , log_(log) {}
+
+    Result<void> start() override;
+    void stop() noexcept override { started_ = false; }
+    void begin_batch() override;
+    void end_batch() noexcept override { device_.release(); }
+
+    Result<Bytes> identity() override;
+    Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) override;
+    Result<SecretBytes> unseal(const SealedSecret& sealed) override;
+    Result<CounterRef> counter_create() override;
+    Result<std::uint64_t> counter_read(const CounterRef& counter) override;
+    Result<std::uint64_t> counter_increment(const CounterRef& counter) override;
+    Result<void> counter_delete(const CounterRef& counter) override;
+    Result<Bytes> random(std::size_t count) override;
+    Result<std::vector<PcrValue>> pcr_read(const std::vector<PcrSelection>& selections) override;
+    [[nodiscard]] TpmVersion version() const override { return TpmVersion::tpm12; }
+    [[nodiscard]] const std::vector<HashAlg>& banks() const override { return banks_; }
+    [[nodiscard]] const std::string& part() const override { return part_; }
+
+  private:
+    enum class Repeat { if_not_executed, always };
+    template <typename F>
+    auto attempt(Repeat repeat, F f) -> std::invoke_result_t<F&>;
+    Result<void> ready();
+
+    Result<void> startup();
+    Result<void> flush_left_over();
+    Result<void> read_part();
+    Result<void> own();
+    Result<void> take_ownership();
+    Result<Bytes> endorsement_key();
+    Result<void> note_identity();
+    Result<Bytes> capability(std::uint32_t area, std::uint32_t sub, std::string_view name);
+
+    Result<std::vector<PcrValue>> pcr_read_once(const std::vector<PcrSelection>& selections);
+    Result<std::vector<PcrValue>> checked_values(const RootOfTrust::SealOptions& options);
+    Result<Bytes> pcr_info(const PcrSelection& selection, const std::vector<PcrValue>& values) const;
+    Result<SealedSecret> seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
+    Result<SecretBytes> unseal_once(const SealedSecret& sealed);
+    Error explain(const SealedSecret& sealed, Error cause);
+    Error counter_error(Error e, const CounterRef& counter) const;
+
+    TpmDevice& device_;
+    Tpm12Client client_;
+    Config config_;
+    const Log& log_;
+
+    bool started_ = false;
+    Result<void> claimed_;
+    Bytes identity_;
+    std::string part_;
+    std::vector<HashAlg> banks_ = {HashAlg::sha1};
+};
+
+} // namespace vtpmd::hwtpm
