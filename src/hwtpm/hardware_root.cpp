@@ -113,6 +113,7 @@ Result<void> HardwareRoot::start() {
 void HardwareRoot::stop_blocking() {
     (void)thread_.run_blocking([this]() -> Result<void> {
         tpm_->stop();
+        tpm_->end_batch(); // given back before close() returns, not a moment after
         return {};
     });
 }

@@ -97,7 +97,7 @@ Result<void> TisPort::wait_status(std::uint8_t mask, std::uint8_t value, std::ch
             return {};
         }
         if (bus_.now() >= deadline) {
-            return make_error(Errc::timed_out, "TIS: {} within {} ms (status {:#04x})", what, limit.count(), status);
+            return make_error(Errc::timed_out, "TIS: {} (waited {} ms, status {:#04x})", what, limit.count(), status);
         }
         bus_.pause(pause);
     }
@@ -148,9 +148,9 @@ Result<void> TisPort::send(ByteView command) {
         }
         const bool more = sent < command.size();
         const std::uint8_t wanted = more ? status_valid | status_expect : status_valid;
-        auto r =
-            wait_status(status_valid | status_expect, wanted, timeout_c,
-                        more ? "the TPM stopped expecting bytes too early: no" : "the TPM still expects bytes: no end");
+        auto r = wait_status(status_valid | status_expect, wanted, timeout_c,
+                             more ? "the TPM stopped expecting bytes before the last"
+                                  : "the TPM still expects bytes after the last");
         if (!r) {
             return r;
         }
@@ -161,7 +161,7 @@ Result<void> TisPort::send(ByteView command) {
 Result<void> TisPort::receive_into(MutByteView into) {
     for (std::size_t got = 0; got < into.size();) {
         constexpr std::uint8_t ready = status_valid | status_data_available;
-        if (auto r = wait_status(ready, ready, timeout_c, "the answer ended early: no data"); !r) {
+        if (auto r = wait_status(ready, ready, timeout_c, "the answer ended early"); !r) {
             return r;
         }
         auto available = burst();
@@ -195,7 +195,7 @@ Result<Bytes> TisPort::receive() {
         }
         if (r) {
             r = wait_status(status_valid | status_data_available, status_valid, timeout_c,
-                            "bytes are left over: no end");
+                            "bytes are left over after the answer");
         }
         if (r) {
             return out;
