@@ -109,11 +109,11 @@ class Instance final : public guest::TpmService {
 
     InstanceCounters counters_;
     Committer committer_;
-    EngineState held_;      ///< while powered off: what the TPM starts with next
-    bool replaced_ = false; ///< held_ came from outside (SET_STATEBLOB) and is not on the disk
-    bool failing_ = false;  ///< the last attempt to settle failed (for the log)
+    EngineState held_;       ///< while powered off: what the TPM starts with next
+    bool replaced_ = false;  ///< held_ came from outside (SET_STATEBLOB) and is not on the disk
+    bool failing_ = false;   ///< the last attempt to settle failed (for the log)
     bool shut_down_ = false; ///< the guest's last command was TPM2_Shutdown or TPM_SaveState
-    bool resumed_ = false;  ///< the last start brought back saved registers
+    bool resumed_ = false;   ///< the last start brought back saved registers
     RateLimit limit_;
     FifoLock lock_;
     Worker worker_;

@@ -11,7 +11,8 @@ namespace vtpmd {
 
 class Wake {
   public:
-    explicit Wake(const asio::any_io_executor& executor) : token_(executor, 1) {}
+    explicit Wake(const asio::any_io_executor& executor)
+        : token_(executor, 1) {}
 
     /// Wakes the waiter, or the next one.
     void set() { (void)token_.try_send(error_code{}); }

@@ -16,16 +16,16 @@ class TisModel final : public hwtpm::TisBus {
 
     /// What goes wrong, and how often; 0: nothing. Public on purpose: a test turns these while it runs.
     struct Faults {
-        int stuck_burst_zero = 0;  ///< reads of the burst count that give 0
-        int stuck_burst_ones = 0;  ///< reads of the burst count that give 0xFFFF
-        int lost_expect = 0;       ///< commands whose 5th byte makes EXPECT go
-        int lost_byte = 0;         ///< commands of which a byte gets lost, so that EXPECT stays
-        int never_ready = 0;       ///< command-ready writes that are ignored
-        int short_answer = 0;      ///< answers whose data end early until responseRetry
-        int wrong_size = 0;        ///< answers whose header is garbage until responseRetry
-        bool hangs = false;        ///< no answer ever, unless cancelled
+        int stuck_burst_zero = 0; ///< reads of the burst count that give 0
+        int stuck_burst_ones = 0; ///< reads of the burst count that give 0xFFFF
+        int lost_expect = 0;      ///< commands whose 5th byte makes EXPECT go
+        int lost_byte = 0;        ///< commands of which a byte gets lost, so that EXPECT stays
+        int never_ready = 0;      ///< command-ready writes that are ignored
+        int short_answer = 0;     ///< answers whose data end early until responseRetry
+        int wrong_size = 0;       ///< answers whose header is garbage until responseRetry
+        bool hangs = false;       ///< no answer ever, unless cancelled
         bool ignores_cancel = false;
-        bool vanished = false;     ///< all ones
+        bool vanished = false; ///< all ones
         bool refuses_locality = false;
         bool crb = false;
     };
