@@ -9,8 +9,8 @@ namespace vtpmd::manager {
 
 class Notice {
   public:
-    explicit Notice(asio::any_io_executor executor)
-        : timer_(std::move(executor), asio::steady_timer::time_point::max()) {}
+    explicit Notice(const asio::any_io_executor& executor)
+        : timer_(executor, asio::steady_timer::time_point::max()) {}
 
     void set() {
         set_ = true;

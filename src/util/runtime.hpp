@@ -10,8 +10,8 @@ namespace vtpmd {
 /// Asked once to stop (SIGTERM, SIGINT, CMD_SHUTDOWN); any number of tasks may wait for it.
 class StopSignal {
   public:
-    explicit StopSignal(asio::any_io_executor executor)
-        : requested_timer_(std::move(executor), asio::steady_timer::time_point::max()) {}
+    explicit StopSignal(const asio::any_io_executor& executor)
+        : requested_timer_(executor, asio::steady_timer::time_point::max()) {}
 
     void request() {
         requested_ = true;
