@@ -110,7 +110,7 @@ class CommandLine(harness.Case):
         self.refused(self.manager(), harness.EX_NOINPUT, "m.img", "--create")
         self.refused(self.manager(store=self.path("no", "such", "m.img"), create=True), harness.EX_NOINPUT, "no/such")
         self.refused(self.manager(tpm=f"swtpm:unix:{self.path('nobody.sock')}", create=True), harness.EX_UNAVAILABLE, "nobody.sock")
-        self.refused(self.manager(tpm="device:/dev/no-such-tpm", create=True), harness.EX_UNAVAILABLE, "/dev/no-such-tpm")
+        self.refused(self.manager(tpm="device:/dev/no-such-tpm", create=True), harness.EX_NOINPUT, "/dev/no-such-tpm")
         self.refused(self.manager(tpm="embedded:/proc/no/such", create=True), harness.EX_NOINPUT, "/proc/no/such")
         harness.Manager(self, name="m", options=[]).start(create=True)
         self.refused(self.instance(), harness.EX_NOINPUT, "--create")
