@@ -119,7 +119,7 @@ int run(const Root& root, const Log& log) {
 void prepare_process(std::size_t secret_arena, const Log& log) {
     ::umask(0077);
     std::signal(SIGPIPE, SIG_IGN); // NOLINT(bugprone-signal-handler): ignoring, not handling
-    rlimit files{};
+    rlimit files{}; // the manager has a descriptor for every vTPM: as many as the administrator lets us have
     if (::getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;
         (void)::setrlimit(RLIMIT_NOFILE, &files);

@@ -10,7 +10,6 @@
 
 #include <cerrno>
 #include <filesystem>
-#include <sys/resource.h>
 #include <unistd.h>
 
 namespace vtpmd::manager {
@@ -23,15 +22,6 @@ constexpr auto children_patience = std::chrono::seconds(20);
 std::uint64_t unix_time() {
     return static_cast<std::uint64_t>(
         std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count());
-}
-
-/// One descriptor a vTPM: as many as the administrator lets us have.
-void raise_descriptor_limit() {
-    rlimit limit{};
-    if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        (void)::setrlimit(RLIMIT_NOFILE, &limit);
-    }
 }
 
 Vault::Options vault_options(const ManagerOptions& o) {
@@ -215,7 +205,6 @@ Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtp
 } // namespace
 
 Task<Result<void>> run_manager(ManagerOptions options, RuntimeDeps deps) {
-    raise_descriptor_limit();
     const bool missing = ::access(options.store_path.c_str(), F_OK) != 0 && errno == ENOENT;
     if (missing && !options.create) {
         co_return make_error(Errc::not_found, "{}: there is no store; --create makes one", options.store_path);
