@@ -33,6 +33,18 @@ class Operations {
     /// After start(): the PCR banks there are, manufacturer and firmware.
     [[nodiscard]] virtual const std::vector<HashAlg>& banks() const = 0;
     [[nodiscard]] virtual const std::string& part() const = 0;
+
+  protected:
+    /// What a fresh seal opened to must be what was sealed: what does not open now will not open after the reboot either.
+    [[nodiscard]] static Result<void> check_opens(const Result<SecretBytes>& opened, const SecretBytes& secret) {
+        if (!opened) {
+            return in_context(opened.error(), "the new seal does not open");
+        }
+        if (!opened->equals(secret.view())) {
+            return make_error(Errc::tpm, "the new seal opens to something else: the TPM is broken");
+        }
+        return {};
+    }
 };
 
 } // namespace vtpmd::hwtpm

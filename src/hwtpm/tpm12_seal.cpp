@@ -162,12 +162,8 @@ Result<SealedSecret> Tpm12::seal_once(const SecretBytes& secret, const RootOfTru
         return blob.error();
     }
     out.blob = std::move(*blob);
-    auto opened = unseal_once(out); // what does not open now will not open after the reboot either
-    if (!opened) {
-        return in_context(opened.error(), "the new seal does not open");
-    }
-    if (!opened->equals(secret.view())) {
-        return make_error(Errc::tpm, "the new seal opens to something else: the TPM is broken");
+    if (auto proven = check_opens(unseal_once(out), secret); !proven) {
+        return proven.error();
     }
     return out;
 }

@@ -142,13 +142,8 @@ Result<SealedSecret> Tpm20::seal_once(const SecretBytes& secret, const RootOfTru
         return blob.error();
     }
     out.blob = std::move(*blob);
-    // What does not open now will not open after the reboot either.
-    auto opened = unseal_once(out);
-    if (!opened) {
-        return in_context(opened.error(), "the new seal does not open");
-    }
-    if (!opened->equals(secret.view())) {
-        return make_error(Errc::tpm, "the new seal opens to something else: the TPM is broken");
+    if (auto proven = check_opens(unseal_once(out), secret); !proven) {
+        return proven.error();
     }
     return out;
 }

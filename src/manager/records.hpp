@@ -2,6 +2,7 @@
 // encrypts, authenticates and orders them. All numbers are big-endian; layout beside the codec in records.cpp.
 #pragma once
 
+#include "proto/messages.hpp"
 #include "store/state_image.hpp"
 #include "tpm/version.hpp"
 #include "util/bytes.hpp"
@@ -15,8 +16,9 @@
 namespace vtpmd::manager {
 
 /// A vTPM's hash key is 64 bytes (AES-256 key and SHA-256), or 52 (SHA-1 instead) from vTPMs of Xen's.
-inline constexpr std::size_t hash_key_short = 52;
-inline constexpr std::size_t hash_key_long = store::hash_key_size;
+using proto::hash_key_long;
+using proto::hash_key_short;
+static_assert(hash_key_long == store::hash_key_size);
 [[nodiscard]] constexpr bool is_hash_key_size(std::size_t n) { return n == hash_key_short || n == hash_key_long; }
 
 /// A hash key encrypted under its group's key: nonce[12] || ciphertext[52 or 64] || tag[16] (key_wrap.hpp). In place,
