@@ -233,9 +233,12 @@ class Image final : public StateImage {
                                  state.size(), geometry_.capacity);
         }
         const std::uint32_t slot = valid_ ? 1 - *valid_ : 0;
-        auto room = co_await file_->allocate(slot_offset(slot), length);
-        if (!room) {
-            co_return room.error();
+        if (length > allocated_[slot]) {
+            auto room = co_await file_->allocate(slot_offset(slot), length);
+            if (!room) {
+                co_return room.error();
+            }
+            allocated_[slot] = length;
         }
         SecretBytes hash_key(hash_key_size);
         const std::uint64_t sequence = sequence_ + 1;
@@ -299,9 +302,10 @@ class Image final : public StateImage {
 
     Superblock superblock_;
     Geometry geometry_;
-    std::uint64_t sequence_ = 0;           ///< of the last save written or loaded
-    std::optional<std::uint32_t> valid_;   ///< the slot the manager's record names
-    std::optional<std::uint32_t> pending_; ///< the slot written and not yet decided on
+    std::uint64_t sequence_ = 0;             ///< of the last save written or loaded
+    std::optional<std::uint32_t> valid_;     ///< the slot the manager's record names
+    std::optional<std::uint32_t> pending_;   ///< the slot written and not yet decided on
+    std::array<std::size_t, 2> allocated_{}; ///< bytes of each slot's place that have their room on the disk
 };
 
 /// True if a place where a slot would lie holds something.

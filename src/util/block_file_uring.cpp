@@ -36,6 +36,7 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
             return errno_error(-rc, "io_uring_setup");
         }
         ring_open_ = true;
+        quiet_write_ = (ring_.features & IORING_FEAT_CQE_SKIP) != 0;
         const int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (fd < 0) {
             return errno_error(errno, "eventfd");
@@ -90,8 +91,7 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
         using Kind = BlockOperation::Kind;
         io_uring_sqe* sqe = io_uring_get_sqe(&ring_); // never null: in_kernel_ bounds what is queued
         op.outcome = {};
-        op.pending = requests(op);
-        in_kernel_ += op.pending;
+        in_kernel_ += requests(op);
         const auto size = static_cast<unsigned>(op.size);
         switch (op.kind) {
         case Kind::read:
@@ -109,8 +109,13 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
             break;
         }
         io_uring_sqe_set_data(sqe, &op);
+        op.pending = 1;
         if (op.kind == Kind::write_sync) {
-            sqe->flags |= IOSQE_IO_LINK;
+            // With IOSQE_CQE_SKIP_SUCCESS one completion comes: the sync's if the write was whole, else the write's, and
+            // then the kernel says nothing of the sync that it cancels (io_uring_enter(2)).
+            sqe->flags |= IOSQE_IO_LINK | (quiet_write_ ? IOSQE_CQE_SKIP_SUCCESS : 0U);
+            op.pending = quiet_write_ ? 1 : 2;
+            op.outcome = {static_cast<int>(op.size), -ECANCELED};
             io_uring_sqe* sync = io_uring_get_sqe(&ring_);
             io_uring_prep_fsync(sync, op.fd, IORING_FSYNC_DATASYNC);
             io_uring_sqe_set_data64(sync, reinterpret_cast<std::uintptr_t>(&op) | second_request);
@@ -151,8 +156,8 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
             auto* op = reinterpret_cast<BlockOperation*>(tag & ~second_request); // NOLINT(performance-no-int-to-ptr)
             ((tag & second_request) != 0 ? op->outcome.sync : op->outcome.transfer) = cqe->res;
             io_uring_cqe_seen(&ring_, cqe);
-            --in_kernel_;
             if (--op->pending == 0) {
+                in_kernel_ -= requests(*op);
                 finished.push_back(op);
             }
         }
@@ -162,6 +167,7 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
     asio::posix::stream_descriptor event_; ///< owns the eventfd
     io_uring ring_{};
     bool ring_open_ = false;
+    bool quiet_write_ = false; ///< the kernel can leave out the completion of a write that a sync follows (Linux 5.17)
 
     std::deque<BlockOperation*> waiting_;
     unsigned in_kernel_ = 0; ///< requests prepared and not yet completed
