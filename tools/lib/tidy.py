@@ -38,6 +38,12 @@ def main() -> int:
     salt = (top / ".clang-tidy").read_bytes() + subprocess.run(
         [TIDY, "--version"], check=True, capture_output=True).stdout
 
+    # clang-tidy goes on with checks of its own choice if it cannot read the configuration.
+    config = subprocess.run([TIDY, "--dump-config", str(src / "main.cpp"), "--"], capture_output=True, text=True, cwd=top)
+    if "rror" in config.stderr:
+        print(f"tidy: .clang-tidy cannot be read\n{config.stderr}")
+        return 1
+
     jobs = []
     for entry in json.loads((build / "compile_commands.json").read_text()):
         path = (pathlib.Path(entry["directory"]) / entry["file"]).resolve()
