@@ -148,7 +148,8 @@ demo_packages=(swtpm swtpm-tools tpm2-tools tpm-tools trousers)
 # What tests/integration drives the product with, beside the demo's.
 test_packages=("${demo_packages[@]}" git ccache openssl util-linux iproute2 systemd procps man-db e2fsprogs)
 lint_packages=(clang-format-14 clang-tidy-14)
-xen_packages=()
+# For tests/xen, which downloads and unpacks Xen and a kernel by itself, and installs neither.
+xen_packages=(qemu-system-x86 busybox-static binutils zstd)
 
 # ---------------------------------------------------------------------------------------------- builds
 

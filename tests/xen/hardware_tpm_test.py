@@ -1,0 +1,152 @@
+#!/usr/bin/python3
+"""The machine's own TPM, 1.2 and 2.0, as the manager's root of trust in dom0: through the registers and through the kernel.
+
+One disk goes through three machines: it is set up, found again after a power cut, and put beside another TPM.
+"""
+import lab
+from lab import harness
+
+VTPM = harness.new_uuid()
+DATA = 0x01500002
+PORT = 2321
+TIS = ("--tpm=tis", "--tpm-locality=2")
+
+
+class Host:
+    """A manager and one instance in dom0, with what they keep on the disk."""
+
+    def __init__(self, dom0, bank, tpm_options, store="tis"):
+        self.dom0 = dom0
+        self.bank, self.tpm_options, self.store = bank, tpm_options, store
+
+    def manager(self, *options):
+        return lab.Daemon(self.dom0, f"manager-{self.store}", "--mode=manager", f"--store=/mnt/{self.store}.img", *self.tpm_options,
+                          f"--seal-pcrs={self.bank}:0,2,4,7", *options)
+
+    def instance(self, *options):
+        return lab.Daemon(self.dom0, f"instance-{self.store}", "--mode=instance", f"--uuid={VTPM}",
+                          f"--state=/mnt/{self.store}.vtpm.img", f"--guest=socket:tcp:{PORT}", *options)
+
+    def guest(self):
+        return self.dom0.tpm(PORT)
+
+    def refusal(self, *options):
+        """(exit status, log) of a manager that does not start."""
+        daemon = self.manager(*options).launch()
+        return daemon.wait(), daemon.log()
+
+    def images(self):
+        return self.dom0.sh(f"sha256sum /mnt/{self.store}.img /mnt/{self.store}.vtpm.img")
+
+
+class Stories:
+    """Both families; VERSION and BANK are the subclass's."""
+
+    def machine(self, hardware, disk, **options):
+        machine = lab.Machine(self, hardware, disk, **options).power_on()
+        machine.dom0.sh("mount -t ext4 /dev/vda /mnt")
+        return machine
+
+    def kernel_device(self, dom0):
+        """/dev/tpm0; /dev/tpm1 where it was bound again, since the kernel's IMA keeps the first one's number."""
+        dom0.await_("[ -c /dev/tpm0 ] || [ -c /dev/tpm1 ]")
+        return dom0.sh("ls /dev/tpm[01]").strip()
+
+    def bind_kernel_driver(self, dom0):
+        dom0.sh("cat /run/tpm-device >$(cat /run/tpm-driver)/bind")
+
+    def unbind_kernel_driver(self, dom0):
+        dom0.sh("device=$(readlink -f /sys/class/tpm/tpm?/device); basename $device >/run/tpm-device; "
+                "readlink -f $device/driver >/run/tpm-driver; cat /run/tpm-device >$device/driver/unbind")
+        dom0.await_("[ ! -e /dev/tpm0 ] && [ ! -e /dev/tpm1 ]")
+
+    def extend_hardware(self, dom0, pcr):
+        device = dom0.tpm(self.kernel_device(dom0))
+        if self.VERSION == "2.0":
+            device.pcr_extend(pcr, bytes([0x44]) * 32)
+        else:
+            device.extend12(pcr, bytes([0x44]) * 20)
+
+    def test_state_is_bound_to_the_machine(self):
+        hardware, disk = lab.HardwareTpm(self, "hardware", self.VERSION), self.make_disk()
+
+        # No kernel driver has ever run: the firmware's locality 0 is still active.
+        machine = self.machine(hardware, disk)
+        host = Host(machine.dom0, self.BANK, TIS)
+        manager = host.manager("--create").start()
+        self.assertIn(f"TPM {self.VERSION}: tis:0xfed40000", manager.log())
+        instance = host.instance("--create").start()
+        guest = host.guest()
+        guest.nv_define(DATA, 8)
+        guest.nv_write(DATA, b"precious")
+        self.assertEqual(guest.nv_read(DATA), b"precious")
+        self.assertEqual(len(guest.get_random(16)), 16)
+        instance.terminate()
+        manager.terminate()
+        manager.start()
+        instance.start()
+        self.assertEqual(guest.nv_read(DATA), b"precious")
+        guest.nv_write(DATA, b"the last")
+        machine.power_cut()
+
+        # The same disk and the same TPM, with the kernel's driver bound.
+        machine = self.machine(hardware, disk, kernel_options="")
+        host = Host(machine.dom0, self.BANK, TIS)
+        status, log = host.refusal()
+        self.assertEqual(status, harness.EX_NOPERM, log)
+        self.assertRegex(log, "its own driver is bound.*--tpm=device:/dev/tpm0")
+
+        kernel = Host(machine.dom0, self.BANK, ("--tpm=device:/dev/tpm0",), store="device")
+        manager = kernel.manager("--create").start()
+        self.assertIn("/dev/tpm0", manager.log())
+        instance = kernel.instance("--create").start()
+        kernel.guest().nv_define(DATA, 8)
+        kernel.guest().nv_write(DATA, b"by /dev/")
+        instance.terminate()
+        manager.terminate()
+        manager.start()
+        instance.start()
+        self.assertEqual(kernel.guest().nv_read(DATA), b"by /dev/")
+        instance.terminate()
+        manager.terminate()
+
+        self.unbind_kernel_driver(machine.dom0)
+        manager, instance = host.manager().start(), host.instance().start()
+        self.assertEqual(host.guest().nv_read(DATA), b"the last")
+        instance.terminate()
+        manager.terminate()
+
+        # Something else was measured: refused, by both drivers, naming the PCR; nothing changes on the disk.
+        before = host.images()
+        self.bind_kernel_driver(machine.dom0)
+        self.extend_hardware(machine.dom0, 4)
+        kernel.tpm_options = (f"--tpm=device:{self.kernel_device(machine.dom0)}",)
+        status, log = kernel.refusal()
+        self.assertEqual(status, harness.EX_DATAERR, log)
+        self.assertRegex(log, rf"{self.BANK}:4\b")
+        self.unbind_kernel_driver(machine.dom0)
+        for options in ((), ("--create",)):
+            status, log = host.refusal(*options)
+            self.assertEqual(status, harness.EX_DATAERR, log)
+            self.assertRegex(log, rf"{self.BANK}:4\b")
+            self.assertNotRegex(log, rf"{self.BANK}:(0|2|7)\b.* now")
+        self.assertEqual(host.images(), before)
+        machine.power_off()
+
+        # The same disk beside another TPM.
+        machine = self.machine(lab.HardwareTpm(self, "other", self.VERSION), disk)
+        host = Host(machine.dom0, self.BANK, TIS)
+        for options in ((), ("--create",)):
+            status, log = host.refusal(*options)
+            self.assertEqual(status, harness.EX_DATAERR, log)
+            self.assertRegex(log, "another TPM|cleared")
+        self.assertEqual(host.images(), before)
+        machine.power_off()
+
+
+class WithTpm20(Stories, lab.Case):
+    VERSION, BANK = "2.0", "sha256"
+
+
+if __name__ == "__main__":
+    harness.main()
