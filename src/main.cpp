@@ -162,12 +162,12 @@ Result<Root> instance_root(const CommandLine& line) {
 
 std::optional<Mode> find_mode(std::string_view name) {
     if (name == "manager") {
-        return Mode{manager::option_specs(), "vtpmd --mode=manager [OPTION...]", "/etc/vtpmd/manager.conf", 256 * 1024,
-                    manager_root};
+        return Mode{manager::option_specs(), "vtpmd --mode=manager [OPTION...]", "/etc/vtpmd/manager.conf",
+                    std::size_t{256} * 1024, manager_root};
     }
     if (name == "instance") {
         return Mode{instance::option_specs(), "vtpmd --mode=instance --uuid=U [OPTION...]", "/etc/vtpmd/instance.conf",
-                    64 * 1024, instance_root};
+                    std::size_t{64} * 1024, instance_root};
     }
     return std::nullopt;
 }

@@ -41,6 +41,7 @@ std::vector<PcrSelection> merged(const std::vector<std::vector<PcrSelection>>& r
         }
     }
     std::vector<PcrSelection> out;
+    out.reserve(all.size());
     for (const auto& [bank, pcrs] : all) {
         out.push_back({bank, {pcrs.begin(), pcrs.end()}});
     }

@@ -74,7 +74,7 @@ TSS2_RC DeviceTcti::receive(TSS2_TCTI_CONTEXT* context, size_t* size, uint8_t* r
         cleanse(self.command_);
         self.command_.clear();
         if (!answer) {
-            self.failure_ = std::move(answer.error());
+            self.failure_ = answer.error();
             return TSS2_TCTI_RC_IO_ERROR;
         }
         self.failure_.reset();

@@ -21,9 +21,9 @@ UniqueFd open_pidfd(pid_t pid) { return UniqueFd(static_cast<int>(::syscall(SYS_
 
 class Process final : public Child {
   public:
-    Process(asio::any_io_executor executor, pid_t pid, UniqueFd pidfd)
+    Process(const asio::any_io_executor& executor, pid_t pid, UniqueFd pidfd)
         : pid_(pid)
-        , ended_(std::move(executor), pidfd.release()) {}
+        , ended_(executor, pidfd.release()) {}
 
     [[nodiscard]] pid_t pid() const override { return pid_; }
 

@@ -12,7 +12,6 @@ namespace vtpmd::store {
 namespace {
 
 constexpr std::size_t magic_size = 8;
-constexpr std::size_t header_size = 40;
 constexpr std::size_t sector_size = 512;
 constexpr std::string_view unfinished_magic = "vtpmdnew";
 

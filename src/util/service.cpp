@@ -1,5 +1,6 @@
 #include "util/service.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <systemd/sd-daemon.h>
 
@@ -16,6 +17,7 @@ std::vector<PassedSocket> take_passed_sockets() {
     char** names = nullptr;
     int count = sd_listen_fds_with_names(1, &names);
     std::vector<PassedSocket> out;
+    out.reserve(static_cast<std::size_t>(std::max(count, 0)));
     for (int i = 0; i < count; ++i) {
         out.push_back({UniqueFd(SD_LISTEN_FDS_START + i), names != nullptr ? names[i] : "unknown"});
     }
