@@ -3,6 +3,7 @@
 #include "hwtpm/device.hpp"
 #include "util/wire.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <poll.h>
 #include <sys/socket.h>

@@ -1,5 +1,7 @@
 #include "manager/crypto.hpp"
 
+#include <algorithm>
+
 namespace vtpmd::manager {
 
 Bytes close_box(const SecretBytes& key, ByteView aad, ByteView plaintext) {

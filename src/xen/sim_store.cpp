@@ -3,6 +3,7 @@
 #include "util/text.hpp"
 #include "util/wake.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <sys/socket.h>

@@ -2,6 +2,7 @@
 
 #include "util/text.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <sys/socket.h>

@@ -5,6 +5,7 @@
 
 #include "hwtpm/root_of_trust.hpp"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <optional>

@@ -6,6 +6,8 @@
 #include "instance/state_blob.hpp"
 #include "loop.hpp"
 
+#include <algorithm>
+
 using namespace vtpmd;
 using namespace vtpmd::fakes;
 using instance::Instance;

@@ -3,6 +3,7 @@
 
 #include "manager_machine.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>

@@ -13,6 +13,7 @@
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
+#include <algorithm>
 #include <fstream>
 
 using namespace vtpmd;

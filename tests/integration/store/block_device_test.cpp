@@ -5,6 +5,7 @@
 #include "store/journal.hpp"
 #include "store/state_image.hpp"
 
+#include <algorithm>
 #include <sys/wait.h>
 
 using namespace vtpmd;

@@ -6,6 +6,8 @@
 #include "loop.hpp"
 #include "util/task_group.hpp"
 
+#include <algorithm>
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using namespace std::chrono_literals;

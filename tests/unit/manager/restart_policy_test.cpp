@@ -1,6 +1,7 @@
 #include "manager/listener.hpp"
 #include "manager/restart_policy.hpp"
 
+#include <algorithm>
 #include <csignal>
 #include <doctest/doctest.h>
 

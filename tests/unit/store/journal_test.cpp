@@ -6,6 +6,8 @@
 #include "list_client.hpp"
 #include "run_task.hpp"
 
+#include <algorithm>
+
 using namespace vtpmd;
 using namespace vtpmd::store;
 using test::FaultDisk;

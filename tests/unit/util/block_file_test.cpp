@@ -5,6 +5,7 @@
 #include "util/block_file_queue.hpp"
 #include "util/deadline.hpp"
 
+#include <algorithm>
 #include <array>
 
 #include <filesystem>

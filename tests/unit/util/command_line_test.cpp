@@ -1,6 +1,7 @@
 #include "check.hpp"
 #include "util/command_line.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>

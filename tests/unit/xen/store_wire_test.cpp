@@ -1,6 +1,7 @@
 #include "xen/store_wire.hpp"
 
 #include "check.hpp"
+#include <algorithm>
 #include <cerrno>
 
 using namespace vtpmd;
