@@ -51,8 +51,12 @@ class HardwareRoot final : public RootOfTrust {
     Task<Result<SecretBytes>> unseal(SealedSecret sealed) override {
         return thread_.run(Urgency::urgent, [this, sealed = std::move(sealed)] { return tpm_->unseal(sealed); });
     }
-    Task<Result<CounterRef>> counter_create() override {
-        return thread_.run(Urgency::routine, [this] { return tpm_->counter_create(); });
+    Task<Result<CounterRef>> counter_reserve() override {
+        return thread_.run(Urgency::routine, [this] { return tpm_->counter_reserve(); });
+    }
+    Task<Result<CounterRef>> counter_create(CounterRef reserved) override {
+        return thread_.run(Urgency::routine,
+                           [this, reserved = std::move(reserved)] { return tpm_->counter_create(reserved); });
     }
     Task<Result<std::uint64_t>> counter_read(CounterRef counter) override {
         return thread_.run(Urgency::urgent,

@@ -22,7 +22,8 @@ class Operations {
     virtual Result<Bytes> identity() = 0;
     virtual Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) = 0;
     virtual Result<SecretBytes> unseal(const SealedSecret& sealed) = 0;
-    virtual Result<CounterRef> counter_create() = 0;
+    virtual Result<CounterRef> counter_reserve() = 0;
+    virtual Result<CounterRef> counter_create(const CounterRef& reserved) = 0;
     virtual Result<std::uint64_t> counter_read(const CounterRef& counter) = 0;
     virtual Result<std::uint64_t> counter_increment(const CounterRef& counter) = 0;
     virtual Result<void> counter_delete(const CounterRef& counter) = 0;

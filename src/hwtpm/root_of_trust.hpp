@@ -44,8 +44,9 @@ struct SealedSecret {
 
 /// The freshness counter: an NV counter index (2.0) or a monotonic counter (1.2).
 struct CounterRef {
-    std::uint32_t handle = 0;
-    Bytes auth; ///< its authorisation value (kept in the sealed part of the store), may be empty
+    std::uint32_t handle = 0; ///< any value, also 0; in a reservation on a TPM 1.2 it says nothing, the TPM chooses
+    Bytes auth;               ///< its authorisation value (kept in the sealed part of the store); empty: no counter
+    explicit operator bool() const noexcept { return !auth.empty(); }
 };
 
 /// Figures of the hardware TPM since it was opened.
@@ -89,8 +90,12 @@ class RootOfTrust {
     /// Errc::mismatch: sealed by another TPM (or this one was cleared).
     virtual Task<Result<SecretBytes>> unseal(SealedSecret sealed) = 0;
 
-    /// A counter that never goes back, also over delete and re-create. Returns where it is.
-    virtual Task<Result<CounterRef>> counter_create() = 0;
+    /// A place and an authorisation value for a counter that is not made yet: nothing in the TPM changes. Whoever keeps it
+    /// durably before counter_create() finds the counter again after a crash, and leaves none behind in the TPM.
+    virtual Task<Result<CounterRef>> counter_reserve() = 0;
+    /// A counter that never goes back, also over delete and re-create. Returns where it is, which can be elsewhere than was
+    /// reserved. Asked again for the same reservation it takes the counter that it made then.
+    virtual Task<Result<CounterRef>> counter_create(CounterRef reserved) = 0;
     virtual Task<Result<std::uint64_t>> counter_read(CounterRef counter) = 0;
     /// The value after the step.
     virtual Task<Result<std::uint64_t>> counter_increment(CounterRef counter) = 0;

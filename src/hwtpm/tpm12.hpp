@@ -12,6 +12,8 @@
 #include "hwtpm/tpm12_client.hpp"
 #include "util/log.hpp"
 
+#include <optional>
+
 namespace vtpmd::hwtpm {
 
 class Tpm12 final : public Operations {
@@ -36,7 +38,8 @@ class Tpm12 final : public Operations {
     Result<Bytes> identity() override;
     Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) override;
     Result<SecretBytes> unseal(const SealedSecret& sealed) override;
-    Result<CounterRef> counter_create() override;
+    Result<CounterRef> counter_reserve() override;
+    Result<CounterRef> counter_create(const CounterRef& reserved) override;
     Result<std::uint64_t> counter_read(const CounterRef& counter) override;
     Result<std::uint64_t> counter_increment(const CounterRef& counter) override;
     Result<void> counter_delete(const CounterRef& counter) override;
@@ -67,6 +70,7 @@ class Tpm12 final : public Operations {
     Result<SealedSecret> seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
     Result<SecretBytes> unseal_once(const SealedSecret& sealed);
     Error explain(const SealedSecret& sealed, Error cause);
+    Result<std::optional<std::uint32_t>> find_counter(ByteView label);
     Error counter_error(Error e, const CounterRef& counter) const;
 
     TpmDevice& device_;

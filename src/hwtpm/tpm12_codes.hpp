@@ -40,7 +40,8 @@ inline constexpr std::uint32_t cap_property = 0x05;
 inline constexpr std::uint32_t cap_handle = 0x14;
 inline constexpr std::uint32_t cap_version_val = 0x1A;
 inline constexpr std::uint32_t prop_owner = 0x111;
-inline constexpr std::uint32_t rt_auth = 0x02; ///< TPM_RT_AUTH, section 4.1
+inline constexpr std::uint32_t rt_auth = 0x02;    ///< TPM_RT_AUTH, section 4.1
+inline constexpr std::uint32_t rt_counter = 0x06; ///< TPM_RT_COUNTER
 
 // TPM_KEY and TPM_KEY_PARMS, sections 5.8, 10.1, 10.2.
 inline constexpr std::uint32_t alg_rsa = 0x01;

@@ -3,6 +3,7 @@
 #include "tpm/codes.hpp"
 #include "util/wire.hpp"
 
+#include <algorithm>
 #include <openssl/rand.h>
 
 namespace vtpmd::hwtpm {
@@ -10,7 +11,16 @@ namespace vtpmd::hwtpm {
 namespace {
 
 constexpr std::size_t auth_size = 20;
-constexpr std::string_view label = "vtpm"; // four bytes of our own choice, for people
+constexpr std::size_t label_size = 4;
+
+/// The counter's label, by which it is found again: it tells nothing of the authorisation value.
+Result<Bytes> label_of(ByteView auth) {
+    auto digest = sha1({as_bytes("vtpmd counter"), auth});
+    if (!digest) {
+        return digest.error();
+    }
+    return to_bytes(ByteView(*digest).first(label_size));
+}
 
 /// TPM_COUNTER_VALUE (part 2 section 12.1): tag u16, label[4], counter u32.
 Result<std::uint64_t> counter_value(WireReader& r) {
@@ -37,12 +47,54 @@ Error Tpm12::counter_error(Error e, const CounterRef& counter) const {
     return e;
 }
 
-Result<CounterRef> Tpm12::counter_create() {
-    return attempt(Repeat::if_not_executed, [&]() -> Result<CounterRef> {
-        CounterRef counter;
-        counter.auth.resize(auth_size);
-        if (RAND_priv_bytes(uchar_ptr(MutByteView(counter.auth)), auth_size) != 1) {
-            return make_error(Errc::unavailable, "no random numbers from OpenSSL");
+Result<CounterRef> Tpm12::counter_reserve() {
+    CounterRef counter; // the TPM chooses the handle
+    counter.auth.resize(auth_size);
+    if (RAND_priv_bytes(uchar_ptr(MutByteView(counter.auth)), auth_size) != 1) {
+        return make_error(Errc::unavailable, "no random numbers from OpenSSL");
+    }
+    return counter;
+}
+
+/// The handle of the counter with this label, if there is one.
+Result<std::optional<std::uint32_t>> Tpm12::find_counter(ByteView label) {
+    auto list = capability(v12::cap_handle, v12::rt_counter, "listing counters");
+    if (!list) {
+        return list.error();
+    }
+    WireReader handles(*list);
+    for (unsigned left = handles.be16(); left > 0; --left) {
+        const std::uint32_t handle = handles.be32();
+        WireWriter w;
+        w.be32(handle);
+        auto out = client_.run({.ordinal = tpm::ord::read_counter, .parameters = w.view(), .name = "TPM_ReadCounter"});
+        if (!handles.ok() || !out) {
+            return out ? make_error(Errc::protocol, "listing counters: malformed answer") : out.error();
+        }
+        WireReader value(*out);
+        value.skip(2);
+        const ByteView found = value.bytes(label_size);
+        if (value.ok() && std::equal(found.begin(), found.end(), label.begin(), label.end())) {
+            return std::optional(handle);
+        }
+    }
+    return std::optional<std::uint32_t>();
+}
+
+Result<CounterRef> Tpm12::counter_create(const CounterRef& reserved) {
+    return attempt(Repeat::always, [&]() -> Result<CounterRef> {
+        CounterRef counter = reserved;
+        auto label = label_of(counter.auth);
+        if (!label) {
+            return label.error();
+        }
+        auto there = find_counter(*label);
+        if (!there) {
+            return there.error();
+        }
+        if (*there) {
+            counter.handle = **there;
+            return counter;
         }
         auto session = client_.osap(v12::et_owner, v12::kh_owner, config_.owner_auth);
         if (!session) {
@@ -53,7 +105,7 @@ Result<CounterRef> Tpm12::counter_create() {
             return auth.error();
         }
         WireWriter w;
-        w.bytes(*auth).bytes(as_bytes(label));
+        w.bytes(*auth).bytes(*label);
         auto out =
             client_.run({.ordinal = tpm::ord::create_counter, .parameters = w.view(), .name = "TPM_CreateCounter"},
                         std::span(&*session, 1));

@@ -52,7 +52,8 @@ class Tpm20 final : public Operations {
     Result<Bytes> identity() override;
     Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) override;
     Result<SecretBytes> unseal(const SealedSecret& sealed) override;
-    Result<CounterRef> counter_create() override;
+    Result<CounterRef> counter_reserve() override;
+    Result<CounterRef> counter_create(const CounterRef& reserved) override;
     Result<std::uint64_t> counter_read(const CounterRef& counter) override;
     Result<std::uint64_t> counter_increment(const CounterRef& counter) override;
     Result<void> counter_delete(const CounterRef& counter) override;
@@ -99,6 +100,9 @@ class Tpm20 final : public Operations {
     Error explain_policy_failure(const SealedSecret& sealed, const Error& cause);
 
     // counters (tpm20_counter.cpp)
+    Result<std::uint32_t> free_counter_handle();
+    Result<bool> take_reserved(const CounterRef& reserved);
+    Result<void> define_counter(const CounterRef& counter);
     Result<ESYS_TR> counter_handle(const CounterRef& counter);
     Result<std::uint64_t> counter_read_once(const CounterRef& counter);
     Result<void> counter_step_once(const CounterRef& counter);

@@ -65,9 +65,11 @@ Error Tpm20::counter_error(Error e, const CounterRef& counter) {
     const TSS2_RC base = base_code(e.detail);
     if (e.code == Errc::tpm && (base == TPM2_RC_HANDLE || base == TPM2_RC_VALUE || base == TPM2_RC_NV_UNINITIALIZED)) {
         forget_counter(counter.handle);
-        return make_error(Errc::not_found,
-                          "{}: the freshness counter {:#010x} is not in this TPM: cleared, or another TPM",
-                          device_.description(), counter.handle);
+        Error gone = make_error(Errc::not_found,
+                                "{}: the freshness counter {:#010x} is not in this TPM: cleared, or another TPM",
+                                device_.description(), counter.handle);
+        gone.detail = base;
+        return gone;
     }
     if (e.code == Errc::permission || (e.code == Errc::tpm && base == TPM2_RC_ATTRIBUTES)) {
         forget_counter(counter.handle);
@@ -77,48 +79,88 @@ Error Tpm20::counter_error(Error e, const CounterRef& counter) {
     return e;
 }
 
-Result<CounterRef> Tpm20::counter_create() {
-    return attempt(Repeat::if_not_executed, [&]() -> Result<CounterRef> {
-        auto taken = handles(counter_first);
-        if (!taken) {
-            return taken.error();
+Result<std::uint32_t> Tpm20::free_counter_handle() {
+    auto taken = handles(counter_first);
+    if (!taken) {
+        return taken.error();
+    }
+    for (std::uint32_t handle = counter_first; handle <= counter_last; ++handle) {
+        if (std::find(taken->begin(), taken->end(), handle) == taken->end()) {
+            return handle;
         }
-        CounterRef counter;
-        counter.handle = counter_first;
-        while (std::find(taken->begin(), taken->end(), counter.handle) != taken->end()) {
-            if (counter.handle++ == counter_last) {
-                return make_error(Errc::no_space, "{}: the NV indices {:#010x} to {:#010x} are all taken",
-                                  device_.description(), counter_first, counter_last);
-            }
+    }
+    return make_error(Errc::no_space, "{}: the NV indices {:#010x} to {:#010x} are all taken", device_.description(),
+                      counter_first, counter_last);
+}
+
+Result<CounterRef> Tpm20::counter_reserve() {
+    return attempt(Repeat::always, [&]() -> Result<CounterRef> {
+        auto handle = free_counter_handle();
+        if (!handle) {
+            return handle.error();
         }
         auto auth = new_auth();
         if (!auth) {
             return auth.error();
         }
-        counter.auth = std::move(*auth);
-        Cleansed<TPM2B_AUTH> value;
-        value.value.size = static_cast<UINT16>(counter.auth.size());
-        std::copy(counter.auth.begin(), counter.auth.end(), reinterpret_cast<std::byte*>(value.value.buffer));
-        const TPM2B_NV_PUBLIC wanted = counter_template(counter.handle);
-        auto session = bus_session(TPMA_SESSION_DECRYPT);
-        if (!session) {
-            return session.error();
+        return CounterRef{.handle = *handle, .auth = std::move(*auth)};
+    });
+}
+
+/// True if the counter of this reservation is there: the index looks like one of ours, and the authorisation value opens
+/// it. (An index that is protected against guessing is not tried: that would count as an attack.) A power cut may have left
+/// it without its first step.
+Result<bool> Tpm20::take_reserved(const CounterRef& reserved) {
+    auto handle = counter_handle(reserved);
+    if (!handle) {
+        return handle.error().code == Errc::not_found ? Result<bool>(false) : Result<bool>(handle.error());
+    }
+    TPM2B_NV_PUBLIC* raw = nullptr;
+    TSS2_RC rc = Esys_NV_ReadPublic(esys_->get(), *handle, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &raw, nullptr);
+    EsysPtr<TPM2B_NV_PUBLIC> area(raw);
+    if (auto r = esys_->check(rc, "looking at an NV index"); !r) {
+        return r.error();
+    }
+    const TPMA_NV attributes = area->nvPublic.attributes & ~static_cast<TPMA_NV>(TPMA_NV_WRITTEN);
+    if (attributes != counter_template(reserved.handle).nvPublic.attributes) {
+        forget_counter(reserved.handle);
+        return false;
+    }
+    auto value = counter_read_once(reserved);
+    if (!value && value.error().detail == TPM2_RC_NV_UNINITIALIZED) {
+        auto stepped = counter_step_once(reserved);
+        return stepped ? Result<bool>(true) : Result<bool>(stepped.error());
+    }
+    if (!value && value.error().code == Errc::mismatch) {
+        return false;
+    }
+    return value ? Result<bool>(true) : Result<bool>(value.error());
+}
+
+Result<CounterRef> Tpm20::counter_create(const CounterRef& reserved) {
+    return attempt(Repeat::always, [&]() -> Result<CounterRef> {
+        auto there = take_reserved(reserved);
+        if (!there) {
+            return there.error();
         }
-        ESYS_TR handle = ESYS_TR_NONE;
-        TSS2_RC rc = Esys_NV_DefineSpace(esys_->get(), ESYS_TR_RH_OWNER, *session, ESYS_TR_NONE, ESYS_TR_NONE,
-                                         &value.value, &wanted, &handle);
-        if (base_code(rc) == TPM2_RC_NV_SPACE) {
-            return make_error(Errc::no_space, "{}: no room for a freshness counter in the TPM's NV",
-                              device_.description());
+        CounterRef counter = reserved;
+        if (*there) {
+            return counter;
         }
-        auto defined = esys_->check(rc, "making the freshness counter");
-        if (!defined && defined.error().code == Errc::permission) {
-            return in_context(defined.error(), "the owner's authorisation is refused: give the right --owner-auth");
+        auto taken = handles(reserved.handle);
+        if (!taken) {
+            return taken.error();
         }
-        if (!defined) {
-            return defined.error();
+        if (std::find(taken->begin(), taken->end(), reserved.handle) != taken->end()) {
+            auto other = free_counter_handle(); // somebody took the place meanwhile
+            if (!other) {
+                return other.error();
+            }
+            counter.handle = *other;
         }
-        counters_.emplace(counter.handle, handle);
+        if (auto r = define_counter(counter); !r) {
+            return r.error();
+        }
         // A counter has no value before its first step.
         if (auto r = counter_step_once(counter); !r) {
             (void)counter_delete(counter);
@@ -126,6 +168,32 @@ Result<CounterRef> Tpm20::counter_create() {
         }
         return counter;
     });
+}
+
+Result<void> Tpm20::define_counter(const CounterRef& counter) {
+    Cleansed<TPM2B_AUTH> value;
+    value.value.size = static_cast<UINT16>(counter.auth.size());
+    std::copy(counter.auth.begin(), counter.auth.end(), reinterpret_cast<std::byte*>(value.value.buffer));
+    const TPM2B_NV_PUBLIC wanted = counter_template(counter.handle);
+    auto session = bus_session(TPMA_SESSION_DECRYPT);
+    if (!session) {
+        return session.error();
+    }
+    ESYS_TR handle = ESYS_TR_NONE;
+    TSS2_RC rc = Esys_NV_DefineSpace(esys_->get(), ESYS_TR_RH_OWNER, *session, ESYS_TR_NONE, ESYS_TR_NONE, &value.value,
+                                     &wanted, &handle);
+    if (base_code(rc) == TPM2_RC_NV_SPACE) {
+        return make_error(Errc::no_space, "{}: no room for a freshness counter in the TPM's NV", device_.description());
+    }
+    auto defined = esys_->check(rc, "making the freshness counter");
+    if (!defined && defined.error().code == Errc::permission) {
+        return in_context(defined.error(), "the owner's authorisation is refused: give the right --owner-auth");
+    }
+    if (!defined) {
+        return defined;
+    }
+    counters_.emplace(counter.handle, handle);
+    return {};
 }
 
 Result<void> Tpm20::counter_step_once(const CounterRef& counter) {

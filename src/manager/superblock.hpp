@@ -16,7 +16,7 @@ struct Keyring {
     Uuid image;
     SecretBytes master;        ///< of the journal
     SecretBytes group0;        ///< of group 0's records
-    hwtpm::CounterRef counter; ///< handle 0: the store was made with freshness off
+    hwtpm::CounterRef counter; ///< none: the store was made with freshness off
     /// The journal's value less the counter's: not 0 once a store has moved to another counter.
     std::uint64_t counter_base = 0;
     [[nodiscard]] Keyring clone() const;

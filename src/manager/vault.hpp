@@ -79,6 +79,7 @@ class Vault final : private store::JournalClient {
     Task<Result<void>> start_store();
     Task<Result<void>> take_up();
     Task<Result<void>> write_first_records();
+    Task<Result<void>> make_counter();
     Task<Result<void>> discard_new_counter();
     Task<Result<void>> unlock();
     Task<Result<void>> unlock_by_recovery();

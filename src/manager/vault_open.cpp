@@ -1,8 +1,9 @@
 // How a store is made, and how it is opened.
 //
-// Creation, in this order: keys, counter, seal; the image with its superblock marked incomplete; the journal with its first
-// records; the superblock again, complete. A crash before the last step leaves an incomplete store, which counts for nothing
-// and which --create takes up again, with the keys and the counter that it has if the TPM still gives them out.
+// Creation, in this order: keys, a reservation for the counter, seal; the image with its superblock marked incomplete; the
+// counter; the journal with its first records; the superblock again, complete. A crash before the last step leaves an
+// incomplete store, which counts for nothing and which --create takes up again, with the keys and the counter that it has if
+// the TPM still gives them out. The TPM has no counter that no superblock knows of.
 #include "manager/vault.hpp"
 
 #include "manager/recovery_file.hpp"
@@ -72,11 +73,7 @@ Task<Result<void>> Vault::do_create() {
     if (auto made = co_await make_keys(); !made) {
         co_return made;
     }
-    auto started = co_await start_store();
-    if (!started && !image_) { // nothing on disk knows of the counter
-        (void)co_await discard_new_counter();
-    }
-    co_return started;
+    co_return co_await start_store();
 }
 
 /// A store that is there: refused if it is one, its keys and counter taken over if its creation was cut short.
@@ -120,18 +117,42 @@ Task<Result<void>> Vault::make_keys() {
         keyring_.group0 = mix_key(tpm.last(tpm_random_size));
         cleanse(*random);
     }
-    if (options_.freshness.mode != FreshnessPolicy::Mode::off && keyring_.counter.handle == 0) {
-        auto counter = co_await parts_.root.counter_create();
+    if (options_.freshness.mode == FreshnessPolicy::Mode::off) {
+        if (keyring_.counter) { // of a creation that was cut short
+            (void)co_await discard_new_counter();
+        }
+        keyring_.counter = {};
+    } else if (!keyring_.counter) {
+        auto counter = co_await parts_.root.counter_reserve();
         if (!counter) {
-            co_return in_context(counter.error(), "making a freshness counter (--freshness=off does without)");
+            co_return in_context(counter.error(), "a freshness counter (--freshness=off does without)");
         }
         keyring_.counter = *counter;
     }
     co_return Result<void>{};
 }
 
+/// The counter that the superblock on disk has reserved. If it is elsewhere than was reserved, the superblock follows.
+Task<Result<void>> Vault::make_counter() {
+    if (!keyring_.counter) {
+        co_return Result<void>{};
+    }
+    auto counter = co_await parts_.root.counter_create(keyring_.counter);
+    if (!counter) {
+        co_return in_context(counter.error(), "making a freshness counter (--freshness=off does without)");
+    }
+    if (counter->handle == keyring_.counter.handle) {
+        co_return Result<void>{};
+    }
+    keyring_.counter = *counter;
+    if (auto sealed = co_await seal_superblock(); !sealed) {
+        co_return sealed;
+    }
+    co_return co_await image_->replace_superblock(encode(superblock_));
+}
+
 Task<Result<void>> Vault::discard_new_counter() {
-    if (keyring_.counter.handle == 0) {
+    if (!keyring_.counter) {
         co_return Result<void>{};
     }
     auto deleted = co_await parts_.root.counter_delete(keyring_.counter);
@@ -206,6 +227,9 @@ Task<Result<void>> Vault::start_store() {
         }
         image_ = std::move(*image);
     }
+    if (auto counter = co_await make_counter(); !counter) {
+        co_return counter;
+    }
     auto started = image_->journal_started() ? image_->open_journal(keyring_.master.clone(), *this)
                                              : image_->start_journal(keyring_.master.clone(), *this);
     if (auto done = co_await std::move(started); !done) {
@@ -237,7 +261,7 @@ Task<Result<void>> Vault::write_first_records() {
     if (registry_.group(0) == nullptr) {
         records.push_back(encode(GroupRecord{.id = 0, .uuid = random_uuid(), .created = parts_.unix_time()}));
     }
-    if (keyring_.counter.handle != 0 && !registry_.freshness()) {
+    if (keyring_.counter && !registry_.freshness()) {
         auto value = co_await parts_.root.counter_read(keyring_.counter);
         if (!value) {
             co_return in_context(value.error(), "reading the freshness counter");
@@ -356,7 +380,7 @@ Task<Result<void>> Vault::settle_counter() {
     if (options_.freshness.mode == FreshnessPolicy::Mode::off) {
         co_return Result<void>{};
     }
-    if (keyring_.counter.handle != 0) {
+    if (keyring_.counter) {
         if (!recovered_) {
             co_return Result<void>{};
         }
@@ -366,7 +390,11 @@ Task<Result<void>> Vault::settle_counter() {
             co_return Result<void>{};
         }
     }
-    auto counter = co_await parts_.root.counter_create();
+    auto reserved = co_await parts_.root.counter_reserve();
+    if (!reserved) {
+        co_return in_context(reserved.error(), "making a freshness counter");
+    }
+    auto counter = co_await parts_.root.counter_create(std::move(*reserved));
     if (!counter) {
         co_return in_context(counter.error(), "making a freshness counter");
     }

@@ -18,6 +18,8 @@ struct FakeTpm {
     TpmVersion version = TpmVersion::tpm20;
     Bytes identity{std::byte{1}, std::byte{2}, std::byte{3}};
     std::map<std::uint32_t, std::uint64_t> counters;
+    std::map<std::uint32_t, Bytes> counter_auths;
+    unsigned reservations = 0;
     std::uint64_t high_water = 40; ///< a new counter starts above all that ever were
     std::map<std::pair<hwtpm::HashAlg, unsigned>, Bytes> pcrs;
     std::vector<hwtpm::HashAlg> banks{hwtpm::HashAlg::sha1, hwtpm::HashAlg::sha256};
@@ -84,14 +86,25 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
         });
     }
 
-    Task<Result<hwtpm::CounterRef>> counter_create() override {
-        return doing<hwtpm::CounterRef>("counter_create", [this]() -> Result<hwtpm::CounterRef> {
-            std::uint32_t handle = 0x01800000;
-            while (tpm_.counters.contains(handle)) {
-                ++handle;
+    Task<Result<hwtpm::CounterRef>> counter_reserve() override {
+        return doing<hwtpm::CounterRef>("counter_reserve", [this]() -> Result<hwtpm::CounterRef> {
+            // As the families do: a TPM 2.0 gives out the place, a TPM 1.2 only when the counter is made.
+            return hwtpm::CounterRef{.handle = tpm_.version == TpmVersion::tpm20 ? free_handle() : 0,
+                                     .auth = Bytes(20, static_cast<std::byte>(++tpm_.reservations))};
+        });
+    }
+    Task<Result<hwtpm::CounterRef>> counter_create(hwtpm::CounterRef reserved) override {
+        return doing<hwtpm::CounterRef>("counter_create", [this, reserved]() -> Result<hwtpm::CounterRef> {
+            for (const auto& [handle, auth] : tpm_.counter_auths) {
+                if (auth == reserved.auth && tpm_.counters.contains(handle)) {
+                    return hwtpm::CounterRef{.handle = handle, .auth = auth};
+                }
             }
-            tpm_.counters[handle] = ++tpm_.high_water;
-            return hwtpm::CounterRef{.handle = handle, .auth = Bytes(20, std::byte{0xaa})};
+            const bool free = tpm_.version == TpmVersion::tpm20 && !tpm_.counters.contains(reserved.handle);
+            hwtpm::CounterRef made{.handle = free ? reserved.handle : free_handle(), .auth = reserved.auth};
+            tpm_.counters[made.handle] = ++tpm_.high_water;
+            tpm_.counter_auths[made.handle] = made.auth;
+            return made;
         });
     }
     Task<Result<std::uint64_t>> counter_read(hwtpm::CounterRef c) override {
@@ -137,6 +150,13 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
     Task<> close() override { co_return; }
 
   private:
+    [[nodiscard]] std::uint32_t free_handle() const {
+        std::uint32_t handle = tpm_.version == TpmVersion::tpm20 ? 0x01800000 : 0; // a TPM 1.2 begins with 0
+        while (tpm_.counters.contains(handle)) {
+            ++handle;
+        }
+        return handle;
+    }
     std::vector<hwtpm::PcrValue> values_of(const hwtpm::PcrSelection& selection) {
         std::vector<hwtpm::PcrValue> out;
         for (unsigned p : selection.pcrs) {

@@ -4,8 +4,10 @@
 #include <csignal>
 #include <cstdlib>
 #include <fcntl.h>
+#include <fstream>
 #include <spawn.h>
 #include <stdexcept>
+#include <string_view>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -16,6 +18,22 @@
 extern char** environ;
 
 namespace vtpmd::fakes {
+
+namespace {
+
+/// A socket that exists is only bound; to connect before listen() is refused. /proc/net/unix has the flag.
+bool listening(const std::string& path) {
+    constexpr std::string_view accepts = " 00010000 "; // __SO_ACCEPTCON
+    std::ifstream table("/proc/net/unix");
+    for (std::string line; std::getline(table, line);) {
+        if (line.ends_with(" " + path) && line.find(accepts) != std::string::npos) {
+            return true;
+        }
+    }
+    return false;
+}
+
+} // namespace
 
 TempDir::TempDir() {
     std::string pattern = (std::filesystem::temp_directory_path() / "vtpmd-test-XXXXXX").string();
@@ -71,11 +89,11 @@ void SwtpmProcess::start() {
     if (spawned != 0) {
         throw std::runtime_error("swtpm is not installed");
     }
-    for (int i = 0; i < 500; ++i) {
-        if (std::filesystem::exists(socket()) && std::filesystem::exists(socket() + ".ctrl")) {
+    for (int i = 0; i < 2000; ++i) {
+        if (listening(socket()) && listening(socket() + ".ctrl")) {
             return;
         }
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     throw std::runtime_error("swtpm did not come up");
 }

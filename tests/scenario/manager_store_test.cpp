@@ -45,8 +45,16 @@ constexpr CrashKind crash_kinds[] = {{Loss::all, 0},      {Loss::none, 0},    {L
 
 TEST_SUITE("manager store") {
     TEST_CASE("a new store, restarts, and everything is there") {
-        for (Mode mode : {Mode::window, Mode::strict, Mode::off}) {
+        struct Case {
+            Mode mode;
+            TpmVersion hardware;
+        };
+        for (const auto& [mode, hardware] :
+             {Case{Mode::window, TpmVersion::tpm20}, Case{Mode::window, TpmVersion::tpm12},
+              Case{Mode::strict, TpmVersion::tpm20}, Case{Mode::strict, TpmVersion::tpm12},
+              Case{Mode::off, TpmVersion::tpm20}}) {
             Machine m;
+            m.tpm.version = hardware;
             m.options.freshness.mode = mode;
             REQUIRE(m.create());
             REQUIRE(m.enrol(uuid_of(1), TpmVersion::tpm12));
@@ -99,7 +107,7 @@ TEST_SUITE("manager store") {
                     CHECK(again.error().code == Errc::exists); // it was complete
                     REQUIRE(m.open());
                 }
-                CHECK(m.tpm.counters.size() <= 2); // one made before anything on disk could know of it
+                CHECK(m.tpm.counters.size() == 1); // none that no superblock knows of
                 REQUIRE(m.enrol(uuid_of(1)));
                 REQUIRE(m.save(uuid_of(1), 5));
                 REQUIRE(m.off());
@@ -123,15 +131,59 @@ TEST_SUITE("manager store") {
                 CHECK(again.error().code == Errc::exists);
                 REQUIRE(m.open());
             }
-            CHECK(m.tpm.counters.size() <= 2);
+            CHECK(m.tpm.counters.size() == 1);
             REQUIRE(m.enrol(uuid_of(1)));
             REQUIRE(m.off());
             REQUIRE(m.open());
         }
     }
 
+    TEST_CASE("a creation cut short that is taken up without freshness takes its counter out of the TPM") {
+        bool reached_end = false;
+        bool was_there = false;
+        for (std::size_t at = 0; !reached_end; ++at) {
+            REQUIRE(at < 100);
+            Machine m;
+            m.die_at_tpm(at);
+            reached_end = m.create().has_value();
+            m.crash(Loss::all);
+            if (reached_end) {
+                break;
+            }
+            was_there = was_there || !m.tpm.counters.empty();
+            m.options.freshness.mode = Mode::off;
+            if (m.create()) {
+                CHECK(m.tpm.counters.empty());
+                REQUIRE(m.off());
+                m.options.freshness.mode = Mode::window;
+                REQUIRE(m.open());
+                CHECK(m.tpm.counters.size() == 1);
+            }
+        }
+        CHECK(was_there);
+    }
+
+    TEST_CASE("a reservation that somebody else took meanwhile: the counter is elsewhere, and found there") {
+        for (TpmVersion version : {TpmVersion::tpm12, TpmVersion::tpm20}) {
+            Machine m;
+            m.tpm.version = version;
+            m.tpm.after = [&m](std::string_view op) -> std::optional<Error> {
+                if (op == "counter_reserve") {
+                    m.tpm.counters[m.tpm.version == TpmVersion::tpm20 ? 0x01800000 : 0] = ++m.tpm.high_water;
+                }
+                return std::nullopt;
+            };
+            REQUIRE(m.create());
+            m.tpm.after = nullptr;
+            CHECK(m.tpm.counters.size() == 2);
+            REQUIRE(m.off());
+            REQUIRE(m.open());
+            CHECK(m.tpm.counters.size() == 2);
+        }
+    }
+
     TEST_CASE("creation that fails for want of the TPM leaves no counter behind") {
-        for (std::string_view step : {"identity", "random", "counter_create", "seal"}) {
+        for (std::string_view step : {"identity", "random", "counter_reserve", "counter_create", "seal"}) {
             Machine m;
             m.tpm.before = [&](std::string_view op) -> std::optional<Error> {
                 return op == step ? std::optional(make_error(Errc::tpm, "no")) : std::nullopt;

@@ -15,6 +15,7 @@
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
+using vtpmd::test::make_counter;
 
 namespace {
 
@@ -101,7 +102,7 @@ TEST_SUITE("hwtpm-1.2") {
         fakes::SwtpmProcess swtpm({.version = TpmVersion::tpm12});
         Loop loop;
         auto root = open(loop, swtpm);
-        auto counter = loop.run(root->counter_create()).value();
+        auto counter = make_counter(loop, *root).value();
         const auto first = loop.run(root->counter_read(counter)).value();
         CHECK(loop.run(root->counter_increment(counter)).value() == first + 1);
         CounterRef guessed{counter.handle, Bytes(20, std::byte{7})};
@@ -112,7 +113,7 @@ TEST_SUITE("hwtpm-1.2") {
         CHECK(loop.run(root->counter_increment(counter)).value() == first + 2);
         REQUIRE(loop.run(root->counter_delete(counter)));
         CHECK(loop.run(root->counter_read(counter)).error().code == Errc::not_found);
-        auto again = loop.run(root->counter_create()).value();
+        auto again = make_counter(loop, *root).value();
         CHECK(loop.run(root->counter_read(again)).value() > first + 2);
         loop.run(root->close());
     }

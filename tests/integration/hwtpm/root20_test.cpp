@@ -19,6 +19,7 @@
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
+using vtpmd::test::make_counter;
 
 namespace {
 
@@ -124,7 +125,7 @@ TEST_SUITE("hwtpm-2.0") {
         {
             Loop loop;
             auto root = open(loop, swtpm.driver());
-            counter = loop.run(root->counter_create()).value();
+            counter = make_counter(loop, *root).value();
             last = loop.run(root->counter_read(counter)).value();
             for (int i = 0; i < 3; ++i) {
                 CHECK(loop.run(root->counter_increment(counter)).value() == last + 1);
@@ -142,7 +143,7 @@ TEST_SUITE("hwtpm-2.0") {
         CHECK(loop.run(root->counter_read(counter)).value() == last);
         REQUIRE(loop.run(root->counter_delete(counter)));
         CHECK(loop.run(root->counter_read(counter)).error().code == Errc::not_found);
-        auto again = loop.run(root->counter_create()).value();
+        auto again = make_counter(loop, *root).value();
         CHECK(loop.run(root->counter_read(again)).value() > last);
         loop.run(root->close());
     }
@@ -164,7 +165,7 @@ TEST_SUITE("hwtpm-2.0") {
             auto second = open_root(options, loop.io.get_executor(), loop.log, true);
             REQUIRE(!second);
             CHECK(second.error().code == Errc::busy);
-            counter = loop.run(root->counter_create()).value();
+            counter = make_counter(loop, *root).value();
             last = loop.run(root->counter_increment(counter)).value();
             auto zero = loop.run(root->seal(a_secret(), to_pcrs("sha256:4")));
             REQUIRE(!zero);
@@ -298,7 +299,7 @@ TEST_SUITE("hwtpm-2.0") {
         CHECK(loop.run(root->unseal(damaged)).error().code == Errc::mismatch);
         damaged.blob.resize(10);
         CHECK(loop.run(root->unseal(damaged)).error().code == Errc::corrupt);
-        auto counter = loop.run(root->counter_create()).value();
+        auto counter = make_counter(loop, *root).value();
         CHECK(loop.run(stranger->counter_read(counter)).error().code == Errc::not_found);
         CounterRef guessed{counter.handle, Bytes(32, std::byte{7})};
         CHECK(loop.run(root->counter_increment(guessed)).error().code == Errc::mismatch);
@@ -319,7 +320,7 @@ TEST_SUITE("hwtpm-2.0") {
             CHECK(loop.run(root->unseal(*sealed)).value().equals(a_secret().view()));
         }
         auto random = loop.run(root->random(64)).value();
-        auto counter = loop.run(root->counter_create()).value();
+        auto counter = make_counter(loop, *root).value();
         (void)loop.run(root->counter_increment(counter)).value();
         loop.run(root->close());
         CHECK(bus.count(0x153) == 2); // TPM2_Create
@@ -365,7 +366,7 @@ TEST_SUITE("hwtpm-2.0") {
         Loop loop;
         auto root = open(loop, swtpm.driver());
         auto sealed = loop.run(root->seal(a_secret(), to_pcrs("none"))).value();
-        auto counter = loop.run(root->counter_create()).value();
+        auto counter = make_counter(loop, *root).value();
         const auto before = loop.run(root->counter_increment(counter)).value();
         swtpm.stop();
         auto gone = loop.run(root->random(8));
@@ -400,7 +401,7 @@ TEST_SUITE("hwtpm-2.0") {
         Loop loop;
         fakes::BusRecord bus;
         auto root = open_recorded(loop, swtpm.socket(), bus);
-        auto counter = loop.run(root->counter_create()).value();
+        auto counter = make_counter(loop, *root).value();
         const auto before = loop.run(root->counter_read(counter)).value();
         {
             std::lock_guard lock(bus.mutex);
@@ -455,7 +456,7 @@ TEST_SUITE("hwtpm-2.0") {
         options.owner_auth = "text:open-sesame";
         auto root = open_root(options, loop.io.get_executor(), loop.log, true);
         REQUIRE(root);
-        CHECK(loop.run((*root)->counter_create()));
+        CHECK(make_counter(loop, **root));
         loop.run((*root)->close());
         root = make_error(Errc::closed, "");
         // The storage key is persistent now: sealing needs no owner.
@@ -463,7 +464,7 @@ TEST_SUITE("hwtpm-2.0") {
         root = open_root(options, loop.io.get_executor(), loop.log, true);
         REQUIRE(root);
         CHECK(loop.run((*root)->seal(a_secret(), to_pcrs("none"))));
-        CHECK(loop.run((*root)->counter_create()).error().code == Errc::permission);
+        CHECK(make_counter(loop, **root).error().code == Errc::permission);
         loop.run((*root)->close());
         CHECK_FALSE(loop.logged("sesame"));
         CHECK_FALSE(loop.logged("wrong-word"));

@@ -16,6 +16,7 @@
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
+using vtpmd::test::make_counter;
 
 namespace {
 
@@ -142,7 +143,7 @@ TEST_SUITE("hwtpm-2.0") {
         RootOfTrust::SealOptions options;
         auto sealed = loop.run((*root)->seal(secret.clone(), options));
         REQUIRE(sealed);
-        auto counter = loop.run((*root)->counter_create()).value();
+        auto counter = make_counter(loop, **root).value();
         const auto value = loop.run((*root)->counter_increment(counter)).value();
         set([](auto& f) { f.vanished = true; });
         CHECK(!loop.run((*root)->counter_increment(counter)));
@@ -174,7 +175,7 @@ TEST_SUITE("hwtpm-2.0") {
         const auto tpm = dir.path() / "tpm";
         Loop loop;
         auto root = open(loop, "embedded:" + tpm.string());
-        auto counter = loop.run(root->counter_create()).value();
+        auto counter = make_counter(loop, *root).value();
         const auto value = loop.run(root->counter_increment(counter)).value();
         std::filesystem::create_directory(tpm / "tpm20.state.new"); // in the way of the next state
         auto failed = loop.run(root->counter_increment(counter));

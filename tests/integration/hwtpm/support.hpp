@@ -59,4 +59,10 @@ struct Loop {
     }
 };
 
+/// Reserves and makes a counter.
+inline Result<hwtpm::CounterRef> make_counter(Loop& loop, hwtpm::RootOfTrust& root) {
+    auto reserved = loop.run(root.counter_reserve());
+    return reserved ? loop.run(root.counter_create(*reserved)) : reserved;
+}
+
 } // namespace vtpmd::test
