@@ -2,6 +2,9 @@
 
 #include "util/text.hpp"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
 namespace vtpmd::hwtpm {
 
 namespace {
@@ -103,6 +106,22 @@ std::string to_string(const DriverSpec& spec) {
         return fmt::format("xen:{}", spec.address);
     }
     return "?";
+}
+
+bool crosses_network(const DriverSpec& spec) {
+    if (spec.kind != DriverKind::swtpm_tcp) {
+        return false;
+    }
+    const std::string& host = spec.path;
+    in_addr v4{};
+    if (::inet_pton(AF_INET, host.c_str(), &v4) == 1) {
+        return (ntohl(v4.s_addr) >> 24) != IN_LOOPBACKNET; // 127.0.0.0/8
+    }
+    in6_addr v6{};
+    if (::inet_pton(AF_INET6, host.c_str(), &v6) == 1) {
+        return !IN6_IS_ADDR_LOOPBACK(&v6);
+    }
+    return host != "localhost";
 }
 
 } // namespace vtpmd::hwtpm

@@ -24,4 +24,7 @@ struct DriverSpec {
 [[nodiscard]] Result<DriverSpec> parse_driver(std::string_view text);
 [[nodiscard]] std::string to_string(const DriverSpec& spec);
 
+/// True if what goes to the TPM leaves the machine, or may: swtpm:tcp with another host than a loopback address.
+[[nodiscard]] bool crosses_network(const DriverSpec& spec);
+
 } // namespace vtpmd::hwtpm

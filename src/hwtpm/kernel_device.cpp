@@ -2,7 +2,9 @@
 
 #include "hwtpm/stream_io.hpp"
 #include "tpm/header.hpp"
+#include "util/text.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <fcntl.h>
 #include <poll.h>
@@ -119,6 +121,25 @@ Result<Bytes> KernelDevice::exchange(ByteView command, std::chrono::milliseconds
 }
 
 } // namespace
+
+std::vector<std::string> kernel_tpms(const std::filesystem::path& sysfs_class) {
+    constexpr std::string_view prefix = "tpm";
+    std::vector<std::uint64_t> numbers;
+    std::error_code ec;
+    for (const auto& entry : std::filesystem::directory_iterator(sysfs_class, ec)) {
+        const std::string name = entry.path().filename();
+        auto number = parse_number(std::string_view(name).substr(std::min(prefix.size(), name.size())), UINT32_MAX);
+        if (name.starts_with(prefix) && number && std::filesystem::exists(entry.path() / "device", ec)) {
+            numbers.push_back(*number);
+        }
+    }
+    std::sort(numbers.begin(), numbers.end());
+    std::vector<std::string> names;
+    for (const std::uint64_t n : numbers) {
+        names.push_back(fmt::format("{}{}", prefix, n));
+    }
+    return names;
+}
 
 Result<std::unique_ptr<TpmDevice>> open_kernel_device(const std::string& path) {
     auto fd = open_node(path);

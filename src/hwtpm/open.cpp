@@ -16,20 +16,33 @@ namespace {
 
 constexpr unsigned highest_locality = 4;
 
+/// The kernel speaks to the TPM at locality 0 and offers no other.
+Result<std::unique_ptr<TpmDevice>> open_through_kernel(const std::string& path, unsigned locality) {
+    if (locality != 0) {
+        return make_error(
+            Errc::usage,
+            "--tpm-locality={}: the kernel's driver ({}) uses locality 0 only; another one needs --tpm=tis", locality,
+            path);
+    }
+    return open_kernel_device(path);
+}
+
 /// The kernel's device, else the registers; hardware only: a host never falls back to software by itself. The resource
 /// manager's node first, where the host's other users of the TPM can go on.
 Result<std::unique_ptr<TpmDevice>> open_automatic(const DriverSpec& spec, unsigned locality, const Log& log) {
-    for (const char* path : {"/dev/tpmrm0", "/dev/tpm0"}) {
-        std::error_code ec;
-        if (std::filesystem::exists(path, ec)) {
-            return open_kernel_device(path);
+    for (const std::string& tpm : kernel_tpms()) {
+        for (const std::string& path : {"/dev/tpmrm" + tpm.substr(3), "/dev/" + tpm}) {
+            std::error_code ec;
+            if (std::filesystem::exists(path, ec)) {
+                return open_through_kernel(path, locality);
+            }
         }
     }
     auto registers = open_tis(parse_driver("tis").value().address, locality, log);
     if (!registers) {
         return in_context(
             registers.error(),
-            fmt::format("--tpm={}: the kernel has no TPM (/dev/tpm0); at the registers", to_string(spec)));
+            fmt::format("--tpm={}: the kernel has no TPM (in /sys/class/tpm); at the registers", to_string(spec)));
     }
     return registers;
 }
@@ -42,7 +55,7 @@ Result<std::unique_ptr<TpmDevice>> open_device(const DriverSpec& spec, unsigned 
     case DriverKind::embedded:
         return open_embedded(spec.path, locality, create, log);
     case DriverKind::device:
-        return open_kernel_device(spec.path);
+        return open_through_kernel(spec.path, locality);
     case DriverKind::tis:
         return open_tis(spec.address, locality, log);
     case DriverKind::automatic:
@@ -95,6 +108,10 @@ Result<std::unique_ptr<RootOfTrust>> open_root(const OpenOptions& options, asio:
         if (spec->kind == DriverKind::swtpm_unix || spec->kind == DriverKind::swtpm_tcp ||
             spec->kind == DriverKind::embedded) {
             log.warning("--tpm={} is SOFTWARE: good for trying and testing, no protection for production",
+                        to_string(*spec));
+        }
+        if (crosses_network(*spec)) {
+            log.warning("--tpm={}: the link to the TPM is neither encrypted nor authenticated; use a loopback address",
                         to_string(*spec));
         }
     }

@@ -1,10 +1,10 @@
 #include "hwtpm/tis_device.hpp"
 
+#include "hwtpm/kernel_device.hpp"
 #include "util/fd.hpp"
 
 #include <cerrno>
 #include <fcntl.h>
-#include <filesystem>
 #include <sys/mman.h>
 #include <thread>
 
@@ -95,12 +95,6 @@ class TisDevice final : public TpmDevice {
     bool claimed_ = false;
 };
 
-/// True if a kernel driver has a TPM: with iomem=relaxed both can reach the registers.
-bool kernel_drives_tpm() {
-    std::error_code ec;
-    return std::filesystem::exists("/sys/class/tpm/tpm0", ec);
-}
-
 } // namespace
 
 Result<std::unique_ptr<TpmDevice>> make_tis_device(std::unique_ptr<TisBus> bus, TisPort::Config config,
@@ -139,11 +133,12 @@ Result<std::unique_ptr<TpmDevice>> open_tis(std::uint64_t address, unsigned loca
         }
         return in_context(errno_error(errno, "mapping the registers"), name);
     }
-    const bool shared = kernel_drives_tpm();
+    const auto others = kernel_tpms(); // with iomem=relaxed both can reach the registers
+    const bool shared = !others.empty();
     if (shared) {
-        log.warning(
-            "{}: a kernel driver has a TPM too; localities keep the two apart, but --tpm=device is the better way",
-            name);
+        log.warning("{}: a driver of the kernel's has a TPM too ({}); localities keep the two apart, but "
+                    "--tpm=device:/dev/{} is the better way",
+                    name, others.front(), others.front());
     }
     return make_tis_device(std::make_unique<MappedBus>(base),
                            TisPort::Config{.locality = static_cast<std::uint8_t>(locality)}, name, !shared);

@@ -56,6 +56,9 @@ Result<void> Tpm12::ready() {
 }
 
 Result<void> Tpm12::start() {
+    if (!claimed_) {
+        return claimed_;
+    }
     started_ = false;
     Result<void> r = startup();
     if (r && device_.exclusive()) {

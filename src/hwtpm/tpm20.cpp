@@ -85,6 +85,9 @@ Result<void> Tpm20::ready() {
 }
 
 Result<void> Tpm20::start() {
+    if (!claimed_) {
+        return claimed_;
+    }
     drop();
     auto context = EsysContext::create(device_);
     if (!context) {

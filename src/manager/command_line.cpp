@@ -16,8 +16,10 @@ constexpr OptionSpec specs[] = {
      "with --create: write a recovery key there, to be kept off this host; else: open the store with it and seal it "
      "anew (TPM replaced)"},
     {"tpm", "DRIVER",
-     "device[:/dev/tpm0], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, embedded:DIR (software, for trying), auto (default)"},
-    {"tpm-locality", "N", "locality for the hardware TPM, 0-4 (default 0)", false, "tpmlocality"},
+     "tis[:0xADDRESS], device[:/dev/tpm0], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, embedded:DIR (software, for trying), "
+     "auto (default)"},
+    {"tpm-locality", "N", "locality for the hardware TPM, 0-4 (default 0, the kernel's only one)", false,
+     "tpmlocality"},
     {"owner-auth", "AUTH", "well-known (default), hash:HEX or text:STR"},
     {"srk-auth", "AUTH", "the storage root key's, the same forms"},
     {"srk-handle", "HANDLE", "persistent handle of the TPM 2.0 storage key (default 0x81000001)"},

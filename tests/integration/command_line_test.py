@@ -92,6 +92,7 @@ class CommandLine(harness.Case):
         self.refused(self.manager(freshness="rotten"), harness.EX_USAGE, "rotten", "strict")
         self.refused(self.manager(listen="tcp:9"), harness.EX_USAGE, "unix:")
         self.refused(self.manager(tpm_locality="7"), harness.EX_USAGE, "7")
+        self.refused(self.manager(tpm="device:/dev/null", tpm_locality="2", create=True), harness.EX_USAGE, "locality 0 only", "--tpm=tis")
 
     def test_config_file(self):
         with open(self.path("bad.conf"), "w") as f:

@@ -2,8 +2,10 @@
 // and the state file of the embedded TPM.
 #include "check.hpp"
 #include "scripted_device.hpp"
+#include "swtpm_process.hpp"
 
 #include "hwtpm/embedded_state.hpp"
+#include "hwtpm/kernel_device.hpp"
 #include "hwtpm/patient_device.hpp"
 #include "hwtpm/probe.hpp"
 #include "hwtpm/tcti.hpp"
@@ -160,6 +162,15 @@ TEST_SUITE("hwtpm") {
         Bytes alien = file;
         alien[0] = std::byte{'x'};
         CHECK(decode_embedded_state(alien).error().code == Errc::not_ours);
+    }
+    TEST_CASE("the kernel's TPMs: whatever number they have, in order, without those that are software") {
+        fakes::TempDir dir;
+        CHECK(kernel_tpms(dir.path() / "none").empty());
+        CHECK(kernel_tpms(dir.path()).empty());
+        for (const char* name : {"tpm10/device", "tpm9/device", "tpm1", "tpmrm0/device", "tpm/device", "tp/device"}) {
+            std::filesystem::create_directories(dir.path() / name); // tpm1 as /dev/vtpmx makes them
+        }
+        CHECK(kernel_tpms(dir.path()) == std::vector<std::string>{"tpm9", "tpm10"});
     }
     TEST_CASE("the embedded TPM's directory: one process at a time, the state replaced as a whole") {
         // Same process: flock is per open file description, so a second open is a second holder.

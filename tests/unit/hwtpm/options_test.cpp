@@ -24,6 +24,18 @@ TEST_SUITE("hwtpm") {
         CHECK(to_string(parse_driver("tis").value()) == "tis:0xfed40000");
         CHECK(parse_driver("swtpm:tcp:localhost:65534").value().port == 65534);
     }
+    TEST_CASE("a TPM over the network is told from one on this machine") {
+        for (const char* text : {"swtpm:tcp:localhost:1", "swtpm:tcp:127.0.0.1:1", "swtpm:tcp:127.9.9.9:1",
+                                 "swtpm:tcp:[::1]:1", "swtpm:unix:/10.0.0.1", "auto"}) {
+            CAPTURE(text);
+            CHECK_FALSE(crosses_network(parse_driver(text).value()));
+        }
+        for (const char* text : {"swtpm:tcp:10.0.0.1:1", "swtpm:tcp:128.0.0.1:1", "swtpm:tcp:[::2]:1",
+                                 "swtpm:tcp:127.0.0.1.example.org:1", "swtpm:tcp:tpm:1"}) {
+            CAPTURE(text);
+            CHECK(crosses_network(parse_driver(text).value()));
+        }
+    }
     TEST_CASE("drivers that make no sense are refused with what is possible") {
         for (const char* text : {"",
                                  "tpm",
