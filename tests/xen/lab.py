@@ -283,13 +283,22 @@ class Case(harness.Case):
     def _callTestMethod(self, method):
         try:
             super()._callTestMethod(method)
-            for machine in self.consoles:
-                if found := re.search(r"^.*(segfault|Oops|BUG:|Xen call trace|general protection).*$", machine.log(), re.M):
-                    raise AssertionError(f"on the console: {found[0]}")
+            self.assert_no_crash()
         except BaseException:
-            for number, machine in enumerate(self.consoles, 1):
-                print(f"--- console of machine {number}\n{machine.log()[-3000:]}", file=sys.stderr)
+            self.print_consoles()
             raise
+
+    def assert_no_crash(self):
+        for machine in self.consoles:
+            if found := re.search(r"^.*(segfault|Oops|BUG:|Xen call trace|general protection).*$", machine.log(), re.M):
+                raise AssertionError(f"on the console: {found[0]}")
+
+    def print_consoles(self):
+        for number, machine in enumerate(self.consoles, 1):
+            print(f"--- console of machine {number}\n{machine.log()[-3000:]}", file=sys.stderr)
+
+    def runTest(self):
+        """For those that only borrow what a case has."""
 
     def make_disk(self, name="disk", megabytes=64):
         """A disk with an empty ext4 file system."""
@@ -298,3 +307,69 @@ class Case(harness.Case):
             f.truncate(megabytes << 20)
         self.run_command("mke2fs", "-q", "-t", "ext4", "-F", path)
         return path
+
+
+class SharedMachineCase(harness.Case):
+    """Tests that share one machine, switched on before the first. A test leaves no guest behind."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.holder = Case()
+        cls.holder.setUp()
+        cls.addClassCleanup(cls.holder.doCleanups)
+        try:
+            cls.machine = cls.make_machine()
+            cls.dom0 = cls.machine.dom0
+            cls.prepare()
+        except BaseException:
+            cls.print_consoles()
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        try:
+            cls.finish()
+            cls.machine.power_off()
+            cls.holder.assert_no_crash()
+        except BaseException:
+            cls.print_consoles()
+            raise
+
+    @classmethod
+    def make_machine(cls):
+        """A machine that is on."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare(cls):
+        """What all tests need in dom0."""
+
+    @classmethod
+    def finish(cls):
+        """What is checked after all of them."""
+
+    @classmethod
+    def print_consoles(cls):
+        cls.holder.print_consoles()
+
+    def setUp(self):
+        super().setUp()
+        self.guests = []
+        self.addCleanup(self.end_guests)
+
+    def guest(self, name, **options):
+        guest = Guest(self.dom0, name, **options)
+        self.guests.append(guest)
+        return guest
+
+    def end_guests(self):
+        for guest in self.guests:
+            self.dom0.run(f"xl destroy {guest.name}", ok=False)
+
+    def _callTestMethod(self, method):
+        try:
+            super()._callTestMethod(method)
+        except BaseException:
+            logs = self.dom0.run("for f in /run/log/*; do echo \"--- $f\"; tail -n 40 $f; done; dmesg | tail -n 5", ok=False)[1]
+            print(f"--- dom0\n{logs[-12000:]}", file=sys.stderr)
+            raise
