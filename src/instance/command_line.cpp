@@ -14,8 +14,13 @@ constexpr OptionSpec specs[] = {
     {"create", "", "make a fresh TPM if this UUID never had one; existing state is never replaced"},
     {"tpm-version", "VERSION", "1.2 or 2.0, recorded at creation (default 2.0)"},
     {"guest", "ENDPOINT",
-     "socket:unix:PATH (control at PATH.ctrl) or socket:tcp:[127.0.0.1:]PORT (control at PORT+1); repeatable "
-     "(default socket:unix:/run/vtpmd/UUID.sock)",
+     "socket:unix:PATH (control at PATH.ctrl), socket:tcp:[127.0.0.1:]PORT (control at PORT+1) or xen:DOMID[/HANDLE]; "
+     "repeatable (default socket:unix:/run/vtpmd/UUID.sock)",
+     true},
+    {"locality-policy", "SUBJECT=LIST",
+     "localities that a Xen guest may use: dom:N, label:XSM-LABEL or *, and a list such as 0,2-3; repeatable, the "
+     "first "
+     "that fits (default *=0)",
      true},
     {"socket-group", "GROUP", "group that may connect to the guests' Unix sockets (default: the owner only)"},
     {"startup", "MODE", "clear (default), save or deactivated: how the TPM is started for the guest"},
@@ -82,6 +87,11 @@ Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
             return pcrs.error();
         }
         out.hwinitpcrs = std::move(*pcrs);
+    }
+    for (const std::string& rule : line.all("locality-policy")) {
+        if (auto added = out.localities.add(rule); !added) {
+            return added;
+        }
     }
     for (auto [name, target] : {std::pair{"create", &out.create}, {"maintcmds", &out.maintenance_commands}}) {
         auto value = line.flag(name);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "guest/endpoint.hpp"
+#include "guest/locality_policy.hpp"
 #include "tpm/version.hpp"
 #include "util/fd.hpp"
 #include "util/uuid.hpp"
@@ -41,6 +42,7 @@ struct InstanceOptions {
     Startup startup = Startup::clear;
     std::vector<unsigned> hwinitpcrs;
     bool maintenance_commands = false; ///< --maintcmds
+    guest::LocalityPolicy localities;  ///< of Xen guests
 
     /// Listening sockets passed by the service manager: the guests' commands and control for the first socket endpoint
     /// (by FileDescriptorName= "commands" and "control"; a single one is for commands).

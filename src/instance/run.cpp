@@ -1,6 +1,6 @@
 #include "instance/run.hpp"
 
-#include "guest/socket_server.hpp"
+#include "instance/guests.hpp"
 #include "instance/instance.hpp"
 #include "instance/manager_link.hpp"
 #include "instance/open_vtpm.hpp"
@@ -21,77 +21,15 @@ namespace {
 
 constexpr Clock::duration stop_patience = std::chrono::seconds(10);
 
-Result<void> check(const InstanceOptions& options) {
-    for (const guest::Endpoint& e : options.guests) {
-        if (std::holds_alternative<guest::XenEndpoint>(e)) {
-            return make_error(Errc::unsupported, "--guest={}: this version has no rings yet; use socket:unix:PATH",
-                              to_string(e));
-        }
-    }
-    return {};
-}
-
-Result<guest::SocketListeners> adopt_endpoint(InstanceOptions& options, const guest::Endpoint& endpoint) {
-    auto commands = guest::adopt_listener(std::move(options.listen_commands), to_string(endpoint));
-    if (!commands) {
-        return std::move(commands).error();
-    }
-    guest::SocketListeners listeners{std::move(*commands), std::nullopt};
-    if (options.listen_control) {
-        auto control = guest::adopt_listener(std::move(options.listen_control), to_string(endpoint) + " control");
-        if (!control) {
-            return std::move(control).error();
-        }
-        listeners.control.emplace(std::move(*control));
-    }
-    return listeners;
-}
-
-Task<Result<guest::SocketListeners>> try_listeners(const guest::Endpoint& endpoint, const std::string& group) {
-    co_return guest::open_listeners(endpoint, group);
-}
-
-Task<Result<std::vector<guest::SocketListeners>>> open_endpoints(InstanceOptions& options, Clock& clock) {
-    std::vector<guest::SocketListeners> out;
-    for (const guest::Endpoint& endpoint : options.guests) {
-        if (out.empty() && options.listen_commands) {
-            auto adopted = adopt_endpoint(options, endpoint);
-            if (!adopted) {
-                co_return std::move(adopted).error();
-            }
-            out.push_back(std::move(*adopted));
-            continue;
-        }
-        auto listeners = co_await when_free(clock, dying_process_patience,
-                                            [&] { return try_listeners(endpoint, options.socket_group); });
-        if (!listeners) {
-            co_return in_context(std::move(listeners).error(), "--guest=" + to_string(endpoint));
-        }
-        out.push_back(std::move(*listeners));
-    }
-    co_return out;
-}
-
 /// Serves until asked to stop.
-Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instance,
-             std::vector<guest::SocketListeners> listeners) {
-    std::vector<std::unique_ptr<guest::SocketServer>> servers;
-    for (std::size_t i = 0; i < listeners.size(); ++i) {
-        guest::SocketServerOptions server;
-        server.name = to_string(options.guests[i]);
-        servers.push_back(std::make_unique<guest::SocketServer>(
-            deps.executor, std::move(server), std::move(listeners[i]), instance, deps.clock, deps.log));
-        servers.back()->start();
-        deps.log.info("VTPM attached to Frontend {}", to_string(options.guests[i]));
-    }
+Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instance, Guests& guests) {
+    guests.serve(instance);
     notify_ready(fmt::format("vTPM {} (TPM {}) serves", options.uuid, to_string(instance.version())));
     co_await deps.stop.wait();
     co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
     notify_stopping();
     deps.log.info("vTPM {}: stopping", options.uuid);
-    for (auto& server : servers) {
-        co_await server->stop(stop_patience);
-    }
+    co_await guests.stop(stop_patience);
 }
 
 /// Runs a part of the start that may wait for others; a request to stop ends it with Errc::canceled.
@@ -115,7 +53,7 @@ Task<Result<T>> unless_stopped(StopSignal& stop, Task<Result<T>> part) {
 
 /// From the image that was found to the end.
 Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps deps, FoundImage found, BlockIo& io,
-                                  std::vector<guest::SocketListeners> listeners) {
+                                  Guests& guests) {
     const TpmVersion version = found.version;
     auto connect = manager_connector(options.manager, deps.executor, deps.clock);
     if (!connect) {
@@ -147,7 +85,7 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     }
     deps.log.info("vTPM {}: TPM {} {} {}", options.uuid, to_string(version), opened->fresh ? "made in" : "loaded from",
                   options.state_path);
-    co_await serve(options, deps, instance, std::move(listeners));
+    co_await serve(options, deps, instance, guests);
     auto ended = co_await instance.close();
     if (ended) {
         deps.log.info("vTPM {}: stopped", options.uuid);
@@ -155,18 +93,8 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     co_return ended;
 }
 
-} // namespace
-
-Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
-    if (options.state_path.empty()) {
-        options.state_path = default_state_path(options.uuid);
-    }
-    if (options.guests.empty()) {
-        options.guests.push_back(default_endpoint(options.uuid));
-    }
-    if (auto ok = check(options); !ok) {
-        co_return ok;
-    }
+/// From the image to the end; the guests still have to be stopped.
+Task<Result<void>> run_with_guests(InstanceOptions& options, RuntimeDeps deps, Guests& guests) {
     auto io = make_block_io(deps.executor);
     if (!io) {
         co_return std::move(io).error();
@@ -183,11 +111,28 @@ Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
         co_return make_error(Errc::usage,
                              "--startup=deactivated: a TPM 2.0 has no such start; clear or save is possible");
     }
-    auto listeners = co_await open_endpoints(options, deps.clock);
-    if (!listeners) {
-        co_return std::move(listeners).error();
+    auto opened = co_await guests.open(options);
+    if (!opened) {
+        co_return opened;
     }
-    auto ended = co_await run_with_image(options, deps, std::move(*found), **io, std::move(*listeners));
+    co_return co_await run_with_image(options, deps, std::move(*found), **io, guests);
+}
+
+} // namespace
+
+Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
+    if (options.state_path.empty()) {
+        options.state_path = default_state_path(options.uuid);
+    }
+    if (options.guests.empty()) {
+        options.guests.push_back(default_endpoint(options.uuid));
+    }
+    Guests guests(deps);
+    auto ended = co_await run_with_guests(options, deps, guests);
+    co_await guests.stop(Clock::duration::zero());
+    if (!guests.outcome()) {
+        co_return guests.outcome(); // it made everything else end
+    }
     co_return ended;
 }
 

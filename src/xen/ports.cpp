@@ -1,5 +1,7 @@
 #include "xen/ports.hpp"
 
+#include "util/cancelled.hpp"
+
 #include <chrono>
 
 namespace vtpmd::xen {
@@ -105,7 +107,11 @@ Task<> PortHub::run() {
     {
         BorrowedDescriptor readable(executor_, device_->fd());
         asio::steady_timer pause(executor_);
-        while (true) {
+        for (;;) {
+            const bool stop = is_cancelled(co_await asio::this_coro::cancellation_state);
+            if (stop) {
+                break;
+            }
             auto [ec] = co_await readable->async_wait(asio::posix::stream_descriptor::wait_read, use_tuple);
             if (ec) {
                 if (ec != asio::error::operation_aborted) {

@@ -1,5 +1,7 @@
 #include "xen/sim_store.hpp"
 
+#include "util/cancelled.hpp"
+
 #include "util/text.hpp"
 #include "util/wake.hpp"
 
@@ -382,10 +384,9 @@ void SimStore::handle(Connection& c, const StoreHeader& header, std::string_view
 }
 
 Task<> SimStore::write_loop(Connection& c) {
-    co_await asio::this_coro::throw_if_cancelled(false);
-    while (true) {
+    for (;;) {
         if (c.out.empty()) {
-            if (co_await c.wake.wait()) {
+            if (auto ended = co_await c.wake.wait(); ended) {
                 co_return;
             }
             continue;
@@ -402,7 +403,11 @@ Task<> SimStore::serve(std::shared_ptr<Connection> c) {
     co_await asio::this_coro::throw_if_cancelled(false);
     TaskGroup writer(executor_, log_);
     writer.spawn("simulated xenstored writer", write_loop(*c));
-    while (true) {
+    for (;;) {
+        const bool stop = is_cancelled(co_await asio::this_coro::cancellation_state);
+        if (stop) {
+            break;
+        }
         std::array<char, store_header_size> raw{};
         auto [ec, n] = co_await asio::async_read(c->link, asio::buffer(raw), use_tuple);
         StoreHeader header = parse_header(raw);

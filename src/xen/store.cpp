@@ -1,5 +1,6 @@
 #include "xen/store.hpp"
 
+#include "util/cancelled.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
@@ -311,10 +312,9 @@ Task<> Store::serve(UniqueFd fd) {
 }
 
 Task<> Store::write_loop(asio::posix::stream_descriptor& link) {
-    co_await asio::this_coro::throw_if_cancelled(false);
-    while (true) {
+    for (;;) {
         if (out_.empty()) {
-            if (co_await out_wake_.wait()) {
+            if (auto ended = co_await out_wake_.wait(); ended) {
                 co_return;
             }
             continue;
@@ -344,7 +344,11 @@ Task<> Store::write_loop(asio::posix::stream_descriptor& link) {
 Task<> Store::read_loop(asio::posix::stream_descriptor& link) {
     std::string buffer;
     std::array<char, 4096> chunk{};
-    while (true) {
+    for (;;) {
+        const bool stop = is_cancelled(co_await asio::this_coro::cancellation_state);
+        if (stop) {
+            co_return;
+        }
         auto [ec] = co_await link.async_wait(asio::posix::stream_descriptor::wait_read, use_tuple);
         if (ec) {
             co_return;

@@ -1,0 +1,77 @@
+#include "guest/locality_policy.hpp"
+
+#include "util/text.hpp"
+
+namespace vtpmd::guest {
+
+namespace {
+
+constexpr std::uint64_t highest_locality = 4;
+constexpr std::uint64_t highest_domain = 0x7FEF; // DOMID_FIRST_RESERVED - 1, xen/xen.h
+
+Error bad_rule(std::string_view rule) {
+    return make_error(Errc::usage,
+                      "--locality-policy={}: expected SUBJECT=LOCALITIES, with dom:N, label:LABEL or * and localities "
+                      "from 0 to {} such as 0,2-3",
+                      printable(rule), highest_locality);
+}
+
+std::optional<Localities> parse_localities(std::string_view text) {
+    Localities out;
+    for (std::string_view part : split(text, ',')) {
+        const auto dash = part.find('-');
+        auto first = parse_number(part.substr(0, dash), highest_locality);
+        auto last = dash == std::string_view::npos ? first : parse_number(part.substr(dash + 1), highest_locality);
+        if (!first || !last || *first > *last) {
+            return std::nullopt;
+        }
+        for (auto i = *first; i <= *last; ++i) {
+            out.allow(static_cast<unsigned>(i));
+        }
+    }
+    return out;
+}
+
+} // namespace
+
+Result<void> LocalityPolicy::add(std::string_view rule) {
+    const auto equals = rule.rfind('='); // a label may have one
+    if (equals == std::string_view::npos) {
+        return bad_rule(rule);
+    }
+    const std::string_view subject = rule.substr(0, equals);
+    auto localities = parse_localities(rule.substr(equals + 1));
+    if (!localities) {
+        return bad_rule(rule);
+    }
+    Rule parsed{.domain = std::nullopt, .label = std::nullopt, .localities = *localities};
+    constexpr std::string_view domain_prefix = "dom:";
+    constexpr std::string_view label_prefix = "label:";
+    if (subject.starts_with(domain_prefix)) {
+        auto domain = parse_number(subject.substr(domain_prefix.size()), highest_domain);
+        if (!domain) {
+            return bad_rule(rule);
+        }
+        parsed.domain = static_cast<xen::DomId>(*domain);
+    } else if (subject.starts_with(label_prefix) && subject.size() > label_prefix.size()) {
+        parsed.label = std::string(subject.substr(label_prefix.size()));
+    } else if (subject != "*") {
+        return bad_rule(rule);
+    }
+    rules_.push_back(std::move(parsed));
+    return {};
+}
+
+Localities LocalityPolicy::of(xen::DomId domain, const std::optional<std::string>& label) const {
+    for (const Rule& rule : rules_) {
+        const bool fits = (!rule.domain || *rule.domain == domain) && (!rule.label || rule.label == label);
+        if (fits) {
+            return rule.localities;
+        }
+    }
+    Localities out;
+    out.allow(0);
+    return out;
+}
+
+} // namespace vtpmd::guest

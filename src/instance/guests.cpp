@@ -1,0 +1,158 @@
+#include "instance/guests.hpp"
+
+#include "util/when_free.hpp"
+
+namespace vtpmd::instance {
+
+namespace {
+
+Result<guest::SocketListeners> adopt_endpoint(InstanceOptions& options, const std::string& name) {
+    auto commands = guest::adopt_listener(std::move(options.listen_commands), name);
+    if (!commands) {
+        return std::move(commands).error();
+    }
+    guest::SocketListeners listeners{std::move(*commands), std::nullopt};
+    if (options.listen_control) {
+        auto control = guest::adopt_listener(std::move(options.listen_control), name + " control");
+        if (!control) {
+            return std::move(control).error();
+        }
+        listeners.control.emplace(std::move(*control));
+    }
+    return listeners;
+}
+
+Task<Result<guest::SocketListeners>> try_listeners(const guest::Endpoint& endpoint, const std::string& group) {
+    co_return guest::open_listeners(endpoint, group);
+}
+
+} // namespace
+
+Guests::Guests(RuntimeDeps deps, std::unique_ptr<xen::Fabric> fabric)
+    : deps_(deps)
+    , fabric_(std::move(fabric))
+    , group_(deps.executor, deps.log) {}
+
+Guests::~Guests() = default;
+
+Task<Result<void>> Guests::open(InstanceOptions& options) {
+    // Xen first: its toolstack waits.
+    for (const guest::Endpoint& endpoint : options.guests) {
+        if (const auto* xen = std::get_if<guest::XenEndpoint>(&endpoint)) {
+            if (auto opened = open_fabric(); !opened) {
+                co_return in_context(std::move(opened).error(), "--guest=" + to_string(endpoint));
+            }
+            open_xen(options, *xen);
+        }
+    }
+    for (const guest::Endpoint& endpoint : options.guests) {
+        if (!std::holds_alternative<guest::XenEndpoint>(endpoint)) {
+            auto opened = co_await open_socket(options, endpoint);
+            if (!opened) {
+                co_return in_context(std::move(opened).error(), "--guest=" + to_string(endpoint));
+            }
+        }
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint endpoint) {
+    std::string name = to_string(endpoint);
+    if (sockets_.empty() && options.listen_commands) {
+        auto adopted = adopt_endpoint(options, name);
+        if (!adopted) {
+            co_return std::move(adopted).error();
+        }
+        sockets_.push_back({std::move(name), std::move(*adopted)});
+        co_return Result<void>{};
+    }
+    auto bind = [&] { return try_listeners(endpoint, options.socket_group); };
+    auto listeners = co_await when_free(deps_.clock, dying_process_patience, bind);
+    if (!listeners) {
+        co_return std::move(listeners).error();
+    }
+    sockets_.push_back({std::move(name), std::move(*listeners)});
+    co_return Result<void>{};
+}
+
+Result<void> Guests::open_fabric() {
+    if (!fabric_) {
+        auto opened = xen::open_fabric(deps_.executor, deps_.clock, deps_.log);
+        if (!opened) {
+            return std::move(opened).error();
+        }
+        fabric_ = std::move(*opened);
+    }
+    if (!fabric_started_) {
+        fabric_->start();
+        fabric_started_ = true;
+    }
+    return {};
+}
+
+void Guests::open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint) {
+    guest::XenGuestOptions guest;
+    guest.endpoint = endpoint;
+    guest.uuid = options.uuid;
+    guest.localities = options.localities;
+    devices_.push_back(std::make_unique<guest::XenGuest>(std::move(guest), *fabric_, deps_.clock, deps_.log));
+    ++devices_running_;
+    std::string name = to_string(guest::Endpoint(endpoint));
+    group_.spawn(name, run_device(*devices_.back(), name));
+}
+
+Task<> Guests::run_device(guest::XenGuest& device, std::string name) {
+    const auto ended = co_await device.run();
+    --devices_running_;
+    using Ended = ring::BackDevice::Ended;
+    had_xen_guest_ = had_xen_guest_ || ended != Ended::never_there;
+    if (ended == Ended::cancelled) {
+        co_return;
+    }
+    if (ended == Ended::never_there) {
+        Error e = make_error(Errc::not_found,
+                             "--guest={}: xenstore has no such device of this vTPM's UUID; Xen's toolstack makes it "
+                             "(vtpm=[\"backend=...,uuid=...\"])",
+                             name);
+        deps_.log.error("{}", e.message);
+        if (outcome_) {
+            outcome_ = std::move(e);
+        }
+    } else {
+        deps_.log.info("{}: the device is gone", name);
+    }
+    if (devices_running_ == 0 && sockets_.empty()) {
+        deps_.stop.request();
+    }
+}
+
+void Guests::serve(guest::TpmService& service) {
+    for (Socket& socket : sockets_) {
+        guest::SocketServerOptions server;
+        server.name = socket.name;
+        servers_.push_back(std::make_unique<guest::SocketServer>(
+            deps_.executor, std::move(server), std::move(socket.listeners), service, deps_.clock, deps_.log));
+        servers_.back()->start();
+        deps_.log.info("VTPM attached to Frontend {}", socket.name);
+    }
+    for (auto& device : devices_) {
+        device->open(service);
+    }
+}
+
+Task<> Guests::stop(Clock::duration patience) {
+    group_.cancel();
+    for (auto& server : servers_) {
+        co_await server->stop(patience);
+    }
+    servers_.clear(); // with the sockets' files
+    sockets_.clear();
+    co_await group_.join();
+    if (fabric_started_) {
+        devices_.clear();
+        co_await fabric_->stop();
+        fabric_started_ = false;
+    }
+}
+
+} // namespace vtpmd::instance

@@ -1,0 +1,60 @@
+// All the ways in for the guest of one instance, as --guest names them: listening sockets and Xen devices.
+#pragma once
+
+#include "guest/socket_server.hpp"
+#include "guest/xen_guest.hpp"
+#include "instance/options.hpp"
+#include "util/runtime.hpp"
+#include "util/task_group.hpp"
+
+#include <memory>
+#include <vector>
+
+namespace vtpmd::instance {
+
+class Guests {
+  public:
+    /// `fabric`: what stands for the machine's Xen (tests); nullptr: the machine's own, opened when an endpoint needs it.
+    explicit Guests(RuntimeDeps deps, std::unique_ptr<xen::Fabric> fabric = nullptr);
+    Guests(const Guests&) = delete;
+    Guests& operator=(const Guests&) = delete;
+    /// After stop().
+    ~Guests();
+
+    /// Binds the sockets, and tells Xen's toolstack that its device is taken care of. Nothing is served yet.
+    Task<Result<void>> open(InstanceOptions& options);
+    /// Lets the guests in. `service` must outlive stop().
+    void serve(guest::TpmService& service);
+    /// Lets commands that run be answered, at most for `patience` each, then cuts them off. Always before the destructor.
+    Task<> stop(Clock::duration patience);
+
+    /// An instance that serves Xen devices only stops when the last of them is gone; an error if there never was such a
+    /// device.
+    [[nodiscard]] const Result<void>& outcome() const noexcept { return outcome_; }
+    /// Whether a guest may come back for its registers (`xl restore`): one of its Xen devices has been there.
+    [[nodiscard]] bool had_xen_guest() const noexcept { return had_xen_guest_; }
+    [[nodiscard]] xen::Fabric* fabric() noexcept { return fabric_.get(); }
+
+  private:
+    struct Socket {
+        std::string name;
+        guest::SocketListeners listeners;
+    };
+    Task<Result<void>> open_socket(InstanceOptions& options, guest::Endpoint endpoint);
+    Result<void> open_fabric();
+    void open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint);
+    Task<> run_device(guest::XenGuest& device, std::string name);
+
+    RuntimeDeps deps_;
+    std::unique_ptr<xen::Fabric> fabric_;
+    bool fabric_started_ = false;
+    std::vector<Socket> sockets_;
+    std::vector<std::unique_ptr<guest::SocketServer>> servers_;
+    std::vector<std::unique_ptr<guest::XenGuest>> devices_;
+    std::size_t devices_running_ = 0;
+    bool had_xen_guest_ = false;
+    Result<void> outcome_;
+    TaskGroup group_;
+};
+
+} // namespace vtpmd::instance
