@@ -29,10 +29,18 @@ constexpr OptionSpec specs[] = {
     {"accept-counter", "N", "take an old copy of the store, once: N is the TPM's counter, as the refusal named it"},
     {"listen", "unix:PATH", "where vTPMs find the manager (default unix:/run/vtpmd/manager.sock)"},
     {"auto-create", "", "register a vTPM the first time its UUID asks; else only instances with --create are new"},
-    {"spawn", "", "start every registered vTPM that has an image in the state directory (--spawn=UUID: only that one)",
+    {"spawn", "",
+     "start every registered vTPM that has an image in the state directory (--spawn=UUID: only that one); with "
+     "--xen=guests one for each device, and beside them only those named",
      true},
     {"state-dir", "DIR", "where spawned instances keep their images (default /var/lib/vtpmd)"},
     {"run-dir", "DIR", "where spawned instances put their guests' sockets (default /run/vtpmd)"},
+    {"xen", "guests",
+     "guests: with --spawn, start an instance for every vTPM device that Xen's toolstack makes with this domain as "
+     "back end",
+     true},
+    {"tpm-version", "VERSION", "1.2 or 2.0: what a spawned instance makes for a new UUID (default 2.0)"},
+    {"locality-policy", "SUBJECT=LIST", "passed on to spawned instances, see --mode=instance --help", true},
     {"config", "FILE", "more options, name = value (default /etc/vtpmd/manager.conf if it exists)"},
     {"log-level", "LEVEL", "error, info (default) or debug", false, "loglevel"},
     {"help", "", "this text"},
@@ -116,6 +124,21 @@ Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
     }
     out.spawn.state_dir = line.get_or("state-dir", out.spawn.state_dir);
     out.spawn.run_dir = line.get_or("run-dir", out.spawn.run_dir);
+    for (const std::string& text : line.all("xen")) {
+        if (text != "guests") {
+            return make_error(Errc::usage, "--xen={}: expected guests", printable(text));
+        }
+        out.xen.guests = true;
+    }
+    if (auto version = line.get("tpm-version")) {
+        if (*version != "1.2" && *version != "2.0") {
+            return make_error(Errc::usage, "--tpm-version={}: expected 1.2 or 2.0", printable(*version));
+        }
+        out.spawn.tpm_version = *version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20;
+    }
+    for (const std::string& rule : line.all("locality-policy")) {
+        out.spawn.extra_arguments.push_back("--locality-policy=" + rule);
+    }
     if (auto level = line.get("log-level")) {
         out.spawn.extra_arguments.push_back("--log-level=" + *level);
     }

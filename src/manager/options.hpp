@@ -3,6 +3,7 @@
 #pragma once
 
 #include "hwtpm/root_of_trust.hpp"
+#include "tpm/version.hpp"
 #include "util/fd.hpp"
 #include "util/log.hpp"
 #include "util/result.hpp"
@@ -28,6 +29,13 @@ struct FreshnessPolicy {
 [[nodiscard]] Result<FreshnessPolicy> parse_freshness(std::string_view text);
 [[nodiscard]] std::string to_string(const FreshnessPolicy& policy);
 
+/// --xen: what the manager does in a Xen host.
+struct XenOptions {
+    bool guests = false; ///< an instance for every vTPM device of this domain's back end (with --spawn)
+    bool vtpms = false;  ///< the manager protocol on the rings of vTPM domains
+    friend bool operator==(const XenOptions&, const XenOptions&) = default;
+};
+
 /// --spawn: which instances the manager starts itself.
 struct SpawnOptions {
     bool enabled = false;
@@ -36,6 +44,7 @@ struct SpawnOptions {
     std::string state_dir = "/var/lib/vtpmd"; ///< images, UUID.img
     std::string run_dir = "/run/vtpmd";       ///< guests' sockets, UUID.sock
     std::string executable = "/proc/self/exe";
+    std::optional<TpmVersion> tpm_version;    ///< of TPMs that are made when a new UUID is served
     std::vector<std::string> extra_arguments; ///< passed on to every instance (--log-level and the like)
 };
 
@@ -59,6 +68,7 @@ struct ManagerOptions {
     UniqueFd listen_fd; ///< a listening socket passed by the service manager; wins over listen_path
     bool auto_create = false;
     SpawnOptions spawn;
+    XenOptions xen;
 };
 
 /// Firmware, option ROMs, boot loader and boot policy.

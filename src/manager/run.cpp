@@ -4,6 +4,7 @@
 #include "manager/listener.hpp"
 #include "manager/supervisor.hpp"
 #include "manager/vault.hpp"
+#include "manager/xen_guests.hpp"
 #include "util/deadline.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"
@@ -55,6 +56,10 @@ class Manager {
                        }}) {}
 
     Task<Result<void>> run() {
+        if (auto xen = open_xen(); !xen) {
+            (void)co_await end();
+            co_return xen;
+        }
         auto opened = co_await when_free(deps_.clock, dying_process_patience, [this] { return open_listener(); });
         if (!opened) {
             (void)co_await end();
@@ -66,7 +71,10 @@ class Manager {
         });
         tasks_.spawn("freshness", vault_->freshness().run());
         tasks_.spawn("listener", listener_->run());
-        if (options_.spawn.enabled) {
+        if (xen_guests_) {
+            tasks_.spawn("Xen guests", xen_guests_->run());
+        }
+        if (options_.spawn.enabled && (!options_.xen.guests || !options_.spawn.only.empty())) {
             for (const Uuid& uuid : supervisor_.choose(vault_->registry())) {
                 supervisor_.keep(uuid);
             }
@@ -103,6 +111,22 @@ class Manager {
         co_return Result<void>{};
     }
 
+    Result<void> open_xen() {
+        if (!options_.xen.guests) {
+            return {};
+        }
+        auto fabric = xen::open_fabric(deps_.executor, deps_.clock, deps_.log);
+        if (!fabric) {
+            return in_context(std::move(fabric).error(), "--xen");
+        }
+        fabric_ = std::move(*fabric);
+        fabric_->start();
+        xen_guests_ = std::make_unique<XenGuests>(
+            options_.spawn.enabled,
+            XenGuests::Parts{.fabric = *fabric_, .supervisor = supervisor_, .clock = deps_.clock, .log = deps_.log});
+        return {};
+    }
+
     /// What makes going on impossible: stop, and say so at the end.
     void fail(Error e) {
         deps_.log.error("{}", e.message);
@@ -120,8 +144,16 @@ class Manager {
         if (own_socket_) {
             (void)::unlink(options_.listen_path.c_str());
         }
+        if (xen_guests_) {
+            co_await xen_guests_->stop();
+            xen_guests_.reset();
+        }
         // Instances first: they save what they are at.
         co_await supervisor_.stop(children_patience);
+        if (fabric_) {
+            co_await fabric_->stop();
+            fabric_.reset();
+        }
         co_await end_links();
         auto closed = co_await vault_->close();
         if (failure_) {
@@ -160,6 +192,8 @@ class Manager {
     TaskGroup links_; ///< one task a connection
     KeyService service_;
     Supervisor supervisor_;
+    std::unique_ptr<xen::Fabric> fabric_; ///< with --xen
+    std::unique_ptr<XenGuests> xen_guests_;
     std::unique_ptr<Listener> listener_;
     bool own_socket_ = false;
     std::optional<Error> failure_;

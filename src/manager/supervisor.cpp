@@ -37,19 +37,23 @@ Supervisor::Supervisor(SpawnOptions options, std::string listen_path, Parts part
     : options_(std::move(options))
     , listen_path_(std::move(listen_path))
     , parts_(std::move(parts))
-    , group_(parts_.executor, parts_.log)
-    , stopping_(parts_.executor) {}
+    , group_(parts_.executor, parts_.log) {}
 
 std::string Supervisor::image_of(const Uuid& uuid) const { return fmt::format("{}/{}.img", options_.state_dir, uuid); }
 
-std::vector<std::string> Supervisor::arguments_of(const Uuid& uuid) const {
+std::vector<std::string> Supervisor::arguments_of(const Charge& charge) const {
+    const std::string image = image_of(charge.uuid);
     std::vector<std::string> words{
         "--mode=instance",
-        fmt::format("--uuid={}", uuid),
+        fmt::format("--uuid={}", charge.uuid),
         fmt::format("--manager=fd:3{}", listen_path_.empty() ? "" : ",unix:" + listen_path_),
-        fmt::format("--state={}", image_of(uuid)),
-        fmt::format("--guest=socket:unix:{}/{}.sock", options_.run_dir, uuid),
+        fmt::format("--state={}", image),
+        fmt::format("--guest={}", charge.guest),
     };
+    // Of a TPM that is still to be made; one that is there says itself what it is.
+    if (options_.tpm_version && !parts_.spawner.image_exists(image)) {
+        words.push_back(fmt::format("--tpm-version={}", to_string(*options_.tpm_version)));
+    }
     words.insert(words.end(), options_.extra_arguments.begin(), options_.extra_arguments.end());
     return words;
 }
@@ -67,17 +71,30 @@ std::vector<Uuid> Supervisor::choose(const Registry& registry) const {
     return chosen;
 }
 
-void Supervisor::keep(Uuid uuid) { group_.spawn(fmt::format("instance {}", uuid), run(uuid)); }
+void Supervisor::keep(Uuid uuid) {
+    auto charge =
+        std::make_shared<Charge>(parts_.executor, uuid, fmt::format("socket:unix:{}/{}.sock", options_.run_dir, uuid));
+    auto run = [](Supervisor& self, std::shared_ptr<Charge> of) -> Task<> { (void)co_await self.serve(of); };
+    group_.spawn(fmt::format("instance {}", uuid), run(*this, std::move(charge)));
+}
+
+void Supervisor::release(Charge& charge) {
+    charge.released.request();
+    if (auto it = children_.find(charge.uuid); charge.pid != 0 && it != children_.end()) {
+        it->second->signal(SIGTERM);
+    }
+}
 
 /// True if it is time to stop.
-Task<bool> Supervisor::pause(Clock::duration d) {
-    Task<Result<void>> stop = until(stopping_);
+Task<bool> Supervisor::pause(Charge& charge, Clock::duration d) {
+    Task<Result<void>> stop = until(charge.released);
     (void)co_await with_deadline(parts_.clock, d, "pause", std::move(stop));
-    co_return stopping_.requested();
+    co_return charge.released.requested();
 }
 
 /// False if it is time to stop.
-Task<bool> Supervisor::wait_until_free(Uuid uuid) {
+Task<bool> Supervisor::wait_until_free(Charge& charge) {
+    const Uuid& uuid = charge.uuid;
     const std::string image = image_of(uuid);
     if (!parts_.spawner.image_in_use(image)) {
         co_return true;
@@ -85,7 +102,7 @@ Task<bool> Supervisor::wait_until_free(Uuid uuid) {
     ++counters_.adopted;
     parts_.log.info("vTPM {}: its instance is running already; left alone", uuid);
     while (parts_.spawner.image_in_use(image)) {
-        bool stop = co_await pause(adoption_look);
+        bool stop = co_await pause(charge, adoption_look);
         if (stop) {
             co_return false;
         }
@@ -94,23 +111,28 @@ Task<bool> Supervisor::wait_until_free(Uuid uuid) {
     co_return true;
 }
 
-Task<Result<Supervisor::Outcome>> Supervisor::run_child(Uuid uuid) {
+Task<Result<Supervisor::Outcome>> Supervisor::run_child(Charge& charge) {
+    const Uuid& uuid = charge.uuid;
     auto link = make_link();
     if (!link) {
         co_return link.error();
     }
-    auto child = parts_.spawner.spawn(options_.executable, arguments_of(uuid), std::move(link->second));
+    auto child = parts_.spawner.spawn(options_.executable, arguments_of(charge), std::move(link->second));
     if (!child) {
         co_return child.error();
     }
     ++counters_.started;
     parts_.log.info("vTPM {}: instance started, pid {}", uuid, (*child)->pid());
     children_[uuid] = child->get();
+    charge.pid = (*child)->pid();
     struct Forget {
         std::unordered_map<Uuid, Child*>& children;
-        const Uuid& uuid;
-        ~Forget() { children.erase(uuid); }
-    } forget{children_, uuid};
+        Charge& charge;
+        ~Forget() {
+            children.erase(charge.uuid);
+            charge.pid = 0;
+        }
+    } forget{children_, charge};
     parts_.serve_link(std::move(link->first), uuid, (*child)->pid());
 
     const auto begun = parts_.clock.now();
@@ -121,23 +143,30 @@ Task<Result<Supervisor::Outcome>> Supervisor::run_child(Uuid uuid) {
     co_return Outcome{.status = *status, .served = parts_.clock.now() - begun};
 }
 
-Task<> Supervisor::run(Uuid uuid) {
+Task<bool> Supervisor::serve(std::shared_ptr<Charge> charge) {
+    struct Listed {
+        std::unordered_set<Charge*>& charges;
+        Charge* charge;
+        ~Listed() { charges.erase(charge); }
+    } listed{charges_, charge.get()};
+    charges_.insert(charge.get());
+    const Uuid& uuid = charge->uuid;
     unsigned failures = 0;
-    while (!stopping_.requested()) {
-        bool free = co_await wait_until_free(uuid);
+    while (!stopping_ && !charge->released.requested()) {
+        bool free = co_await wait_until_free(*charge);
         if (!free) {
-            co_return;
+            break;
         }
-        auto outcome = co_await run_child(uuid);
+        auto outcome = co_await run_child(*charge);
         if (!outcome && outcome.error().code == Errc::canceled) {
-            co_return;
+            break;
         }
         // What keeps a process from being started (memory, descriptors) is like a failure of it.
         const ExitStatus status = outcome ? outcome->status : ExitStatus{.code = EX_OSERR};
         const std::string why = outcome ? describe(status) : outcome.error().message;
-        if (stopping_.requested()) {
+        if (charge->released.requested()) {
             parts_.log.info("vTPM {}: instance ended ({})", uuid, why);
-            co_return;
+            break;
         }
         const auto verdict = policy_.after(status, outcome ? outcome->served : Clock::duration{}, failures);
         failures = verdict.failures;
@@ -147,20 +176,22 @@ Task<> Supervisor::run(Uuid uuid) {
             ++counters_.failed;
             ++counters_.given_up;
             parts_.log.error("vTPM {}: instance ended ({}); trying again would not help, see its message", uuid, why);
-            co_return;
+            co_return false;
         } else {
             ++counters_.failed;
             parts_.log.warning("vTPM {}: instance ended ({}); starting it again in {} s", uuid, why,
                                verdict.wait.count());
         }
-        (void)co_await pause(verdict.wait);
+        (void)co_await pause(*charge, verdict.wait);
     }
+    co_return true;
 }
 
 Task<> Supervisor::stop(Clock::duration patience) {
-    stopping_.request();
-    for (auto& [uuid, child] : children_) {
-        child->signal(SIGTERM);
+    stopping_ = true;
+    const std::vector<Charge*> charges(charges_.begin(), charges_.end());
+    for (Charge* charge : charges) {
+        release(*charge);
     }
     auto all_gone = [](TaskGroup& group) -> Task<Result<void>> {
         co_await group.join();

@@ -13,7 +13,9 @@
 #include "util/task_group.hpp"
 
 #include <functional>
+#include <memory>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace vtpmd::manager {
@@ -23,6 +25,18 @@ struct SupervisorCounters {
     std::uint64_t failed = 0; ///< ended other than in good order, or could not be started
     std::uint64_t given_up = 0;
     std::uint64_t adopted = 0;
+};
+
+/// One instance to keep running.
+struct Charge {
+    Charge(const asio::any_io_executor& executor, const Uuid& vtpm, std::string endpoint)
+        : uuid(vtpm)
+        , guest(std::move(endpoint))
+        , released(executor) {}
+    const Uuid uuid;
+    const std::string guest; ///< its --guest
+    StopSignal released;     ///< it is wanted no more
+    pid_t pid = 0;           ///< of the child that runs; 0: none
 };
 
 class Supervisor {
@@ -40,8 +54,13 @@ class Supervisor {
 
     /// The vTPMs to keep running: those of SpawnOptions::only, else all that are registered and have an image.
     [[nodiscard]] std::vector<Uuid> choose(const Registry& registry) const;
-    /// Begins to keep `uuid` running.
+    /// Begins to keep `uuid` running, for guests that come by its socket, until stop().
     void keep(Uuid uuid);
+    /// Keeps an instance running until release(). False if it ended before, in a way that trying again does not cure. A
+    /// caller that is cancelled leaves the instance running, for another manager to find. One charge a vTPM at a time.
+    Task<bool> serve(std::shared_ptr<Charge> charge);
+    /// Asks it to end in good order; serve() returns when it has.
+    void release(Charge& charge);
     /// SIGTERM to all children; returns when they are gone, at the latest `patience` later by SIGKILL.
     Task<> stop(Clock::duration patience);
 
@@ -49,16 +68,15 @@ class Supervisor {
     [[nodiscard]] const SupervisorCounters& counters() const noexcept { return counters_; }
 
   private:
-    Task<> run(Uuid uuid);
-    Task<bool> wait_until_free(Uuid uuid);
+    Task<bool> wait_until_free(Charge& charge);
     struct Outcome {
         ExitStatus status;
         Clock::duration served{};
     };
-    Task<Result<Outcome>> run_child(Uuid uuid);
-    Task<bool> pause(Clock::duration d);
+    Task<Result<Outcome>> run_child(Charge& charge);
+    Task<bool> pause(Charge& charge, Clock::duration d);
     [[nodiscard]] std::string image_of(const Uuid& uuid) const;
-    [[nodiscard]] std::vector<std::string> arguments_of(const Uuid& uuid) const;
+    [[nodiscard]] std::vector<std::string> arguments_of(const Charge& charge) const;
 
     const SpawnOptions options_;
     const std::string listen_path_;
@@ -66,7 +84,8 @@ class Supervisor {
     const RestartPolicy policy_{};
 
     TaskGroup group_;
-    StopSignal stopping_;
+    std::unordered_set<Charge*> charges_;
+    bool stopping_ = false;
     std::unordered_map<Uuid, Child*> children_;
     SupervisorCounters counters_;
 };

@@ -52,6 +52,16 @@ TEST_SUITE("manager") {
         CHECK(o->spawn.enabled);
         CHECK(o->spawn.only.empty());
     }
+    TEST_CASE("command line: Xen") {
+        CHECK(parse({})->xen == XenOptions{});
+        auto o = parse({"--xen=guests", "--spawn", "--tpm-version=1.2", "--locality-policy=*=0,2"});
+        REQUIRE(o);
+        CHECK(o->xen.guests);
+        CHECK(o->spawn.tpm_version == TpmVersion::tpm12);
+        CHECK(o->spawn.extra_arguments == std::vector<std::string>{"--locality-policy=*=0,2"});
+        CHECK(parse({"--xen=dom0"}).error().code == Errc::usage);
+        CHECK(parse({"--tpm-version=2"}).error().code == Errc::usage);
+    }
     TEST_CASE("command line: what is wrong is named") {
         for (const char* bad :
              {"--tpm=soft", "--tpm-locality=5", "--srk-handle=1", "--seal-pcrs=sha256:24", "--freshness=window:0",
