@@ -4,7 +4,8 @@
     check_includes.py SRC
 
 Everything may use util. A room may include what its row names and itself, nothing else; only src/xen/ includes the Xen
-libraries' headers, only util/asio.hpp and named exceptions include Asio's.
+libraries' headers, only util/asio.hpp and named exceptions include Asio's. What uses <algorithm> includes it: GCC 12
+brings it in with other headers, GCC 14 does not.
 """
 import pathlib
 import re
@@ -26,6 +27,11 @@ ALLOWED = {
     "main.cpp": {"instance", "manager", "api"},
 }
 XEN_HEADERS = re.compile(r"^(xenevtchn|xengnttab|xenstore|xenctrl|xen/)")
+ALGORITHMS = re.compile(
+    r"std::(?:ranges::(?:adjacent_find|all_of|any_of|contains|copy|count|count_if|equal|fill|find|find_if|for_each|generate|"
+    r"lower_bound|max|min|mismatch|none_of|remove|remove_if|reverse|search|sort|stable_partition|transform|unique)|"
+    r"adjacent_find|all_of|any_of|clamp|copy_n|count_if|equal|fill_n|find_if|for_each|generate|lower_bound|max|min|mismatch|"
+    r"none_of|remove_if|reverse|rotate|search|sort|transform|upper_bound)[<(]")
 LOCAL = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 SYSTEM = re.compile(r"^\s*#\s*include\s+<([^>]+)>")
 
@@ -42,7 +48,10 @@ def check(src: pathlib.Path) -> list[str]:
             problems.append(f"{rel}: '{room}' is not a room; add its include rule here first")
             continue
         allowed = ALLOWED[room] | {"util", room}
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        text = path.read_text()
+        if (m := ALGORITHMS.search(text)) and "#include <algorithm>" not in text:
+            problems.append(f"{rel}: uses {m.group()[:-1]} and does not include <algorithm>")
+        for number, line in enumerate(text.splitlines(), 1):
             if m := LOCAL.match(line):
                 target = m.group(1)
                 if target.split("/")[0] not in allowed and target not in allowed:

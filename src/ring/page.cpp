@@ -1,5 +1,6 @@
 #include "ring/page.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
