@@ -51,6 +51,33 @@ class HardwareRoot final : public RootOfTrust {
     Task<Result<SecretBytes>> unseal(SealedSecret sealed) override {
         return thread_.run(Urgency::urgent, [this, sealed = std::move(sealed)] { return tpm_->unseal(sealed); });
     }
+    Task<Result<SealedSecret>> seal_for(SecretBytes secret, Approver approver) override {
+        return thread_.run(Urgency::routine, [this, secret = std::move(secret), approver = std::move(approver)] {
+            return tpm_->seal_for(secret, approver);
+        });
+    }
+    Task<Result<SecretBytes>> unseal_for(SealedSecret sealed, Approver approver, Approval approval) override {
+        return thread_.run(Urgency::urgent,
+                           [this, sealed = std::move(sealed), approver = std::move(approver),
+                            approval = std::move(approval)] { return tpm_->unseal_for(sealed, approver, approval); });
+    }
+    Task<Result<Endorsement>> endorsement() override {
+        return thread_.run(Urgency::routine, [this] { return tpm_->endorsement(); });
+    }
+    Task<Result<AttestationKey>> attestation_key_create(AttestationKeyOptions options) override {
+        return thread_.run(Urgency::routine,
+                           [this, options = std::move(options)] { return tpm_->attestation_key_create(options); });
+    }
+    Task<Result<Quote>> quote(AttestationKey key, QuoteRequest request) override {
+        return thread_.run(Urgency::routine, [this, key = std::move(key), request = std::move(request)] {
+            return tpm_->quote(key, request);
+        });
+    }
+    Task<Result<SecretBytes>> activate_credential(AttestationKey key, Bytes credential) override {
+        return thread_.run(Urgency::routine, [this, key = std::move(key), credential = std::move(credential)] {
+            return tpm_->activate_credential(key, credential);
+        });
+    }
     Task<Result<CounterRef>> counter_reserve() override {
         return thread_.run(Urgency::routine, [this] { return tpm_->counter_reserve(); });
     }

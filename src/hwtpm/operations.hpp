@@ -22,6 +22,13 @@ class Operations {
     virtual Result<Bytes> identity() = 0;
     virtual Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) = 0;
     virtual Result<SecretBytes> unseal(const SealedSecret& sealed) = 0;
+    virtual Result<SealedSecret> seal_for(const SecretBytes& secret, const Approver& approver) = 0;
+    virtual Result<SecretBytes> unseal_for(const SealedSecret& sealed, const Approver& approver,
+                                           const Approval& approval) = 0;
+    virtual Result<Endorsement> endorsement() = 0;
+    virtual Result<AttestationKey> attestation_key_create(const AttestationKeyOptions& options) = 0;
+    virtual Result<Quote> quote(const AttestationKey& key, const QuoteRequest& request) = 0;
+    virtual Result<SecretBytes> activate_credential(const AttestationKey& key, ByteView credential) = 0;
     virtual Result<CounterRef> counter_reserve() = 0;
     virtual Result<CounterRef> counter_create(const CounterRef& reserved) = 0;
     virtual Result<std::uint64_t> counter_read(const CounterRef& counter) = 0;

@@ -2,6 +2,8 @@
 // the hardware thread, in order of urgency, batched.
 #pragma once
 
+#include "hwtpm/attestation.hpp"
+#include "hwtpm/pcr_selection.hpp"
 #include "tpm/version.hpp"
 #include "util/asio.hpp"
 #include "util/bytes.hpp"
@@ -17,23 +19,6 @@
 #include <vector>
 
 namespace vtpmd::hwtpm {
-
-enum class HashAlg : std::uint16_t { sha1 = 0x0004, sha256 = 0x000b, sha384 = 0x000c, sha512 = 0x000d }; // TPM_ALG_ID
-
-/// "sha256:0,2,4,7": one bank, PCR indices 0-23, ascending. Empty pcrs: sealed to no PCR ("none").
-struct PcrSelection {
-    HashAlg bank = HashAlg::sha256;
-    std::vector<unsigned> pcrs;
-    friend bool operator==(const PcrSelection&, const PcrSelection&) = default;
-};
-[[nodiscard]] Result<PcrSelection> parse_pcr_selection(std::string_view text);
-[[nodiscard]] std::string to_string(const PcrSelection& selection);
-
-struct PcrValue {
-    HashAlg bank;
-    unsigned index;
-    Bytes digest;
-};
 
 /// A sealed secret as the TPM gave it, with what it was sealed to, so that a refusal can name the PCR.
 struct SealedSecret {
@@ -89,6 +74,25 @@ class RootOfTrust {
     /// Errc::pcr_mismatch names every PCR that differs from the value sealed to (bank, index, sealed, present);
     /// Errc::mismatch: sealed by another TPM (or this one was cleared).
     virtual Task<Result<SecretBytes>> unseal(SealedSecret sealed) = 0;
+
+    // Seals that an approver opens (TPM2_PolicyAuthorize): TPM 2.0 only, else Errc::unsupported. A TPM 1.2 seals once for every
+    // approved configuration instead.
+    /// Up to 128 bytes, for approvals to come.
+    virtual Task<Result<SealedSecret>> seal_for(SecretBytes secret, Approver approver) = 0;
+    /// Errc::permission: a signature that is not the approver's; pcr_mismatch: the present platform is not the approved one,
+    /// with every PCR that differs; mismatch: sealed by another TPM, for another approver or reference.
+    virtual Task<Result<SecretBytes>> unseal_for(SealedSecret sealed, Approver approver, Approval approval) = 0;
+
+    /// Errc::permission if the endorsement hierarchy (2.0) or the owner (1.2) is protected by another value than we have.
+    virtual Task<Result<Endorsement>> endorsement() = 0;
+    /// A new key; nothing of it stays in the TPM.
+    virtual Task<Result<AttestationKey>> attestation_key_create(AttestationKeyOptions options) = 0;
+    /// Errc::mismatch: a key of another TPM; pcr_mismatch: a bank that is not there.
+    virtual Task<Result<Quote>> quote(AttestationKey key, QuoteRequest request) = 0;
+    /// What a privacy CA encrypted for this key in this TPM. 2.0: TPM2B_ID_OBJECT || TPM2B_ENCRYPTED_SECRET, gives the secret.
+    /// 1.2: TPM_ASYM_CA_CONTENTS encrypted to the endorsement key, gives the session key's bytes. Errc::mismatch: for another
+    /// key, or made for another TPM.
+    virtual Task<Result<SecretBytes>> activate_credential(AttestationKey key, Bytes credential) = 0;
 
     /// A place and an authorisation value for a counter that is not made yet: nothing in the TPM changes. Whoever keeps it
     /// durably before counter_create() finds the counter again after a crash, and leaves none behind in the TPM.

@@ -220,23 +220,11 @@ Result<void> Tpm12::take_ownership() {
 
 /// SHA-256 of the SRK's modulus, which only the owner may read.
 Result<void> Tpm12::note_identity() {
-    auto session = client_.oiap(config_.owner_auth);
-    if (!session) {
-        return session.error();
+    auto pubkey = internal_public(v12::kh_srk);
+    if (!pubkey) {
+        return pubkey.error();
     }
-    WireWriter w;
-    w.be32(v12::kh_srk);
-    auto out = client_.run(
-        {.ordinal = v12::ord_owner_read_internal_pub, .parameters = w.view(), .name = "TPM_OwnerReadInternalPub"},
-        std::span(&*session, 1));
-    if (!out && out.error().code == Errc::permission) {
-        return make_error(Errc::permission, "{}: the owner's authorisation is refused: give the right --owner-auth",
-                          device_.description());
-    }
-    if (!out) {
-        return out.error();
-    }
-    WireReader r(*out);
+    WireReader r(*pubkey);
     auto modulus = read_modulus(r, "the storage root key");
     if (!modulus) {
         return modulus.error();

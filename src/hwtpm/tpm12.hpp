@@ -11,6 +11,7 @@
 #include "hwtpm/operations.hpp"
 #include "hwtpm/tpm12_client.hpp"
 #include "util/log.hpp"
+#include "util/wire.hpp"
 
 #include <optional>
 
@@ -38,6 +39,13 @@ class Tpm12 final : public Operations {
     Result<Bytes> identity() override;
     Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) override;
     Result<SecretBytes> unseal(const SealedSecret& sealed) override;
+    Result<SealedSecret> seal_for(const SecretBytes& secret, const Approver& approver) override;
+    Result<SecretBytes> unseal_for(const SealedSecret& sealed, const Approver& approver,
+                                   const Approval& approval) override;
+    Result<Endorsement> endorsement() override;
+    Result<AttestationKey> attestation_key_create(const AttestationKeyOptions& options) override;
+    Result<Quote> quote(const AttestationKey& key, const QuoteRequest& request) override;
+    Result<SecretBytes> activate_credential(const AttestationKey& key, ByteView credential) override;
     Result<CounterRef> counter_reserve() override;
     Result<CounterRef> counter_create(const CounterRef& reserved) override;
     Result<std::uint64_t> counter_read(const CounterRef& counter) override;
@@ -62,6 +70,7 @@ class Tpm12 final : public Operations {
     Result<void> take_ownership();
     Result<Bytes> endorsement_key();
     Result<void> note_identity();
+    Result<Bytes> internal_public(std::uint32_t handle);
     Result<Bytes> capability(std::uint32_t area, std::uint32_t sub, std::string_view name);
 
     Result<std::vector<PcrValue>> pcr_read_once(const std::vector<PcrSelection>& selections);
@@ -70,6 +79,13 @@ class Tpm12 final : public Operations {
     Result<SealedSecret> seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
     Result<SecretBytes> unseal_once(const SealedSecret& sealed);
     Error explain(const SealedSecret& sealed, Error cause);
+    // identities (tpm12_identity.cpp)
+    class LoadedKey;
+    Result<std::unique_ptr<LoadedKey>> load(const AttestationKey& key);
+    Result<AttestationKey> attestation_key_create_once(const AttestationKeyOptions& options);
+    Result<Quote> quote_once(const AttestationKey& key, const QuoteRequest& request);
+    Result<SecretBytes> activate_once(const AttestationKey& key, ByteView credential);
+
     Result<std::optional<std::uint32_t>> find_counter(ByteView label);
     Error counter_error(Error e, const CounterRef& counter) const;
 
@@ -84,5 +100,8 @@ class Tpm12 final : public Operations {
     std::string part_;
     std::vector<HashAlg> banks_ = {HashAlg::sha1};
 };
+
+/// TPM_PCR_SELECTION (TPM Main part 2 section 8.1) of 24 PCRs.
+void put_pcr_selection(WireWriter& w, const PcrSelection& selection);
 
 } // namespace vtpmd::hwtpm

@@ -1,5 +1,6 @@
 #include "hwtpm/tpm12_client.hpp"
 
+#include "hwtpm/public_key.hpp"
 #include "hwtpm/tcti.hpp"
 #include "tpm/codes.hpp"
 #include "tpm/header.hpp"
@@ -9,7 +10,6 @@
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
-#include <openssl/param_build.h>
 #include <openssl/rand.h>
 #include <openssl/rsa.h>
 
@@ -70,26 +70,12 @@ Result<Digest12> random_nonce() {
 }
 
 Result<Bytes> encrypt_for_endorsement_key(ByteView modulus, ByteView secret) {
-    constexpr unsigned long exponent = 65537;
-    const std::unique_ptr<BIGNUM, decltype(&BN_free)> n(
-        BN_bin2bn(uchar_ptr(modulus), static_cast<int>(modulus.size()), nullptr), &BN_free);
-    const std::unique_ptr<OSSL_PARAM_BLD, decltype(&OSSL_PARAM_BLD_free)> build(OSSL_PARAM_BLD_new(),
-                                                                                &OSSL_PARAM_BLD_free);
-    if (!n || !build || OSSL_PARAM_BLD_push_BN(build.get(), OSSL_PKEY_PARAM_RSA_N, n.get()) != 1 ||
-        OSSL_PARAM_BLD_push_ulong(build.get(), OSSL_PKEY_PARAM_RSA_E, exponent) != 1) {
-        return no_crypto("the endorsement key");
+    auto key = to_pkey({.type = KeyType::rsa_2048, .modulus = to_bytes(modulus), .x = {}, .y = {}});
+    if (!key) {
+        return key.error();
     }
-    const std::unique_ptr<OSSL_PARAM, decltype(&OSSL_PARAM_free)> params(OSSL_PARAM_BLD_to_param(build.get()),
-                                                                         &OSSL_PARAM_free);
     using Context = std::unique_ptr<EVP_PKEY_CTX, decltype(&EVP_PKEY_CTX_free)>;
-    const Context import(EVP_PKEY_CTX_new_from_name(nullptr, "RSA", nullptr), &EVP_PKEY_CTX_free);
-    EVP_PKEY* raw = nullptr;
-    if (!params || !import || EVP_PKEY_fromdata_init(import.get()) != 1 ||
-        EVP_PKEY_fromdata(import.get(), &raw, EVP_PKEY_PUBLIC_KEY, params.get()) != 1) {
-        return no_crypto("the endorsement key");
-    }
-    const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(raw, &EVP_PKEY_free);
-    const Context encrypt(EVP_PKEY_CTX_new(key.get(), nullptr), &EVP_PKEY_CTX_free);
+    const Context encrypt(EVP_PKEY_CTX_new(key->get(), nullptr), &EVP_PKEY_CTX_free);
     constexpr std::string_view label = "TCPA";
     void* owned_label = OPENSSL_memdup(label.data(), label.size());
     bool ok = encrypt && owned_label != nullptr && EVP_PKEY_encrypt_init(encrypt.get()) == 1 &&
@@ -169,11 +155,12 @@ Result<Bytes> Tpm12Client::run(const Command& command, std::span<Session12> sess
         return out;
     }
     const std::size_t trailer = session_trailer * count;
-    if (out->size() < trailer) {
+    if (out->size() < trailer + command.response_handles) {
         return make_error(Errc::protocol, "{}: an answer without its authorisation", command.name);
     }
     const Bytes success = be32(0);
-    auto out_digest = sha1({success, ordinal, ByteView(*out).first(out->size() - trailer)});
+    auto out_digest =
+        sha1({success, ordinal, ByteView(*out).first(out->size() - trailer).subspan(command.response_handles)});
     if (!out_digest) {
         return out_digest.error();
     }

@@ -35,6 +35,8 @@ class Tpm12Client {
         std::uint32_t ordinal = 0;
         ByteView handles;    ///< not covered by the HMAC
         ByteView parameters; ///< covered
+        std::size_t response_handles =
+            0; ///< bytes of handles in the answer that its HMAC does not cover (TPM_LoadKey2)
         std::string_view name;
     };
     /// The response's parameters. Errc::tpm with the code in detail, Errc::permission for a refused authorisation (the code

@@ -21,7 +21,9 @@ const SecretBytes& no_data_auth() {
     return zeros;
 }
 
-void put_selection(WireWriter& w, const PcrSelection& selection) {
+} // namespace
+
+void put_pcr_selection(WireWriter& w, const PcrSelection& selection) {
     std::array<std::uint8_t, select_size> bits{};
     for (unsigned pcr : selection.pcrs) {
         bits[pcr / 8] |= static_cast<std::uint8_t>(1U << (pcr % 8));
@@ -31,8 +33,6 @@ void put_selection(WireWriter& w, const PcrSelection& selection) {
         w.u8(b);
     }
 }
-
-} // namespace
 
 Result<std::vector<PcrValue>> Tpm12::pcr_read(const std::vector<PcrSelection>& selections) {
     return attempt(Repeat::always, [&] { return pcr_read_once(selections); });
@@ -95,7 +95,7 @@ Result<Bytes> Tpm12::pcr_info(const PcrSelection& selection, const std::vector<P
         return Bytes{};
     }
     WireWriter composite; // TPM_PCR_COMPOSITE, section 8.2
-    put_selection(composite, selection);
+    put_pcr_selection(composite, selection);
     composite.be32(static_cast<std::uint32_t>(values.size() * digest_size(HashAlg::sha1)));
     for (const PcrValue& v : values) {
         composite.bytes(v.digest);
@@ -112,8 +112,8 @@ Result<Bytes> Tpm12::pcr_info(const PcrSelection& selection, const std::vector<P
     const auto release = static_cast<std::uint8_t>(config_.locality == 0 ? any_locality : 1U << config_.locality);
     WireWriter w;
     w.be16(v12::tag_pcr_info_long).u8(static_cast<std::uint8_t>(1U << config_.locality)).u8(release);
-    put_selection(w, selection);
-    put_selection(w, selection);
+    put_pcr_selection(w, selection);
+    put_pcr_selection(w, selection);
     w.zeros(20).bytes(digest); // the TPM fills in what is at creation
     return w.take();
 }

@@ -52,6 +52,13 @@ class Tpm20 final : public Operations {
     Result<Bytes> identity() override;
     Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) override;
     Result<SecretBytes> unseal(const SealedSecret& sealed) override;
+    Result<SealedSecret> seal_for(const SecretBytes& secret, const Approver& approver) override;
+    Result<SecretBytes> unseal_for(const SealedSecret& sealed, const Approver& approver,
+                                   const Approval& approval) override;
+    Result<Endorsement> endorsement() override;
+    Result<AttestationKey> attestation_key_create(const AttestationKeyOptions& options) override;
+    Result<Quote> quote(const AttestationKey& key, const QuoteRequest& request) override;
+    Result<SecretBytes> activate_credential(const AttestationKey& key, ByteView credential) override;
     Result<CounterRef> counter_reserve() override;
     Result<CounterRef> counter_create(const CounterRef& reserved) override;
     Result<std::uint64_t> counter_read(const CounterRef& counter) override;
@@ -95,7 +102,30 @@ class Tpm20 final : public Operations {
     // sealing (tpm20_seal.cpp)
     Result<std::vector<PcrValue>> checked_values(const RootOfTrust::SealOptions& options);
     Result<SealedSecret> seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
-    Result<Transient> load_sealed(const SealedSecret& sealed);
+    Result<Bytes> create_sealed(const SecretBytes& secret, ByteView policy);
+    Result<void> policy_pcr(ESYS_TR session, const PcrSelection& pcrs);
+    Result<void> use_policy_session(ESYS_TR session);
+    Result<SecretBytes> unseal_object(ESYS_TR object, ESYS_TR session);
+    /// Of TPM2B_PUBLIC || TPM2B_PRIVATE. Errc::mismatch if it was not `made` (sealed, created) by this TPM.
+    Result<Transient> load_object(ByteView blob, std::string_view made);
+
+    // seals for an approver (tpm20_approval.cpp)
+    Result<SecretBytes> unseal_for_once(const SealedSecret& sealed, const Approver& approver, const Approval& approval);
+    Result<void> policy_authorize(ESYS_TR session, const Approver& approver, const Approval& approval);
+
+    // attestation (tpm20_attestation.cpp)
+    struct EndorsementKey {
+        ESYS_TR handle = ESYS_TR_NONE;
+        Transient transient; ///< owns the handle if it is not persistent
+        TPM2B_PUBLIC area{};
+    };
+    Result<EndorsementKey> endorsement_key();
+    Result<bool> adopt_endorsement_key(EndorsementKey& out);
+    Result<Bytes> endorsement_certificate();
+    Result<AttestationKey> attestation_key_create_once(const AttestationKeyOptions& options);
+    Result<Quote> quote_once(const AttestationKey& key, const QuoteRequest& request);
+    Result<SecretBytes> activate_once(const AttestationKey& key, ByteView credential);
+
     Result<SecretBytes> unseal_once(const SealedSecret& sealed);
     Error explain_policy_failure(const SealedSecret& sealed, const Error& cause);
 

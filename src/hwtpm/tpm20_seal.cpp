@@ -1,54 +1,21 @@
 // Sealed objects of a TPM 2.0: a keyed-hash object under the storage key that opens under PolicyPCR.
 #include "hwtpm/tpm20.hpp"
+#include "hwtpm/tpm20_objects.hpp"
 
 #include <algorithm>
-#include <tss2/tss2_mu.h>
 
 namespace vtpmd::hwtpm {
 
 namespace {
 
-struct SealedObject {
-    TPM2B_PUBLIC public_area{};
-    TPM2B_PRIVATE private_area{};
-};
-
-Result<Bytes> marshal(const TPM2B_PUBLIC& pub, const TPM2B_PRIVATE& priv) {
-    Bytes out(sizeof pub + sizeof priv);
-    auto* buffer = reinterpret_cast<std::uint8_t*>(out.data());
-    size_t at = 0;
-    if (Tss2_MU_TPM2B_PUBLIC_Marshal(&pub, buffer, out.size(), &at) != TSS2_RC_SUCCESS ||
-        Tss2_MU_TPM2B_PRIVATE_Marshal(&priv, buffer, out.size(), &at) != TSS2_RC_SUCCESS) {
-        return make_error(Errc::too_large, "a sealed object that cannot be marshalled");
-    }
-    out.resize(at);
-    return out;
-}
-
-Result<SealedObject> unmarshal(ByteView blob) {
-    SealedObject out;
-    const auto* buffer = reinterpret_cast<const std::uint8_t*>(blob.data());
-    size_t at = 0;
-    if (Tss2_MU_TPM2B_PUBLIC_Unmarshal(buffer, blob.size(), &at, &out.public_area) != TSS2_RC_SUCCESS ||
-        Tss2_MU_TPM2B_PRIVATE_Unmarshal(buffer, blob.size(), &at, &out.private_area) != TSS2_RC_SUCCESS ||
-        at != blob.size()) {
-        return make_error(Errc::corrupt, "a sealed object of {} bytes that is not TPM2B_PUBLIC and TPM2B_PRIVATE",
-                          blob.size());
-    }
-    return out;
-}
-
-TPM2B_PUBLIC sealed_template(const PcrSelection& selection, ByteView policy) {
+/// Without a policy the empty authorisation value opens it.
+TPM2B_PUBLIC sealed_template(ByteView policy) {
     TPM2B_PUBLIC out{};
     TPMT_PUBLIC& p = out.publicArea;
     p.type = TPM2_ALG_KEYEDHASH;
     p.nameAlg = TPM2_ALG_SHA256;
     p.objectAttributes = TPMA_OBJECT_FIXEDTPM | TPMA_OBJECT_FIXEDPARENT | TPMA_OBJECT_NODA;
-    if (selection.pcrs.empty()) {
-        p.objectAttributes |= TPMA_OBJECT_USERWITHAUTH; // no policy: the empty authorisation value opens it
-    } else {
-        p.objectAttributes |= TPMA_OBJECT_ADMINWITHPOLICY;
-    }
+    p.objectAttributes |= policy.empty() ? TPMA_OBJECT_USERWITHAUTH : TPMA_OBJECT_ADMINWITHPOLICY;
     p.authPolicy.size = static_cast<UINT16>(policy.size());
     std::copy(policy.begin(), policy.end(), reinterpret_cast<std::byte*>(p.authPolicy.buffer));
     p.parameters.keyedHashDetail.scheme.scheme = TPM2_ALG_NULL;
@@ -97,23 +64,9 @@ Result<std::vector<PcrValue>> Tpm20::checked_values(const RootOfTrust::SealOptio
     return values;
 }
 
-Result<SealedSecret> Tpm20::seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options) {
-    SealedSecret out;
-    out.selection = options.selection;
-    auto values = checked_values(options);
-    if (!values) {
-        return values.error();
-    }
-    out.values = std::move(*values);
-    Bytes policy;
-    if (!out.selection.pcrs.empty()) {
-        auto digest = pcr_policy_digest(out.selection, out.values);
-        if (!digest) {
-            return digest.error();
-        }
-        policy = std::move(*digest);
-    }
-    const TPM2B_PUBLIC wanted = sealed_template(out.selection, policy);
+/// A keyed-hash object under the storage key, as TPM2B_PUBLIC || TPM2B_PRIVATE.
+Result<Bytes> Tpm20::create_sealed(const SecretBytes& secret, ByteView policy) {
+    const TPM2B_PUBLIC wanted = sealed_template(policy);
     Cleansed<TPM2B_SENSITIVE_CREATE> sensitive;
     TPM2B_SENSITIVE_DATA& data = sensitive.value.sensitive.data;
     data.size = static_cast<UINT16>(secret.size());
@@ -137,7 +90,26 @@ Result<SealedSecret> Tpm20::seal_once(const SecretBytes& secret, const RootOfTru
     if (!created) {
         return created.error();
     }
-    auto blob = marshal(*public_area, *private_area);
+    return marshal_object(*public_area, *private_area);
+}
+
+Result<SealedSecret> Tpm20::seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options) {
+    SealedSecret out;
+    out.selection = options.selection;
+    auto values = checked_values(options);
+    if (!values) {
+        return values.error();
+    }
+    out.values = std::move(*values);
+    Bytes policy;
+    if (!out.selection.pcrs.empty()) {
+        auto digest = pcr_policy_digest(out.selection, out.values);
+        if (!digest) {
+            return digest.error();
+        }
+        policy = std::move(*digest);
+    }
+    auto blob = create_sealed(secret, policy);
     if (!blob) {
         return blob.error();
     }
@@ -159,38 +131,8 @@ Result<SecretBytes> Tpm20::unseal(const SealedSecret& sealed) {
     return secret;
 }
 
-Result<Transient> Tpm20::load_sealed(const SealedSecret& sealed) {
-    auto object = unmarshal(sealed.blob);
-    if (!object) {
-        return object.error();
-    }
-    auto session = bus_session(0);
-    if (!session) {
-        return session.error();
-    }
-    ESYS_TR handle = ESYS_TR_NONE;
-    TSS2_RC rc = Esys_Load(esys_->get(), storage_key_, *session, ESYS_TR_NONE, ESYS_TR_NONE, &object->private_area,
-                           &object->public_area, &handle);
-    switch (base_code(rc)) {
-    case TPM2_RC_INTEGRITY:
-    case TPM2_RC_BINDING:
-    case TPM2_RC_SIZE:
-    case TPM2_RC_HASH:
-        return make_error(
-            Errc::mismatch,
-            "{}: this was not sealed by this TPM, or the TPM was cleared since (the storage key is another)",
-            device_.description());
-    default:
-        break;
-    }
-    if (auto r = esys_->check(rc, "loading the sealed object"); !r) {
-        return r.error();
-    }
-    return Transient(*esys_, handle);
-}
-
 Result<SecretBytes> Tpm20::unseal_once(const SealedSecret& sealed) {
-    auto object = load_sealed(sealed);
+    auto object = load_object(sealed.blob, "sealed");
     if (!object) {
         return object.error();
     }
@@ -209,25 +151,38 @@ Result<SecretBytes> Tpm20::unseal_once(const SealedSecret& sealed) {
         }
         policy = std::move(*made);
         session = policy.get();
-        auto selection = to_tpml({sealed.selection});
-        if (!selection) {
-            return selection.error();
-        }
-        const TPM2B_DIGEST any_value{};
-        TSS2_RC rc =
-            Esys_PolicyPCR(esys_->get(), session, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &any_value, &*selection);
-        if (auto r = esys_->check(rc, "PolicyPCR"); !r) {
+        if (auto r = policy_pcr(session, sealed.selection); !r) {
             return r.error();
         }
-        // Continued, so that it is always ours to flush.
-        rc =
-            Esys_TRSess_SetAttributes(esys_->get(), session, TPMA_SESSION_ENCRYPT | TPMA_SESSION_CONTINUESESSION, 0xFF);
-        if (auto r = esys_->check(rc, "setting up the policy session"); !r) {
+        if (auto r = use_policy_session(session); !r) {
             return r.error();
         }
     }
+    return unseal_object(object->get(), session);
+}
+
+/// TPM2_PolicyPCR with the present values.
+Result<void> Tpm20::policy_pcr(ESYS_TR session, const PcrSelection& pcrs) {
+    auto selection = to_tpml({pcrs});
+    if (!selection) {
+        return selection.error();
+    }
+    const TPM2B_DIGEST any_value{};
+    TSS2_RC rc =
+        Esys_PolicyPCR(esys_->get(), session, ESYS_TR_NONE, ESYS_TR_NONE, ESYS_TR_NONE, &any_value, &*selection);
+    return esys_->check(rc, "PolicyPCR");
+}
+
+/// The answer's secret is encrypted by it, and it is always ours to flush.
+Result<void> Tpm20::use_policy_session(ESYS_TR session) {
+    TSS2_RC rc =
+        Esys_TRSess_SetAttributes(esys_->get(), session, TPMA_SESSION_ENCRYPT | TPMA_SESSION_CONTINUESESSION, 0xFF);
+    return esys_->check(rc, "setting up the policy session");
+}
+
+Result<SecretBytes> Tpm20::unseal_object(ESYS_TR object, ESYS_TR session) {
     TPM2B_SENSITIVE_DATA* raw = nullptr;
-    TSS2_RC rc = Esys_Unseal(esys_->get(), object->get(), session, ESYS_TR_NONE, ESYS_TR_NONE, &raw);
+    TSS2_RC rc = Esys_Unseal(esys_->get(), object, session, ESYS_TR_NONE, ESYS_TR_NONE, &raw);
     std::unique_ptr<TPM2B_SENSITIVE_DATA, EsysCleanse> data(raw, EsysCleanse{sizeof(TPM2B_SENSITIVE_DATA)});
     if (auto r = esys_->check(rc, "unsealing"); !r) {
         return r.error();

@@ -28,6 +28,12 @@ struct FakeTpm {
         std::vector<hwtpm::PcrValue> values;
     };
     std::map<std::uint32_t, Sealed> sealed;
+    struct SealedFor {
+        hwtpm::Approver approver;
+        SecretBytes secret;
+    };
+    std::vector<SealedFor> sealed_for;
+    unsigned attestation_keys = 0;
     std::vector<std::string> calls;
     Hook before, after;
 
@@ -83,6 +89,72 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
                 return make_error(Errc::pcr_mismatch, "PCRs differ from what was sealed to:{}", differ);
             }
             return it->second.secret.clone();
+        });
+    }
+
+    Task<Result<hwtpm::SealedSecret>> seal_for(SecretBytes secret, hwtpm::Approver approver) override {
+        auto held = std::make_shared<SecretBytes>(std::move(secret));
+        return doing<hwtpm::SealedSecret>("seal_for", [this, held, approver]() -> Result<hwtpm::SealedSecret> {
+            if (tpm_.version == TpmVersion::tpm12) {
+                return make_error(Errc::unsupported, "a TPM 1.2 has no PolicyAuthorize");
+            }
+            tpm_.sealed_for.push_back({.approver = approver, .secret = held->clone()});
+            return hwtpm::SealedSecret{
+                .blob = Bytes(200, static_cast<std::byte>(tpm_.sealed_for.size())), .selection = {}, .values = {}};
+        });
+    }
+    Task<Result<SecretBytes>> unseal_for(hwtpm::SealedSecret sealed, hwtpm::Approver approver,
+                                         hwtpm::Approval approval) override {
+        return doing<SecretBytes>("unseal_for", [this, sealed, approver, approval]() -> Result<SecretBytes> {
+            if (auto verified = hwtpm::verify_approval(approver, approval); !verified) {
+                return verified.error();
+            }
+            const std::size_t id = sealed.blob.empty() ? 0 : std::to_integer<std::size_t>(sealed.blob.front());
+            if (id == 0 || id > tpm_.sealed_for.size()) {
+                return make_error(Errc::mismatch, "sealed by another TPM");
+            }
+            const FakeTpm::SealedFor& found = tpm_.sealed_for[id - 1];
+            if (found.approver.key != approver.key || found.approver.reference != approver.reference) {
+                return make_error(Errc::mismatch, "sealed for another approver, or for another reference");
+            }
+            for (const hwtpm::PcrValue& v : approval.values) {
+                if (tpm_.pcrs[{v.bank, v.index}] != v.digest) {
+                    return make_error(Errc::pcr_mismatch, "PCR {} differs from what was approved", v.index);
+                }
+            }
+            return found.secret.clone();
+        });
+    }
+    Task<Result<hwtpm::Endorsement>> endorsement() override {
+        return doing<hwtpm::Endorsement>("endorsement", [this]() -> Result<hwtpm::Endorsement> {
+            return hwtpm::Endorsement{.key = tpm_.identity, .public_area = tpm_.identity, .certificate = {}};
+        });
+    }
+    Task<Result<hwtpm::AttestationKey>> attestation_key_create(hwtpm::AttestationKeyOptions options) override {
+        return doing<hwtpm::AttestationKey>(
+            "attestation_key_create", [this, options]() -> Result<hwtpm::AttestationKey> {
+                Bytes name{static_cast<std::byte>(++tpm_.attestation_keys)};
+                return hwtpm::AttestationKey{
+                    .blob = name, .key = name, .public_area = name, .binding = options.chosen_id};
+            });
+    }
+    Task<Result<hwtpm::Quote>> quote(hwtpm::AttestationKey key, hwtpm::QuoteRequest request) override {
+        return doing<hwtpm::Quote>("quote", [this, key, request]() -> Result<hwtpm::Quote> {
+            hwtpm::Quote out{
+                .attested = request.nonce, .signature = key.blob, .values = {}}; // not signed, but told apart
+            for (const auto& s : request.selections) {
+                auto values = values_of(s);
+                out.values.insert(out.values.end(), values.begin(), values.end());
+            }
+            return out;
+        });
+    }
+    Task<Result<SecretBytes>> activate_credential(hwtpm::AttestationKey key, Bytes credential) override {
+        return doing<SecretBytes>("activate_credential", [key, credential]() -> Result<SecretBytes> {
+            if (credential.empty() || key.blob.empty() || credential.front() != key.blob.front()) {
+                return make_error(Errc::mismatch, "the credential was made for another key");
+            }
+            return SecretBytes(ByteView(credential).subspan(1));
         });
     }
 

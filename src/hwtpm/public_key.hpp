@@ -1,0 +1,45 @@
+// Public keys of others, as OpenSSL writes them (DER SubjectPublicKeyInfo) and as a TPM does (numbers of fixed size): RSA-2048
+// with exponent 65537, and ECDSA on P-256. Pure.
+#pragma once
+
+#include "util/bytes.hpp"
+#include "util/result.hpp"
+
+#include <memory>
+#include <openssl/evp.h>
+
+namespace vtpmd::hwtpm {
+
+struct PkeyFree {
+    void operator()(EVP_PKEY* key) const noexcept { EVP_PKEY_free(key); }
+};
+using Pkey = std::unique_ptr<EVP_PKEY, PkeyFree>;
+
+enum class KeyType { rsa_2048, ecdsa_p256 };
+
+struct PublicKey {
+    KeyType type = KeyType::rsa_2048;
+    Bytes modulus; ///< RSA: 256 bytes
+    Bytes x, y;    ///< P-256: 32 bytes each
+};
+
+/// Errc::usage for anything but the two kinds.
+[[nodiscard]] Result<PublicKey> parse_public_key(ByteView spki);
+/// DER SubjectPublicKeyInfo. Errc::protocol if it is no such key (a point that is not on the curve).
+[[nodiscard]] Result<Bytes> to_spki(const PublicKey& key);
+/// The key for OpenSSL. An RSA modulus may have any size here.
+[[nodiscard]] Result<Pkey> to_pkey(const PublicKey& key);
+
+/// A signature with SHA-256: PKCS #1 v1.5 by an RSA key, DER (ECDSA-Sig-Value) by an ECDSA key. Errc::permission if it is not
+/// of this key over this message.
+[[nodiscard]] Result<void> verify_sha256(ByteView spki, ByteView message, ByteView signature);
+
+/// r and s of an ECDSA-Sig-Value, 32 bytes each. Errc::protocol.
+struct EcdsaSignature {
+    Bytes r, s;
+};
+[[nodiscard]] Result<EcdsaSignature> parse_ecdsa_signature(ByteView der);
+
+[[nodiscard]] Result<Bytes> sha256(std::initializer_list<ByteView> parts);
+
+} // namespace vtpmd::hwtpm

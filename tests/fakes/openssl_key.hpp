@@ -1,0 +1,28 @@
+// A private key of OpenSSL's, for those who sign in tests: approvers, CAs.
+#pragma once
+
+#include "util/bytes.hpp"
+
+#include <memory>
+#include <openssl/evp.h>
+#include <string>
+
+namespace vtpmd::test {
+
+class OpensslKey {
+  public:
+    /// "RSA" with so many bits, or "EC" on P-256; new each time.
+    explicit OpensslKey(const std::string& type, unsigned bits = 2048);
+    /// DER SubjectPublicKeyInfo.
+    [[nodiscard]] Bytes spki() const;
+    /// PKCS #1 v1.5, or ECDSA as DER.
+    [[nodiscard]] Bytes sign_sha256(ByteView message) const;
+
+  private:
+    std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key_;
+};
+
+/// PKCS #1 v1.5 with SHA-1, as a TPM 1.2 signs.
+[[nodiscard]] bool verify_sha1(ByteView spki, ByteView message, ByteView signature);
+
+} // namespace vtpmd::test
