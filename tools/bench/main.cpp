@@ -1,4 +1,5 @@
 // vtpmd-bench: vtpmd against swtpm and against libtpms itself, on this machine, in one run.
+#include "hardware.hpp"
 #include "measure.hpp"
 #include "report.hpp"
 
@@ -65,7 +66,7 @@ std::optional<Options> parse(int argc, char** argv) {
     add("dir", po::value<std::string>()->default_value("/var/tmp"), "where state is kept: a disk, not a tmpfs");
     add("json", po::value<std::string>(), "also write the results here");
     add("quick", "a smoke test of some seconds: its numbers mean little");
-    add("only", po::value(&only), "trips, nv, start or memory (repeatable)");
+    add("only", po::value(&only), "trips, nv, start, memory or hardware (repeatable)");
     po::variables_map vm;
     po::store(po::parse_command_line(argc, argv, d), vm);
     po::notify(vm);
@@ -81,6 +82,46 @@ std::optional<Options> parse(int argc, char** argv) {
 }
 
 void say(std::string_view what) { fmt::print(stderr, "vtpmd-bench: {}\n", what); }
+
+/// Commits through the manager's store with a hardware TPM that takes 20 ms a command.
+void hardware(Report& report, const Extent& extent, const fs::path& dir, const std::string& swtpm) {
+    using Mode = vtpmd::manager::FreshnessPolicy::Mode;
+    say("commits with a slow hardware TPM");
+    HardwareBench strict(swtpm, dir / "strict", {.mode = Mode::strict, .window = {}});
+    HardwareBench window(swtpm, dir / "window", {});
+    (void)window.commits(1, extent.hardware_time / 2); // the first step of a new store is not the steady state
+    const double alone = strict.commits(1, extent.hardware_time).per_second; // each commit has its own counter step
+    for (std::size_t vtpms : {std::size_t{1}, std::size_t{64}, std::size_t{512}}) {
+        const CommitCost w = window.commits(vtpms, extent.hardware_time);
+        const CommitCost s = strict.commits(vtpms, extent.hardware_time);
+        const std::string who = fmt::format("{} vTPM{} commit", vtpms, vtpms == 1 ? "" : "s");
+        report.add({.name = who + ", window: TPM commands a commit", .ours = w.commands_per_commit, .limit = 0});
+        report.add({.name = who + ", strict: counter steps a batch", .ours = s.steps_per_batch, .limit = 1});
+        report.add({.name = who + ", strict: TPM commands a commit", .ours = s.commands_per_commit});
+        constexpr double wanted = 50.0;
+        const auto from = [&](std::size_t least) { return vtpms >= least ? std::optional(wanted) : std::nullopt; };
+        report.add({.name = who + ", window (beside: a counter step each)",
+                    .unit = "1/s",
+                    .ours = w.per_second,
+                    .theirs = alone,
+                    .at_least = from(64)});
+        report.add({.name = who + ", strict (beside: a counter step each)",
+                    .unit = "1/s",
+                    .ours = s.per_second,
+                    .theirs = alone,
+                    .at_least = from(512)});
+    }
+    const RandomLatency idle = window.random(false, extent.hardware_time);
+    const RandomLatency busy = window.random(true, extent.hardware_time);
+    report.add({.name = "hardware GetRandom while seals run, p50 (beside: idle)",
+                .unit = "us",
+                .ours = busy.p50_us,
+                .theirs = idle.p50_us});
+    report.add({.name = "hardware GetRandom while seals run, p99 (beside: idle)",
+                .unit = "us",
+                .ours = busy.p99_us,
+                .theirs = idle.p99_us});
+}
 
 struct Bench {
     Fleet& ours;
@@ -186,13 +227,11 @@ struct Bench {
     static inline std::set<std::pair<const Fleet*, std::size_t>> started_;
 };
 
-void run(const Options& o) {
-    const ScratchDir dir(o.dir);
-    Report report;
-    report.describe_machine(dir.path(), first_line_of(o.programs.swtpm + " --version"));
+/// Processes of ours beside processes of swtpm's.
+void compare_fleets(const Options& o, const ScratchDir& dir, const Extent& extent, Report& report) {
     const auto ours = make_ours(o.programs, dir.make("v"));
     const auto theirs = make_swtpm(o.programs, dir.make("s"));
-    const Bench bench{*ours, *theirs, o.quick ? Extent::quick() : Extent(), report};
+    const Bench bench{*ours, *theirs, extent, report};
     Bench::run(*ours, 0);
     Bench::run(*theirs, 0);
     if (o.wants("trips")) {
@@ -210,6 +249,22 @@ void run(const Options& o) {
     report.note(
         "vtpmd's NV writes are durable (vTPM and manager) before the answer; swtpm's client syncs as the line says.");
     report.note("ratio: vtpmd / swtpm. Fleets take turns in short blocks; the client is the same code.");
+}
+
+void run(const Options& o) {
+    const ScratchDir dir(o.dir);
+    Report report;
+    report.describe_machine(dir.path(), first_line_of(o.programs.swtpm + " --version"));
+    const Extent extent = o.quick ? Extent::quick() : Extent();
+    if (o.only != std::set<std::string>{"hardware"}) {
+        compare_fleets(o, dir, extent, report);
+    }
+    if (o.wants("hardware")) {
+        hardware(report, extent, dir.make("h"), o.programs.swtpm);
+        report.note("hardware: the manager's store on this disk, a TPM 2.0 (swtpm) that takes 20 ms for any command; a "
+                    "counter step is two.");
+        report.note("strict: while one batch is stepped the next one gathers, so half of the vTPMs share a step.");
+    }
     if (o.quick) {
         report.note("--quick: a smoke test, not a measurement.");
     }

@@ -157,6 +157,7 @@ Extent Extent::quick() {
     e.many = 8;
     e.starts = 3;
     e.idle = 5;
+    e.hardware_time = std::chrono::milliseconds(500);
     return e;
 }
 

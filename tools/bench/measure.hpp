@@ -16,7 +16,8 @@ struct Extent {
     std::chrono::milliseconds nv_time{3000};
     std::size_t many = 64; ///< vTPMs that write together
     std::size_t starts = 20;
-    std::size_t idle = 50; ///< vTPMs running while memory is measured
+    std::size_t idle = 50;                         ///< vTPMs running while memory is measured
+    std::chrono::milliseconds hardware_time{3000}; ///< of each measurement with a slow hardware TPM
     static Extent quick();
 };
 

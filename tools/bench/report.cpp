@@ -53,6 +53,9 @@ std::optional<double> ratio(const Row& r) {
 }
 
 std::string wanted(const Row& r) {
+    if (r.limit) {
+        return fmt::format("<= {} {} (vtpmd)", number(*r.limit), r.ours <= *r.limit ? "yes" : "NO");
+    }
     const auto value = ratio(r);
     if (!value || (!r.at_most && !r.at_least)) {
         return "";

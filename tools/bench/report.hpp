@@ -18,6 +18,7 @@ struct Row {
     std::optional<double> theirs = std::nullopt;
     std::optional<double> at_most = std::nullopt;  ///< wanted: ratio <= this
     std::optional<double> at_least = std::nullopt; ///< wanted: ratio >= this
+    std::optional<double> limit = std::nullopt;    ///< wanted: ours <= this
 };
 
 class Report {
