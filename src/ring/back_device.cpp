@@ -10,6 +10,9 @@ namespace vtpmd::ring {
 namespace {
 
 constexpr auto retry_pause = std::chrono::seconds(1); ///< after a xenstore error that no watch will end
+/// From Closed to the removal of the directory: the toolstack reads the state when its watch tells it to, and takes a state
+/// that is not there for a failure.
+constexpr auto toolstack_pause = std::chrono::milliseconds(200);
 
 XenbusState parse_state(const Result<std::string>& text) {
     auto number = text ? parse_number(*text, 8) : Result<std::uint64_t>(std::uint64_t{0});
@@ -153,14 +156,6 @@ Task<std::optional<DeviceFacts>> BackDevice::look() {
     }
     lost_ = false;
     seen_ = true;
-    auto own = co_await store.read(xen::join_path(directory_, "state"));
-    auto online = co_await store.read(xen::join_path(directory_, "online"));
-    if ((!own && cannot_tell(own.error())) || (!online && cannot_tell(online.error()))) {
-        co_return std::nullopt;
-    }
-    facts.present = own.has_value();
-    facts.own = parse_state(own);
-    facts.online = !online || *online != "0";
     if (frontend_.empty()) {
         auto frontend = co_await store.read(xen::join_path(directory_, "frontend"));
         if (!frontend) {
@@ -176,6 +171,22 @@ Task<std::optional<DeviceFacts>> BackDevice::look() {
     }
     facts.front_present = front || front.error().code != Errc::not_found;
     facts.front = parse_state(front);
+    // After the front end's: the toolstack removes that and writes these in one transaction.
+    auto own = co_await store.read(xen::join_path(directory_, "state"));
+    auto online = co_await store.read(xen::join_path(directory_, "online"));
+    if ((!own && cannot_tell(own.error())) || (!online && cannot_tell(online.error()))) {
+        co_return std::nullopt;
+    }
+    facts.present = own.has_value();
+    facts.own = parse_state(own);
+    facts.online = !online || *online != "0";
+    if (!facts.online) {
+        auto self = co_await store.read_number("domid", 0xffff);
+        if (!self) {
+            co_return std::nullopt;
+        }
+        facts.toolstack_here = *self == 0;
+    }
     if (facts.front == XenbusState::initialised || facts.front == XenbusState::connected) {
         co_await look_at_front(facts);
     }
@@ -207,6 +218,9 @@ Task<BackDevice::Step> BackDevice::act(BackHandshake::Action action, DeviceFacts
         co_return Step::ended;
     case Action::remove: {
         parts_.log.info("frontend {} is gone", to_string(options_.id));
+        if (handshake_.phase() == BackHandshake::Phase::closed) {
+            (void)co_await parts_.clock.sleep_for(toolstack_pause);
+        }
         auto removed = co_await parts_.fabric.store().remove(directory_);
         auto others = co_await parts_.fabric.store().directory(fmt::format("backend/vtpm/{}", options_.id.domain));
         if (others && others->empty()) {

@@ -36,7 +36,8 @@ struct RingOffer {
 struct DeviceFacts {
     bool present = false; ///< the back end's directory is there, with the UUID that it is served for
     XenbusState own = XenbusState::unknown;
-    bool online = true; ///< false: the toolstack wants the device gone
+    bool online = true;          ///< false: the toolstack wants the device gone
+    bool toolstack_here = false; ///< the toolstack runs in our domain; known where it wants the device gone
     bool front_present = false;
     XenbusState front = XenbusState::unknown;
     std::optional<RingOffer> offer; ///< complete, and of protocol v2
@@ -58,7 +59,7 @@ class BackHandshake {
         init_wait, ///< write the feature and InitWait, then announced()
         connect,   ///< map, bind, look at the page, write Connected; then connected() or connect_failed()
         close,     ///< write Closed, then closed()
-        remove,    ///< the front end is gone for good: remove our directory, end
+        remove,    ///< gone for good, and it is for us to clear away: remove our directory, end
         end,       ///< our directory is gone: write nothing, end
     };
 
@@ -66,11 +67,16 @@ class BackHandshake {
         if (!facts.present) {
             return Action::end;
         }
+        if (!facts.online) {
+            // It waits for Closed, also where it has removed the front end's side already (xl destroy), and removes our
+            // directory itself, unless we are a driver domain's (libxl_device.c, device_backend_callback and what follows).
+            if (phase_ != Phase::closed) {
+                return Action::close;
+            }
+            return facts.toolstack_here ? Action::none : Action::remove;
+        }
         if (!facts.front_present) {
             return Action::remove;
-        }
-        if (!facts.online) {
-            return phase_ == Phase::closed ? Action::none : Action::close;
         }
         if (facts.own == XenbusState::unknown || facts.own == XenbusState::initialising) {
             return Action::init_wait; // new, or made anew behind our back

@@ -302,6 +302,10 @@ void SimHost::add_vtpm(DomId back, DomId front, unsigned handle, const Uuid& uui
 void SimHost::remove_vtpm(DomId back, DomId front, unsigned handle) {
     store_.remove(front_dir(front, handle));
     store_.remove(back_dir(back, front, handle));
+    const std::string parent = fmt::format("/local/domain/{}/backend/vtpm/{}", back, front);
+    if (store_.list(parent).empty()) { // as libxl does
+        store_.remove(parent);
+    }
 }
 
 std::uint64_t SimHost::notifications() const noexcept { return machine_->notifications.load(); }

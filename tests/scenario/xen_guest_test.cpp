@@ -24,19 +24,21 @@ Bytes command(std::uint8_t mark, std::size_t size = 12) {
     return w.take();
 }
 
-/// One back end in domain 0 and one guest, 5; each test is a coroutine on it.
+/// One back end, in domain 0 if not told otherwise, and one guest, 5; each test is a coroutine on it.
 struct Stage {
     test::Loop& loop;
+    const xen::DomId back_id;
     xen::SimHost host{loop.io.get_executor(), loop.clock, loop.log};
-    std::unique_ptr<xen::Fabric> back = host.fabric(back_domain);
+    std::unique_ptr<xen::Fabric> back = host.fabric(back_id);
     std::unique_ptr<xen::Fabric> front = host.fabric(guest_domain);
     fakes::FakeService service;
     std::unique_ptr<guest::XenGuest> guest;
     std::optional<BackDevice::Ended> ended;
     TaskGroup tasks{loop.io.get_executor(), loop.log};
 
-    explicit Stage(test::Loop& l)
-        : loop(l) {}
+    explicit Stage(test::Loop& l, xen::DomId back_domain_id = back_domain)
+        : loop(l)
+        , back_id(back_domain_id) {}
 
     void start(const Uuid& uuid = uuid_a, guest::LocalityPolicy policy = {}) {
         back->start();
@@ -66,7 +68,7 @@ struct Stage {
         co_return condition();
     }
     std::string back_state() {
-        return host.store().get(xen::SimHost::back_dir(back_domain, guest_domain, 0) + "/state").value_or("none");
+        return host.store().get(xen::SimHost::back_dir(back_id, guest_domain, 0) + "/state").value_or("none");
     }
     Task<bool> until_back_state(std::string wanted) {
         auto reached = [this, wanted] { return back_state() == wanted; };
@@ -203,6 +205,36 @@ Task<> offline(Stage& s) {
     co_await s.finish();
 }
 
+/// What `xl destroy` does, in one transaction; and, from domain 0, the removal of the back end's directory once that is at 6.
+Task<> destroyed(Stage& s) {
+    s.host.add_vtpm(s.back_id, guest_domain, 0, uuid_a);
+    s.start();
+    s.guest->open(s.service);
+    ring::FrontDevice device({}, *s.front);
+    bool waiting = co_await s.until_back_state("2");
+    CHECK(waiting);
+    auto connected = co_await device.connect();
+    REQUIRE(connected);
+    const std::string dir = xen::SimHost::back_dir(s.back_id, guest_domain, 0);
+    s.host.store().remove(xen::SimHost::front_dir(guest_domain, 0));
+    s.host.store().set(dir + "/online", "0");
+    s.host.store().set(dir + "/state", "5");
+    bool closed = co_await s.until_back_state("6");
+    CHECK(closed);
+    auto ended = [&] { return s.ended.has_value(); };
+    if (s.back_id == 0) {
+        (void)co_await s.loop.clock.sleep_for(std::chrono::milliseconds(500));
+        CHECK(s.back_state() == "6");
+        CHECK_FALSE(s.ended);
+        s.host.remove_vtpm(s.back_id, guest_domain, 0);
+    }
+    bool over = co_await s.until(ended);
+    CHECK(over);
+    CHECK(s.ended == BackDevice::Ended::gone);
+    CHECK(s.back_state() == "none");
+    co_await s.finish();
+}
+
 Task<> not_this_device(Stage& s, bool there) {
     if (there) {
         s.host.add_vtpm(back_domain, guest_domain, 0, uuid_b);
@@ -290,6 +322,16 @@ TEST_SUITE("xen guest") {
         test::Loop loop;
         Stage stage(loop);
         loop.run(front_gone(stage));
+    }
+
+    TEST_CASE("a guest is destroyed: Closed, for the toolstack waits for it; it removes the directory, or a driver "
+              "domain does") {
+        for (const xen::DomId back : {xen::DomId{0}, xen::DomId{3}}) {
+            CAPTURE(back);
+            test::Loop loop;
+            Stage stage(loop, back);
+            loop.run(destroyed(stage));
+        }
     }
 
     TEST_CASE("the toolstack takes the device away: Closed, and nothing is written after it is gone") {

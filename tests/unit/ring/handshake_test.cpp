@@ -96,15 +96,21 @@ TEST_SUITE("ring") {
         }
     }
     TEST_CASE(
-        "handshake: a directory that is gone, a front end that is gone, a toolstack that detaches, in this order") {
+        "handshake: a directory that is gone, a toolstack that detaches, a front end that is gone, in this order") {
         for (Phase phase : phases) {
             for (unsigned own = 0; own <= 8; ++own) {
                 for (unsigned front = 0; front <= 8; ++front) {
                     DeviceFacts f = facts(state_of(own), state_of(front));
-                    f.online = false;
-                    CHECK(in_phase(phase).decide(f) == (phase == Phase::closed ? Action::none : Action::close));
                     f.front_present = false;
                     CHECK(in_phase(phase).decide(f) == Action::remove);
+                    for (bool front_present : {true, false}) {
+                        f.front_present = front_present;
+                        f.online = false;
+                        f.toolstack_here = true;
+                        CHECK(in_phase(phase).decide(f) == (phase == Phase::closed ? Action::none : Action::close));
+                        f.toolstack_here = false;
+                        CHECK(in_phase(phase).decide(f) == (phase == Phase::closed ? Action::remove : Action::close));
+                    }
                     f.present = false;
                     CHECK(in_phase(phase).decide(f) == Action::end);
                 }
