@@ -148,6 +148,17 @@ class Guest(Shell):
         self.sh("insmod /lib/modules/xen_tpmfront.ko")
         self.await_("[ -c /dev/tpm0 ]", "xen-tpmfront's /dev/tpm0")
 
+    def unbind_driver(self):
+        """xen-tpmfront lets go of its device: /dev/tpm0 goes, the ring is closed. (The module itself cannot be unloaded.)"""
+        self.sh("echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind")
+        self.await_("! ls /dev/tpm[0-9]*", "the end of /dev/tpm0")
+
+    def bind_driver(self):
+        """The driver comes back; gives the device it has now: where IMA holds the first one's number it is another."""
+        self.sh("echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind")
+        self.await_("ls /dev/tpm[0-9]*", "xen-tpmfront's device")
+        return self.sh("ls /dev/tpm[0-9]*").strip()
+
     def destroy(self):
         self.dom0.sh(f"xl destroy {self.name}")
 

@@ -1,0 +1,225 @@
+#!/usr/bin/python3
+"""PV guests with their unmodified xen-tpmfront, on vTPMs that a manager in dom0 starts: their whole life, as an
+operator and a guest see it. The manager's root of trust is the machine's TPM, through its registers.
+"""
+import re
+import struct
+
+import lab
+from lab import harness
+import tpm
+
+DATA = 0x00011111      # an NV index of a TPM 1.2
+DATA20 = 0x01500002    # and of a TPM 2.0
+ZERO = bytes(20)
+DIGEST = bytes(range(20))
+
+
+class Host(lab.SharedMachineCase):
+    """A manager in dom0; HARDWARE is the family of the machine's TPM, BANK the one whose PCRs it seals to."""
+    HARDWARE, BANK = "2.0", "sha256"
+
+    @classmethod
+    def make_machine(cls):
+        hardware = lab.HardwareTpm(cls.holder, "hardware", cls.HARDWARE)
+        return lab.Machine(cls.holder, hardware, cls.holder.make_disk()).power_on()
+
+    @classmethod
+    def prepare(cls):
+        cls.dom0.sh("mount -t ext4 /dev/vda /mnt; mkdir -p /mnt/vtpms")
+        cls.manager = lab.Daemon(cls.dom0, "manager", "--mode=manager", "--store=/mnt/manager.img", "--create", "--tpm=tis",
+                                 "--tpm-locality=2", f"--seal-pcrs={cls.BANK}:0,2,4,7", "--listen=unix:/run/vtpmd/manager.sock",
+                                 "--state-dir=/mnt/vtpms", "--spawn", "--auto-create", "--xen=guests").start()
+
+    @classmethod
+    def finish(cls):
+        cls.manager.terminate()
+
+    def make_vtpm(self, version):
+        """The UUID of a new vTPM, made before its guest is: keys of a TPM 1.2 take their time here."""
+        uuid = harness.new_uuid()
+        maker = lab.Daemon(self.dom0, f"maker-{uuid[:8]}", "--mode=instance", f"--uuid={uuid}", f"--tpm-version={version}",
+                           "--create", "--manager=unix:/run/vtpmd/manager.sock", f"--state=/mnt/vtpms/{uuid}.img",
+                           f"--guest=socket:unix:/run/{uuid}.sock").start(seconds=150 * harness.SLOW)
+        maker.terminate()
+        return uuid
+
+    def guest_with(self, name, version):
+        guest = self.guest(name, vtpm=f"backend=0,uuid={self.make_vtpm(version)}")
+        guest.create()
+        guest.load_driver()
+        return guest
+
+    def sysfs(self, guest, attribute):
+        return guest.sh(f"cat /sys/class/tpm/tpm0/{attribute} 2>/dev/null || cat /sys/class/tpm/tpm0/device/{attribute}")
+
+    def sysfs_pcr(self, guest, number):
+        found = re.search(rf"^PCR-{number:02}: ([0-9A-F ]+)$", self.sysfs(guest, "pcrs"), re.M)
+        self.assertIsNotNone(found)
+        return bytes.fromhex(found[1])
+
+    def assert_nothing_left(self, domid, uuid):
+        left = self.dom0.run(f"xenstore ls -f | grep -E '/vtpm/{domid}(/|$| )|{uuid}|domain/{domid}/device/vtpm'", ok=False)[1]
+        self.assertEqual(left, "")
+
+    def uuid_of(self, guest):
+        return guest.vtpm.split("uuid=")[1]
+
+
+class Guests(Host):
+    def test_life_of_a_tpm12(self):
+        guest = self.guest_with("one", "1.2")
+        # What the driver and its users read.
+        self.assertIn("TCG version: 1.2", self.sysfs(guest, "caps"))
+        self.assertIn("Modulus length: 256", self.sysfs(guest, "pubek"))
+        for attribute in ("timeouts", "durations"):
+            self.assertTrue(all(int(n) > 0 for n in self.sysfs(guest, attribute).split()[:3]), attribute)
+        self.assertEqual(self.sysfs_pcr(guest, 10), ZERO)
+        # What goes through /dev/tpm0.
+        device = guest.tpm()
+        device.extend12(10, DIGEST)
+        measured = tpm.extended(ZERO, DIGEST, "sha1")
+        self.assertEqual(device.pcr_read12(10), measured)
+        self.assertEqual(self.sysfs_pcr(guest, 10), measured)
+        self.assertNotEqual(device.get_random12(16), device.get_random12(16))
+        device.nv_define12(DATA, 8)
+        device.nv_write12(DATA, b"lasting!")
+
+        # The driver goes and comes back within the domain: nothing was switched off.
+        guest.unbind_driver()
+        device = guest.tpm(guest.bind_driver())
+        self.assertEqual(device.pcr_read12(10), measured)
+        self.assertEqual(device.nv_read12(DATA, 8), b"lasting!")
+
+        # The guest reboots, which makes a new domain: its TPM was switched off and on.
+        before = guest.domid()
+        guest.sh("(sleep 1; reboot -f) >/dev/null 2>&1 &")
+        self.dom0.await_(f"[ $(xl domid {guest.name}) -gt {before} ]", "a new domain")
+        guest.wait_ready()
+        guest.load_driver()
+        self.assertEqual(self.sysfs_pcr(guest, 10), ZERO)
+        self.assertEqual(guest.tpm().nv_read12(DATA, 8), b"lasting!")
+
+        domid = guest.domid()
+        guest.destroy()
+        self.assert_nothing_left(domid, self.uuid_of(guest))
+
+    def front(self, guest, *lines):
+        """What the front end of our own says to each line (tpm_front.cpp)."""
+        guest.sh("cat >/run/front.in <<'END'\n" + "\n".join(lines) + "\nEND")
+        return guest.sh("timeout 100 tpm_front 0 </run/front.in", seconds=110).split("\n")[:-1]
+
+    def test_boot_loader_measures_first(self):
+        """A front end as mini-os's, with which pv-grub measures the kernel before the guest runs."""
+        guest = self.guest("measured", vtpm=f"backend=0,uuid={self.make_vtpm('1.2')}")
+        guest.create()
+        extends = [struct.pack(">HIII", 0x00C1, 34, 0x14, pcr) + DIGEST for pcr in (4, 5)]
+        for answer in self.front(guest, *(e.hex() for e in extends)):
+            self.assertEqual(bytes.fromhex(answer)[:10], struct.pack(">HII", 0x00C4, 30, 0))
+        guest.load_driver()
+        for pcr in (4, 5):
+            self.assertEqual(self.sysfs_pcr(guest, pcr), tpm.extended(ZERO, DIGEST, "sha1"))
+        self.assertEqual(self.sysfs_pcr(guest, 6), ZERO)
+
+    def test_hostile_front(self):
+        """Whatever a front end does to its ring, it hurts only itself, and is served again once it behaves."""
+        guest = self.guest("hostile", vtpm=f"backend=0,uuid={self.make_vtpm('2.0')}")
+        other = self.guest_with("bystander", "2.0")
+        guest.create()
+        good = struct.pack(">HIIH", 0x8001, 12, 0x17B, 8)  # TPM2_GetRandom
+        attacks = ["raw 1 0 0", "raw 1 9 0", "raw 1 4089 0", "raw 1 4294967295 0", "raw 1 12 255", "raw 1 4096 255",
+                   "raw 3 12 0", "raw 2 12 0", "raw 0 12 0", "raw 7 12 0", "raw 255 4294967295 255", "raw 1 9 0 500",
+                   "race 200", "storm 100", "notify 5000", "badref 7", "badport 1000"]
+        answers = self.front(guest, *(line for a in attacks for line in (a, good.hex())))
+        self.assertEqual(len(answers), 2 * len(attacks))
+        for attack, answer in zip(attacks, answers[1::2]):
+            self.assertRegex(answer, "^8001" "00000014" "00000000" "0008" "[0-9a-f]{16}$", attack)
+        self.assertEqual(len(other.tpm().get_random(8)), 8)
+        lines = int(self.dom0.sh("grep -c -E 'frontend [0-9]+/0' /run/log/manager"))
+        self.assertLess(lines, 150)
+
+    def test_two_guests_each_with_its_own(self):
+        left, right = self.guest_with("left", "2.0"), self.guest_with("right", "2.0")
+        for guest, data in ((left, b"leftdata"), (right, b"rightdat")):
+            device = guest.tpm()
+            device.nv_define(DATA20, 8)
+            device.nv_write(DATA20, data)
+        for turn in range(3):
+            for guest, fill in ((left, 1), (right, 2)):
+                guest.tpm().pcr_extend(16, bytes([fill + turn]) * 32)
+        for guest, data, fill in ((left, b"leftdata", 1), (right, b"rightdat", 2)):
+            value = bytes(32)
+            for turn in range(3):
+                value = tpm.extended(value, bytes([fill + turn]) * 32)
+            self.assertEqual(guest.tpm().pcr_read(16), value)
+            self.assertEqual(guest.tpm().nv_read(DATA20), data)
+
+    def test_attach_list_detach(self):
+        guest, uuid = self.guest("bare"), self.make_vtpm("2.0")
+        guest.create()
+        domid = guest.domid()
+        guest.sh("insmod /lib/modules/xen_tpmfront.ko")
+        self.dom0.sh(f"xl vtpm-attach {guest.name} backend=0 uuid={uuid}")
+        guest.await_("[ -c /dev/tpm0 ]")
+        self.assertEqual(len(guest.tpm().get_random(16)), 16)
+        self.assertIn(uuid, self.dom0.sh(f"xl vtpm-list {guest.name}"))
+        self.dom0.sh(f"xl vtpm-detach {guest.name} {uuid}")
+        guest.await_("[ ! -e /dev/tpm0 ]")
+        self.dom0.await_(f"! xenstore ls -f | grep -q 'backend/vtpm/{domid}'")
+        self.assertNotIn(uuid, self.dom0.sh(f"xl vtpm-list {guest.name}"))
+
+    def test_fresh_vtpm_for_an_unknown_uuid(self):
+        """--auto-create: the toolstack's UUID is enough."""
+        guest = self.guest("fresh", vtpm=f"backend=0,uuid={harness.new_uuid()}")
+        guest.create()
+        guest.load_driver()
+        self.assertEqual(len(guest.tpm().get_random(16)), 16)
+
+    def test_manager_killed_while_a_guest_works(self):
+        guest = self.guest_with("busy", "2.0")
+        device = guest.tpm()
+        device.pcr_extend(16, bytes(32))
+        device.nv_define(DATA20, 8)
+        self.manager.kill()
+        self.assertEqual(device.pcr_read(16), tpm.extended(bytes(32), bytes(32)))
+        self.manager.start()
+        device.nv_write(DATA20, b"afterall")
+        device.pcr_extend(16, bytes(32))
+        self.assertEqual(device.nv_read(DATA20), b"afterall")
+        # And new guests are served.
+        other = self.guest_with("later", "2.0")
+        self.assertEqual(len(other.tpm().get_random(16)), 16)
+
+    def test_destroyed_in_the_middle_of_a_command(self):
+        guest = self.guest_with("doomed", "2.0")
+        domid = guest.domid()
+        # TPM2_CreatePrimary of an RSA key: seconds, here.
+        guest.sh("(tpm2_createprimary -T device:/dev/tpm0 -G rsa -c /run/key >/dev/null 2>&1 &) >/dev/null 2>&1; sleep 1")
+        text = self.dom0.sh(f"s=$(cut -d' ' -f1 /proc/uptime); xl destroy {guest.name}; echo $s $(cut -d' ' -f1 /proc/uptime)")
+        begin, end = (float(n) for n in text.split()[-2:])
+        self.assertLess(end - begin, 2.0 * harness.SLOW)
+        self.assert_nothing_left(domid, self.uuid_of(guest))
+        # Its vTPM is as it was, for the next domain.
+        guest.create()
+        guest.load_driver()
+        self.assertEqual(len(guest.tpm().get_random(16)), 16)
+
+
+class OnTpm12(Host):
+    HARDWARE, BANK = "1.2", "sha1"
+
+    def test_whole_chain(self):
+        """xen-tpmfront, instance, manager, and a TPM 1.2 behind the registers."""
+        guest = self.guest_with("chain", "2.0")
+        guest.tpm().nv_define(DATA20, 8)
+        guest.tpm().nv_write(DATA20, b"hardware")
+        guest.destroy()
+        self.manager.terminate()
+        self.assertIn("TPM 1.2: tis:0xfed40000", self.manager.start().log())
+        guest.create()
+        guest.load_driver()
+        self.assertEqual(guest.tpm().nv_read(DATA20), b"hardware")
+
+
+if __name__ == "__main__":
+    harness.main()
