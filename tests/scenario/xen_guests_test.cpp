@@ -5,6 +5,8 @@
 #include "manager/xen_guests.hpp"
 #include "xen/sim.hpp"
 
+#include <algorithm>
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
