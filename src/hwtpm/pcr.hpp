@@ -15,6 +15,9 @@ inline constexpr unsigned pcr_count = 24; ///< PC Client Platform TPM Profile: P
 /// any machine state that was never measured.
 [[nodiscard]] bool untouched(ByteView digest);
 
+/// True if the values are those of the selection: bank, indices in order, sizes.
+[[nodiscard]] bool fits(const std::vector<PcrValue>& values, const PcrSelection& selection);
+
 /// One text a PCR that is not what it was: "sha256:4 sealed=... now=...".
 [[nodiscard]] std::vector<std::string> pcr_differences(const std::vector<PcrValue>& sealed,
                                                        const std::vector<PcrValue>& present);

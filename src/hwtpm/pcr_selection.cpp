@@ -85,6 +85,12 @@ bool untouched(ByteView digest) {
     return all(std::byte{0x00}) || all(std::byte{0xFF});
 }
 
+bool fits(const std::vector<PcrValue>& values, const PcrSelection& selection) {
+    return std::ranges::equal(values, selection.pcrs, [&](const PcrValue& v, unsigned index) {
+        return v.bank == selection.bank && v.index == index && v.digest.size() == digest_size(v.bank);
+    });
+}
+
 std::vector<std::string> pcr_differences(const std::vector<PcrValue>& sealed, const std::vector<PcrValue>& present) {
     std::vector<std::string> out;
     for (const PcrValue& s : sealed) {

@@ -69,6 +69,8 @@ class RootOfTrust {
     struct SealOptions {
         PcrSelection selection;
         bool allow_zero_pcrs = false;
+        /// Not empty: the values that it opens at, one for each PCR of the selection in its order, instead of the present ones.
+        std::vector<PcrValue> values = {};
     };
     virtual Task<Result<SealedSecret>> seal(SecretBytes secret, SealOptions options) = 0;
     /// Errc::pcr_mismatch names every PCR that differs from the value sealed to (bank, index, sealed, present);

@@ -69,7 +69,10 @@ Result<std::vector<PcrValue>> Tpm12::checked_values(const RootOfTrust::SealOptio
         return make_error(Errc::pcr_mismatch, "{}: a TPM 1.2 has SHA-1 PCRs only: choose them as sha1:...",
                           to_string(selection));
     }
-    auto values = pcr_read_once({selection});
+    auto values = options.values.empty() ? pcr_read_once({selection}) : Result<std::vector<PcrValue>>(options.values);
+    if (values && !options.values.empty() && !fits(*values, selection)) {
+        return make_error(Errc::usage, "the PCR values given for a seal are not those of {}", to_string(selection));
+    }
     if (!values || options.allow_zero_pcrs) {
         return values;
     }
@@ -162,6 +165,9 @@ Result<SealedSecret> Tpm12::seal_once(const SecretBytes& secret, const RootOfTru
         return blob.error();
     }
     out.blob = std::move(*blob);
+    if (!options.values.empty()) {
+        return out; // it is not to open now
+    }
     if (auto proven = check_opens(unseal_once(out), secret); !proven) {
         return proven.error();
     }

@@ -41,7 +41,10 @@ Result<std::vector<PcrValue>> Tpm20::checked_values(const RootOfTrust::SealOptio
         return make_error(Errc::pcr_mismatch, "{}: this TPM has no {} bank of PCRs", to_string(selection),
                           bank_name(selection.bank));
     }
-    auto values = pcr_read_once({selection});
+    auto values = options.values.empty() ? pcr_read_once({selection}) : Result<std::vector<PcrValue>>(options.values);
+    if (values && !options.values.empty() && !fits(*values, selection)) {
+        return make_error(Errc::usage, "the PCR values given for a seal are not those of {}", to_string(selection));
+    }
     if (!values) {
         return values.error();
     }
@@ -114,6 +117,9 @@ Result<SealedSecret> Tpm20::seal_once(const SecretBytes& secret, const RootOfTru
         return blob.error();
     }
     out.blob = std::move(*blob);
+    if (!options.values.empty()) {
+        return out; // it is not to open now
+    }
     if (auto proven = check_opens(unseal_once(out), secret); !proven) {
         return proven.error();
     }

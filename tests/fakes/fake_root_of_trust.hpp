@@ -59,7 +59,9 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
     Task<Result<hwtpm::SealedSecret>> seal(SecretBytes secret, SealOptions options) override {
         auto held = std::make_shared<SecretBytes>(std::move(secret));
         return doing<hwtpm::SealedSecret>("seal", [this, held, options]() -> Result<hwtpm::SealedSecret> {
-            hwtpm::SealedSecret out{.blob = {}, .selection = options.selection, .values = values_of(options.selection)};
+            hwtpm::SealedSecret out{.blob = {},
+                                    .selection = options.selection,
+                                    .values = options.values.empty() ? values_of(options.selection) : options.values};
             auto id = static_cast<std::uint32_t>(tpm_.sealed.size() + 1);
             for (unsigned shift : {24U, 16U, 8U, 0U}) {
                 out.blob.push_back(static_cast<std::byte>(id >> shift));
