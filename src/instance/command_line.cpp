@@ -9,7 +9,7 @@ namespace {
 
 constexpr OptionSpec specs[] = {
     {"uuid", "UUID", "which vTPM this is (required)"},
-    {"manager", "ADDRESS", "unix:PATH (default unix:/run/vtpmd/manager.sock)"},
+    {"manager", "ADDRESS", "unix:PATH (default unix:/run/vtpmd/manager.sock), or xen[:HANDLE]: in another Xen domain"},
     {"state", "PATH", "the vTPM's image, a file or block device (default /var/lib/vtpmd/UUID.img)"},
     {"create", "", "make a fresh TPM if this UUID never had one; existing state is never replaced"},
     {"tpm-version", "VERSION", "1.2 or 2.0, recorded at creation (default 2.0)"},

@@ -28,9 +28,9 @@ Task<Result<guest::SocketListeners>> try_listeners(const guest::Endpoint& endpoi
 
 } // namespace
 
-Guests::Guests(RuntimeDeps deps, std::unique_ptr<xen::Fabric> fabric)
+Guests::Guests(RuntimeDeps deps, XenAccess& xen)
     : deps_(deps)
-    , fabric_(std::move(fabric))
+    , xen_(xen)
     , group_(deps.executor, deps.log) {}
 
 Guests::~Guests() = default;
@@ -39,10 +39,9 @@ Task<Result<void>> Guests::open(InstanceOptions& options) {
     // Xen first: its toolstack waits.
     for (const guest::Endpoint& endpoint : options.guests) {
         if (const auto* xen = std::get_if<guest::XenEndpoint>(&endpoint)) {
-            if (auto opened = open_fabric(); !opened) {
+            if (auto opened = open_xen(options, *xen); !opened) {
                 co_return in_context(std::move(opened).error(), "--guest=" + to_string(endpoint));
             }
-            open_xen(options, *xen);
         }
     }
     for (const guest::Endpoint& endpoint : options.guests) {
@@ -75,30 +74,20 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
     co_return Result<void>{};
 }
 
-Result<void> Guests::open_fabric() {
-    if (!fabric_) {
-        auto opened = xen::open_fabric(deps_.executor, deps_.clock, deps_.log);
-        if (!opened) {
-            return std::move(opened).error();
-        }
-        fabric_ = std::move(*opened);
+Result<void> Guests::open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint) {
+    auto fabric = xen_.get();
+    if (!fabric) {
+        return std::move(fabric).error();
     }
-    if (!fabric_started_) {
-        fabric_->start();
-        fabric_started_ = true;
-    }
-    return {};
-}
-
-void Guests::open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint) {
     guest::XenGuestOptions guest;
     guest.endpoint = endpoint;
     guest.uuid = options.uuid;
     guest.localities = options.localities;
-    devices_.push_back(std::make_unique<guest::XenGuest>(std::move(guest), *fabric_, deps_.clock, deps_.log));
+    devices_.push_back(std::make_unique<guest::XenGuest>(std::move(guest), **fabric, deps_.clock, deps_.log));
     ++devices_running_;
     std::string name = to_string(guest::Endpoint(endpoint));
     group_.spawn(name, run_device(*devices_.back(), name));
+    return {};
 }
 
 Task<> Guests::run_device(guest::XenGuest& device, std::string name) {
@@ -148,11 +137,7 @@ Task<> Guests::stop(Clock::duration patience) {
     servers_.clear(); // with the sockets' files
     sockets_.clear();
     co_await group_.join();
-    if (fabric_started_) {
-        devices_.clear();
-        co_await fabric_->stop();
-        fabric_started_ = false;
-    }
+    devices_.clear();
 }
 
 } // namespace vtpmd::instance

@@ -4,6 +4,7 @@
 #include "guest/socket_server.hpp"
 #include "guest/xen_guest.hpp"
 #include "instance/options.hpp"
+#include "instance/xen_access.hpp"
 #include "util/runtime.hpp"
 #include "util/task_group.hpp"
 
@@ -14,8 +15,7 @@ namespace vtpmd::instance {
 
 class Guests {
   public:
-    /// `fabric`: what stands for the machine's Xen (tests); nullptr: the machine's own, opened when an endpoint needs it.
-    explicit Guests(RuntimeDeps deps, std::unique_ptr<xen::Fabric> fabric = nullptr);
+    Guests(RuntimeDeps deps, XenAccess& xen);
     Guests(const Guests&) = delete;
     Guests& operator=(const Guests&) = delete;
     /// After stop().
@@ -33,7 +33,6 @@ class Guests {
     [[nodiscard]] const Result<void>& outcome() const noexcept { return outcome_; }
     /// Whether a guest may come back for its registers (`xl restore`): one of its Xen devices has been there.
     [[nodiscard]] bool had_xen_guest() const noexcept { return had_xen_guest_; }
-    [[nodiscard]] xen::Fabric* fabric() noexcept { return fabric_.get(); }
 
   private:
     struct Socket {
@@ -41,13 +40,11 @@ class Guests {
         guest::SocketListeners listeners;
     };
     Task<Result<void>> open_socket(InstanceOptions& options, guest::Endpoint endpoint);
-    Result<void> open_fabric();
-    void open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint);
+    Result<void> open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint);
     Task<> run_device(guest::XenGuest& device, std::string name);
 
     RuntimeDeps deps_;
-    std::unique_ptr<xen::Fabric> fabric_;
-    bool fabric_started_ = false;
+    XenAccess& xen_;
     std::vector<Socket> sockets_;
     std::vector<std::unique_ptr<guest::SocketServer>> servers_;
     std::vector<std::unique_ptr<guest::XenGuest>> devices_;

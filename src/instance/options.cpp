@@ -50,6 +50,15 @@ Result<std::vector<unsigned>> parse_pcr_list(std::string_view text) {
 
 Result<ManagerAddress> parse_manager_address(std::string_view text) {
     ManagerAddress address;
+    if (text == "xen" || text.starts_with("xen:")) {
+        auto handle =
+            text == "xen" ? Result<std::uint64_t>(std::uint64_t{0}) : parse_number(text.substr(4), 0xFFFFFFFF);
+        if (!handle) {
+            return make_error(Errc::usage, "--manager={}: xen or xen:HANDLE, a number, is needed", text);
+        }
+        address.xen_handle = static_cast<std::uint32_t>(*handle);
+        return address;
+    }
     for (std::string_view part : split(text, ',')) {
         if (part.starts_with("fd:") && !address.inherited_fd) {
             auto fd = parse_number(part.substr(3), 1U << 20);
@@ -59,11 +68,9 @@ Result<ManagerAddress> parse_manager_address(std::string_view text) {
             address.inherited_fd = static_cast<int>(*fd);
         } else if (part.starts_with("unix:/") && address.path.empty()) {
             address.path = part.substr(5);
-        } else if (part == "xen" || part.starts_with("xen:")) {
-            return make_error(Errc::unsupported, "--manager={}: this version reaches its manager by unix:PATH only",
-                              text);
         } else {
-            return make_error(Errc::usage, "--manager={}: unix:PATH with an absolute path is needed", text);
+            return make_error(Errc::usage, "--manager={}: unix:PATH with an absolute path, or xen[:HANDLE], is needed",
+                              text);
         }
     }
     return address;

@@ -24,16 +24,17 @@ enum class Startup { clear, save, deactivated };
 
 /// Where the manager is: an inherited connected socket first, if there is one, then a path.
 struct ManagerAddress {
-    std::optional<int> inherited_fd; ///< "fd:N": used once; when it breaks, the path is tried
-    std::string path;                ///< "unix:PATH"; empty: no way back once the inherited socket breaks
+    std::optional<int> inherited_fd;         ///< "fd:N": used once; when it breaks, the path is tried
+    std::string path;                        ///< "unix:PATH"; empty: no way back once the inherited socket breaks
+    std::optional<std::uint32_t> xen_handle; ///< "xen[:HANDLE]": the manager is in another domain; alone
     friend bool operator==(const ManagerAddress&, const ManagerAddress&) = default;
 };
-/// "unix:PATH", or what a spawning manager passes: "fd:N" or "fd:N,unix:PATH". Errc::usage, unsupported (xen).
+/// "unix:PATH", or what a spawning manager passes: "fd:N" or "fd:N,unix:PATH"; or "xen[:HANDLE]". Errc::usage.
 [[nodiscard]] Result<ManagerAddress> parse_manager_address(std::string_view text);
 
 struct InstanceOptions {
     Uuid uuid;
-    ManagerAddress manager{std::nullopt, "/run/vtpmd/manager.sock"};
+    ManagerAddress manager{std::nullopt, "/run/vtpmd/manager.sock", std::nullopt};
     std::string state_path; ///< empty: default_state_path(uuid)
     bool create = false;
     /// Not given: as the image says; 2.0 for a new one. Given and different from the image's: refused.

@@ -4,6 +4,7 @@
 #include "instance/instance.hpp"
 #include "instance/manager_link.hpp"
 #include "instance/open_vtpm.hpp"
+#include "instance/ring_channel.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"
 
@@ -51,11 +52,22 @@ Task<Result<T>> unless_stopped(StopSignal& stop, Task<Result<T>> part) {
     co_return make_error(Errc::canceled, "asked to stop before it was ready");
 }
 
+Result<proto::ManagerClient::Connect> connector(const ManagerAddress& address, RuntimeDeps deps, XenAccess& xen) {
+    if (!address.xen_handle) {
+        return manager_connector(address, deps.executor, deps.clock);
+    }
+    auto fabric = xen.get();
+    if (!fabric) {
+        return in_context(std::move(fabric).error(), "--manager=xen");
+    }
+    return ring_connector(**fabric, *address.xen_handle);
+}
+
 /// From the image that was found to the end.
 Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps deps, FoundImage found, BlockIo& io,
-                                  Guests& guests) {
+                                  XenAccess& xen, Guests& guests) {
     const TpmVersion version = found.version;
-    auto connect = manager_connector(options.manager, deps.executor, deps.clock);
+    auto connect = connector(options.manager, deps, xen);
     if (!connect) {
         co_return std::move(connect).error();
     }
@@ -94,7 +106,7 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
 }
 
 /// From the image to the end; the guests still have to be stopped.
-Task<Result<void>> run_with_guests(InstanceOptions& options, RuntimeDeps deps, Guests& guests) {
+Task<Result<void>> run_with_guests(InstanceOptions& options, RuntimeDeps deps, XenAccess& xen, Guests& guests) {
     auto io = make_block_io(deps.executor);
     if (!io) {
         co_return std::move(io).error();
@@ -115,7 +127,7 @@ Task<Result<void>> run_with_guests(InstanceOptions& options, RuntimeDeps deps, G
     if (!opened) {
         co_return opened;
     }
-    co_return co_await run_with_image(options, deps, std::move(*found), **io, guests);
+    co_return co_await run_with_image(options, deps, std::move(*found), **io, xen, guests);
 }
 
 } // namespace
@@ -127,9 +139,11 @@ Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
     if (options.guests.empty()) {
         options.guests.push_back(default_endpoint(options.uuid));
     }
-    Guests guests(deps);
-    auto ended = co_await run_with_guests(options, deps, guests);
+    XenAccess xen(deps);
+    Guests guests(deps, xen);
+    auto ended = co_await run_with_guests(options, deps, xen, guests);
     co_await guests.stop(Clock::duration::zero());
+    co_await xen.stop();
     if (!guests.outcome()) {
         co_return guests.outcome(); // it made everything else end
     }

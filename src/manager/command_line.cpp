@@ -35,9 +35,9 @@ constexpr OptionSpec specs[] = {
      true},
     {"state-dir", "DIR", "where spawned instances keep their images (default /var/lib/vtpmd)"},
     {"run-dir", "DIR", "where spawned instances put their guests' sockets (default /run/vtpmd)"},
-    {"xen", "guests",
-     "guests: with --spawn, start an instance for every vTPM device that Xen's toolstack makes with this domain as "
-     "back end",
+    {"xen", "guests|vtpms",
+     "this domain's vTPM devices in Xen's toolstack are guests' (with --spawn each gets an instance), or vTPM domains' "
+     "(each reaches the manager by its ring)",
      true},
     {"tpm-version", "VERSION", "1.2 or 2.0: what a spawned instance makes for a new UUID (default 2.0)"},
     {"locality-policy", "SUBJECT=LIST", "passed on to spawned instances, see --mode=instance --help", true},
@@ -125,10 +125,15 @@ Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
     out.spawn.state_dir = line.get_or("state-dir", out.spawn.state_dir);
     out.spawn.run_dir = line.get_or("run-dir", out.spawn.run_dir);
     for (const std::string& text : line.all("xen")) {
-        if (text != "guests") {
-            return make_error(Errc::usage, "--xen={}: expected guests", printable(text));
+        if (text != "guests" && text != "vtpms") {
+            return make_error(Errc::usage, "--xen={}: expected guests or vtpms", printable(text));
         }
-        out.xen.guests = true;
+        (text == "guests" ? out.xen.guests : out.xen.vtpms) = true;
+    }
+    if (out.xen.guests && out.xen.vtpms) {
+        // A guest that were taken for a vTPM domain could ask for its vTPM's key.
+        return make_error(Errc::usage, "--xen=guests and --xen=vtpms: the devices of one back-end domain are either "
+                                       "guests' or vTPM domains'; run the guests' instances in another domain");
     }
     if (auto version = line.get("tpm-version")) {
         if (*version != "1.2" && *version != "2.0") {

@@ -81,10 +81,16 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         co_return count(Request::hello, std::move(reply));
     }
     Task<Result<void>> save_hash_key(SecretBytes hash_key) override {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return count(Request::save, std::move(open));
+        }
         auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
         co_return count(Request::save, std::move(saved));
     }
     Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return count(Request::load, Result<std::optional<SecretBytes>>(open.error()));
+        }
         auto key = co_await service_.parts_.vault.load_key(*uuid_);
         co_return count(Request::load, std::move(key));
     }
@@ -103,6 +109,25 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         auto& o = service_.counters_.of(what);
         ++(outcome ? o.done : is_refusal(outcome.error().code) ? o.refused : o.failed);
         return outcome;
+    }
+
+    /// The hello that a peer left out, where the transport names the vTPM.
+    Task<Result<void>> open_unasked() {
+        if (opened_) {
+            co_return Result<void>{};
+        }
+        if (!info_.made_for) {
+            co_return make_error(Errc::permission, "a request before the hello");
+        }
+        const auto* known = service_.parts_.vault.registry().find(*info_.made_for);
+        // Whoever sends no hello is one of Xen's stub domains, or was greeted by an earlier manager: TPM 1.2, or what it was.
+        proto::HelloRequest request{.uuid = *info_.made_for,
+                                    .version = known != nullptr ? known->version : TpmVersion::tpm12};
+        auto greeted = co_await greet(request);
+        if (!greeted) {
+            co_return greeted.error();
+        }
+        co_return Result<void>{};
     }
 
     Task<Result<proto::HelloReply>> greet(proto::HelloRequest request) {
@@ -139,6 +164,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
                                  to_string(vtpm->version), to_string(request.version));
         }
         log.info("vTPM {} opened by {}", request.uuid, peer());
+        opened_ = true;
         co_return proto::HelloReply{.known = true,
                                     .has_record = vtpm->sequence != 0,
                                     .may_create = service_.options_.auto_create,
@@ -168,6 +194,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     std::shared_ptr<asio::steady_timer> ended_;
 
     std::optional<Uuid> uuid_; ///< held
+    bool opened_ = false;      ///< and greeted
     bool receiving_ = false;
 };
 
@@ -186,8 +213,9 @@ Task<> KeyService::serve(std::unique_ptr<proto::Channel> channel, LinkInfo link)
         channel->close();
         co_return;
     }
+    const bool hello_required = !link.named_by_transport;
     Session session(*this, std::move(channel), std::move(link));
-    proto::ServeOptions options{.hello_required = true, .hello_deadline = options_.hello_deadline};
+    proto::ServeOptions options{.hello_required = hello_required, .hello_deadline = options_.hello_deadline};
     auto ended = co_await proto::serve(session, session, parts_.clock, parts_.log, std::move(options));
     if (!ended && (ended.error().code == Errc::protocol || ended.error().code == Errc::timed_out)) {
         ++counters_.links_broken;
@@ -217,6 +245,9 @@ Task<Result<void>> KeyService::claim(Uuid uuid, Session& session) {
             co_return Result<void>{};
         }
         Session* holder = it->second;
+        if (holder == &session) {
+            co_return Result<void>{}; // greeted once before, and refused
+        }
         const auto left = deadline - parts_.clock.now();
         if (holder == nullptr || !holder->peer_gone() || left <= Clock::duration::zero()) {
             std::string who = holder == nullptr ? "the manager" : holder->peer();

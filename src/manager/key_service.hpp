@@ -19,6 +19,8 @@ namespace vtpmd::manager {
 struct LinkInfo {
     /// The link was made for this vTPM, and a hello that names another is refused.
     std::optional<Uuid> made_for;
+    /// The transport itself says which vTPM this is (made_for, a Xen ring): a hello is welcome but not needed.
+    bool named_by_transport = false;
     /// Tells whether the peer is gone, though nobody may have read the end of the stream yet. Empty: not known.
     std::function<bool()> peer_gone;
     /// Answer to GET_BOOT_HASH: SHA-1 of the peer's XSM label (WIRE: "kernel hash"). A process on this host has no label,

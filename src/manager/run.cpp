@@ -5,6 +5,7 @@
 #include "manager/supervisor.hpp"
 #include "manager/vault.hpp"
 #include "manager/xen_guests.hpp"
+#include "manager/xen_rings.hpp"
 #include "util/deadline.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"
@@ -74,6 +75,9 @@ class Manager {
         if (xen_guests_) {
             tasks_.spawn("Xen guests", xen_guests_->run());
         }
+        if (xen_rings_) {
+            tasks_.spawn("vTPM domains", xen_rings_->run());
+        }
         if (options_.spawn.enabled && (!options_.xen.guests || !options_.spawn.only.empty())) {
             for (const Uuid& uuid : supervisor_.choose(vault_->registry())) {
                 supervisor_.keep(uuid);
@@ -112,7 +116,7 @@ class Manager {
     }
 
     Result<void> open_xen() {
-        if (!options_.xen.guests) {
+        if (options_.xen == XenOptions{}) {
             return {};
         }
         auto fabric = xen::open_fabric(deps_.executor, deps_.clock, deps_.log);
@@ -121,9 +125,15 @@ class Manager {
         }
         fabric_ = std::move(*fabric);
         fabric_->start();
-        xen_guests_ = std::make_unique<XenGuests>(
-            options_.spawn.enabled,
-            XenGuests::Parts{.fabric = *fabric_, .supervisor = supervisor_, .clock = deps_.clock, .log = deps_.log});
+        if (options_.xen.guests) {
+            xen_guests_ = std::make_unique<XenGuests>(
+                options_.spawn.enabled,
+                XenGuests::Parts{
+                    .fabric = *fabric_, .supervisor = supervisor_, .clock = deps_.clock, .log = deps_.log});
+        } else {
+            xen_rings_ = std::make_unique<XenRings>(XenRings::Parts{
+                .fabric = *fabric_, .service = service_, .links = links_, .clock = deps_.clock, .log = deps_.log});
+        }
         return {};
     }
 
@@ -150,11 +160,15 @@ class Manager {
         }
         // Instances first: they save what they are at.
         co_await supervisor_.stop(children_patience);
+        if (xen_rings_) {
+            co_await xen_rings_->stop();
+        }
+        co_await end_links();
+        xen_rings_.reset();
         if (fabric_) {
             co_await fabric_->stop();
             fabric_.reset();
         }
-        co_await end_links();
         auto closed = co_await vault_->close();
         if (failure_) {
             co_return *failure_;
@@ -194,6 +208,7 @@ class Manager {
     Supervisor supervisor_;
     std::unique_ptr<xen::Fabric> fabric_; ///< with --xen
     std::unique_ptr<XenGuests> xen_guests_;
+    std::unique_ptr<XenRings> xen_rings_;
     std::unique_ptr<Listener> listener_;
     bool own_socket_ = false;
     std::optional<Error> failure_;

@@ -7,14 +7,14 @@
 #pragma once
 
 #include "manager/supervisor.hpp"
-#include "ring/back_device.hpp"
+#include "manager/xen_devices.hpp"
 #include "util/fifo_lock.hpp"
 
 #include <map>
 
 namespace vtpmd::manager {
 
-class XenGuests {
+class XenGuests final : private XenDevices::Observer {
   public:
     /// All of it outlives this.
     struct Parts {
@@ -27,34 +27,30 @@ class XenGuests {
     XenGuests(bool spawn, Parts parts);
 
     /// Follows xenstore until cancelled.
-    Task<> run();
+    Task<> run() { return watched_.run(); }
     /// After run(). The instances are left alone: their guests run, and must not lose their TPMs because the manager is started
     /// again; the next one finds them.
     Task<> stop();
 
-    [[nodiscard]] std::size_t devices() const noexcept { return devices_.size(); }
+    [[nodiscard]] std::size_t devices() const noexcept { return watched_.size(); }
 
   private:
     struct Device {
         ring::DeviceId id;
         std::shared_ptr<Charge> charge;
     };
-    Task<> scan();
-    Task<> look_at(ring::DeviceId id);
-    Task<> add(ring::DeviceId id, Uuid uuid);
-    void remove(ring::DeviceId id);
+    Task<bool> appeared(ring::DeviceId id, Uuid uuid) override;
+    void gone(ring::DeviceId id) override;
     Task<> serve(Device device);
     void warn(const Error& e);
 
     const bool spawn_;
     Parts parts_;
+    XenDevices watched_;
     std::map<ring::DeviceId, Device> devices_;
     std::unordered_map<Uuid, std::shared_ptr<FifoLock>> turns_; ///< of the devices that want one vTPM
     RateLimit limit_;
     TaskGroup group_;
 };
-
-/// The device in a changed path, "backend/vtpm/3/0/state"; nullopt for one above that, or anything else.
-[[nodiscard]] std::optional<ring::DeviceId> device_of_path(std::string_view path);
 
 } // namespace vtpmd::manager

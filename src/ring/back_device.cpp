@@ -1,6 +1,7 @@
 #include "ring/back_device.hpp"
 
 #include "util/cancelled.hpp"
+#include "util/shielded.hpp"
 #include "util/text.hpp"
 
 #include <array>
@@ -89,9 +90,9 @@ Task<BackDevice::Ended> BackDevice::run() {
     watching_.spawn("watch of " + directory_, pass_on(*own_watch_));
     Ended how = co_await serve();
     co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
-    co_await disconnect(options_.patience);
     watching_.cancel();
     co_await watching_.join();
+    (void)co_await disconnect(options_.patience);
     front_watch_.reset();
     own_watch_.reset();
     co_return how;
@@ -210,7 +211,13 @@ Task<BackDevice::Step> BackDevice::act(BackHandshake::Action action, DeviceFacts
     if (action == Action::none) {
         co_return Step::rest;
     }
-    co_await disconnect(Clock::duration::zero()); // whoever sent the request that runs does not wait for it any more
+    // Whoever sent the request that runs does not wait for it any more. Beside this task, since joining would make it deaf to
+    // being cancelled.
+    auto disconnected =
+        co_await shielded(watching_, directory_ + " disconnecting", disconnect(Clock::duration::zero()));
+    if (!disconnected) {
+        co_return Step::rest;
+    }
     Result<void> done;
     switch (action) {
     case Action::none:
@@ -274,11 +281,12 @@ Task<Result<void>> BackDevice::connect(RingOffer offer) {
     co_return said;
 }
 
-Task<> BackDevice::disconnect(Clock::duration patience) {
+Task<bool> BackDevice::disconnect(Clock::duration patience) {
     if (ring_) {
         co_await ring_->stop(patience);
         ring_.reset();
     }
+    co_return true;
 }
 
 Task<Result<void>> BackDevice::write_state(XenbusState state) {

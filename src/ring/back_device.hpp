@@ -72,7 +72,7 @@ class BackDevice {
     Task<> look_at_front(DeviceFacts& facts);
     Task<Step> act(BackHandshake::Action action, DeviceFacts facts);
     Task<Result<void>> connect(RingOffer offer);
-    Task<> disconnect(Clock::duration patience);
+    Task<bool> disconnect(Clock::duration patience);
     Task<Result<void>> write_state(XenbusState state);
     void warn(std::string_view what);
 

@@ -27,7 +27,10 @@ TEST_SUITE("instance") {
             REQUIRE_FALSE(parse_manager_address(bad));
             CHECK(parse_manager_address(bad).error().code == Errc::usage);
         }
-        CHECK(parse_manager_address("xen:0").error().code == Errc::unsupported);
+        CHECK(parse_manager_address("xen")->xen_handle == 0U);
+        CHECK(parse_manager_address("xen:3")->xen_handle == 3U);
+        CHECK(parse_manager_address("xen:").error().code == Errc::usage);
+        CHECK(parse_manager_address("xen:x").error().code == Errc::usage);
     }
 
     TEST_CASE("startup modes") {

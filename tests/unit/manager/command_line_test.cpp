@@ -59,6 +59,8 @@ TEST_SUITE("manager") {
         CHECK(o->xen.guests);
         CHECK(o->spawn.tpm_version == TpmVersion::tpm12);
         CHECK(o->spawn.extra_arguments == std::vector<std::string>{"--locality-policy=*=0,2"});
+        CHECK(parse({"--xen=vtpms"})->xen == XenOptions{.vtpms = true});
+        CHECK(parse({"--xen=guests", "--xen=vtpms"}).error().code == Errc::usage);
         CHECK(parse({"--xen=dom0"}).error().code == Errc::usage);
         CHECK(parse({"--tpm-version=2"}).error().code == Errc::usage);
     }
