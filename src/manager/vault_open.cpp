@@ -67,7 +67,8 @@ Task<Result<void>> Vault::do_create() {
         if (auto taken = co_await take_up(); !taken) {
             co_return taken;
         }
-    } else if (existing.error().code == Errc::busy || existing.error().code == Errc::permission) {
+    } else if (const Errc code = existing.error().code;
+               code == Errc::busy || code == Errc::lingering || code == Errc::permission) {
         co_return existing.error();
     } // anything else: whether a store can be made there is for the store to say
     if (auto made = co_await make_keys(); !made) {

@@ -20,6 +20,7 @@ Status status_of(Errc code) noexcept {
     case Errc::tombstone:
         return Status::vendor_tombstone;
     case Errc::busy:
+    case Errc::lingering:
         return Status::vendor_busy;
     case Errc::permission:
         return Status::vendor_permission;

@@ -185,23 +185,40 @@ Error busy_error(const std::string& path, pid_t holder) {
     return make_error(Errc::busy, "{}: in use by another process", path);
 }
 
+// Two locks, on ranges of their own, far beyond any content. The open file description's decides: it is there as long as
+// anything can still write through it, so also while the kernel finishes the requests of a process that was killed. The
+// process' own, on one byte behind it, tells who that is; it goes at once when the process ends, before the other.
+constexpr off_t marker_at = off_t{1} << 62;
+
+struct flock write_lock(off_t from, off_t length) {
+    struct flock lock {};
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = from;
+    lock.l_len = length;
+    return lock;
+}
+
+Error held_by_another(int fd, const std::string& path, const struct stat& st) {
+    struct flock marker = write_lock(marker_at, 1);
+    if (::fcntl(fd, F_OFD_GETLK, &marker) == 0 && marker.l_type == F_UNLCK) {
+        return make_error(Errc::lingering,
+                          "{}: a process that has ended holds it still, its last requests are not done", path);
+    }
+    return busy_error(path, marker.l_pid > 0 ? marker.l_pid : flock_holder(st));
+}
+
 Result<void> lock(int fd, const std::string& path, const struct stat& st) {
     if (S_ISBLK(st.st_mode) && ::flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        return errno == EWOULDBLOCK ? busy_error(path, flock_holder(st)) : errno_error(errno, path + ": flock");
+        return errno == EWOULDBLOCK ? held_by_another(fd, path, st) : errno_error(errno, path + ": flock");
     }
-    struct flock whole {};
-    whole.l_type = F_WRLCK;
-    whole.l_whence = SEEK_SET;
+    struct flock whole = write_lock(0, marker_at);
     if (::fcntl(fd, F_OFD_SETLK, &whole) < 0) {
-        if (errno != EAGAIN && errno != EACCES) {
-            return errno_error(errno, path + ": lock");
-        }
-        // An open file description's lock has no owner to name (pid -1); a process' one does.
-        struct flock held {};
-        held.l_type = F_WRLCK;
-        held.l_whence = SEEK_SET;
-        const bool told = ::fcntl(fd, F_OFD_GETLK, &held) == 0 && held.l_type != F_UNLCK && held.l_pid > 0;
-        return busy_error(path, told ? held.l_pid : 0);
+        return errno == EAGAIN || errno == EACCES ? held_by_another(fd, path, st) : errno_error(errno, path + ": lock");
+    }
+    struct flock marker = write_lock(marker_at, 1);
+    if (::fcntl(fd, F_SETLK, &marker) < 0) {
+        return errno == EAGAIN || errno == EACCES ? held_by_another(fd, path, st) : errno_error(errno, path + ": lock");
     }
     return {};
 }

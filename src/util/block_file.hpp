@@ -52,7 +52,8 @@ class BlockIo {
   public:
     virtual ~BlockIo() = default;
     /// Opens and locks (open file description lock; a device also with flock, and O_EXCL against mounts): Errc::busy names
-    /// the file, and the holder where the kernel tells, if another process holds it. The lock goes with the process.
+    /// the file and, where the kernel tells, the process that holds it. The lock goes with the process, but only once the
+    /// kernel has finished its last requests: until then it is Errc::lingering.
     virtual Result<std::unique_ptr<BlockFile>> open(const std::string& path, OpenMode mode) = 0;
 };
 

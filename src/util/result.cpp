@@ -74,6 +74,7 @@ int exit_code(Errc code) noexcept {
     case Errc::too_large:
         return EX_PROTOCOL;
     case Errc::busy:
+    case Errc::lingering:
     case Errc::timed_out:
     case Errc::closed:
     case Errc::canceled:

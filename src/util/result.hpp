@@ -16,6 +16,7 @@ enum class Errc {
     not_found,    ///< a file, record or index that is not there
     exists,       ///< it is there already and must not be replaced
     busy,         ///< somebody else has it open
+    lingering,    ///< a process that has ended has it open: the kernel will free it
     permission,   ///< the operating system or a policy says no
     io,           ///< read, write or sync failed (EIO and the like)
     no_space,     ///< the disk or the image is full; nothing was overwritten

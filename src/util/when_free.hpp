@@ -13,15 +13,25 @@ namespace vtpmd {
 
 inline constexpr Clock::duration dying_process_patience = std::chrono::seconds(3);
 
+/// While the kernel finishes what a killed process has asked of a slow disk.
+inline constexpr Clock::duration lingering_patience = std::chrono::seconds(60);
+
 /// Calls `open`, a coroutine function that returns a Result, until it gives anything but Errc::busy, for at most
-/// `patience`. What `open` refers to must outlive the call.
+/// `patience`, or Errc::lingering, for at most lingering_patience. What `open` refers to must outlive the call.
 template <typename Open>
 auto when_free(Clock& clock, Clock::duration patience, Open open) -> decltype(open()) {
     constexpr auto step = std::chrono::milliseconds(20);
-    const Clock::time_point end = clock.now() + patience;
+    const Clock::time_point begin = clock.now();
     for (;;) {
         auto opened = co_await open();
-        if (opened || opened.error().code != Errc::busy || clock.now() + step > end) {
+        if (opened) {
+            co_return opened;
+        }
+        const Errc code = opened.error().code;
+        const Clock::duration limit = code == Errc::busy        ? patience
+                                      : code == Errc::lingering ? lingering_patience
+                                                                : Clock::duration::zero();
+        if (clock.now() + step > begin + limit) {
             co_return opened;
         }
         if (auto cancelled = co_await clock.sleep_for(step)) {

@@ -104,27 +104,46 @@ TEST_SUITE("util") {
             CHECK(second.error().message.find(dir.file("a")) != std::string::npos);
         }
         std::array<int, 2> ready{};
+        std::array<int, 2> proceed{};
         REQUIRE(::pipe(ready.data()) == 0);
+        REQUIRE(::pipe(proceed.data()) == 0);
         const pid_t child = ::fork();
         if (child == 0) {
             // No loop in the child: open(2) and the lock need none, and it must not touch the parent's ring.
             const int fd = ::open(dir.file("a").c_str(), O_RDWR);
             struct flock whole {};
             whole.l_type = F_WRLCK;
-            const char ok = ::fcntl(fd, F_OFD_SETLK, &whole) == 0 ? 'y' : 'n';
-            (void)!::write(ready[1], &ok, 1);
+            whole.l_len = off_t{1} << 62;
+            struct flock marker = whole;
+            marker.l_start = whole.l_len;
+            marker.l_len = 1;
+            bool ok = ::fcntl(fd, F_OFD_SETLK, &whole) == 0 && ::fcntl(fd, F_SETLK, &marker) == 0;
+            (void)!::write(ready[1], ok ? "y" : "n", 1);
+            (void)!::read(proceed[0], &ok, 1);
+            // As when the process has ended and the kernel still finishes its requests: its own locks are gone.
+            marker.l_type = F_UNLCK;
+            ok = ::fcntl(fd, F_SETLK, &marker) == 0;
+            (void)!::write(ready[1], ok ? "y" : "n", 1);
             ::pause();
             ::_exit(0);
         }
         char locked = 0;
         REQUIRE(::read(ready[0], &locked, 1) == 1);
         CHECK(locked == 'y');
-        CHECK(io->open(dir.file("a"), OpenMode::existing).error().code == Errc::busy);
+        auto taken = io->open(dir.file("a"), OpenMode::existing);
+        REQUIRE_FALSE(taken);
+        CHECK(taken.error().code == Errc::busy);
+        CHECK(taken.error().message.find(fmt::format("pid {}", child)) != std::string::npos);
+        REQUIRE(::write(proceed[1], "p", 1) == 1);
+        REQUIRE(::read(ready[0], &locked, 1) == 1);
+        CHECK(locked == 'y');
+        CHECK(io->open(dir.file("a"), OpenMode::existing).error().code == Errc::lingering);
         ::kill(child, SIGKILL);
         ::waitpid(child, nullptr, 0);
         CHECK(io->open(dir.file("a"), OpenMode::existing).has_value());
-        ::close(ready[0]);
-        ::close(ready[1]);
+        for (int fd : {ready[0], ready[1], proceed[0], proceed[1]}) {
+            ::close(fd);
+        }
     }
 
     TEST_CASE_FIXTURE(Fixture, "block file: more operations at once than the ring has entries") {
