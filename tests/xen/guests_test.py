@@ -205,7 +205,9 @@ class Guests(Host):
         domid = guest.domid()
         # TPM2_CreatePrimary of an RSA key takes seconds here; one after the other.
         guest.sh("(while tpm2_createprimary -T device:/dev/tpm0 -G rsa -c /run/key; do :; done >/run/created 2>&1 &) >/dev/null 2>&1; "
-                 "sleep 2; grep -q createprimary /proc/[0-9]*/cmdline || { cat /run/created; false; }")
+                 "seen=false; for i in $(seq 100); do "
+                 "if cat /proc/[0-9]*/comm 2>/dev/null | grep -q '^tpm2_createprim'; then seen=true; break; fi; "
+                 "sleep 0.1; done; $seen || { cat /run/created; false; }")
         text = self.dom0.sh(f"s=$(cut -d' ' -f1 /proc/uptime); xl destroy {guest.name}; echo $s $(cut -d' ' -f1 /proc/uptime)")
         begin, end = (float(n) for n in text.split()[-2:])
         self.assertLess(end - begin, 2.0 * harness.SLOW)
