@@ -135,6 +135,7 @@ std::vector<std::string> kernel_tpms(const std::filesystem::path& sysfs_class) {
     }
     std::sort(numbers.begin(), numbers.end());
     std::vector<std::string> names;
+    names.reserve(numbers.size());
     for (const std::uint64_t n : numbers) {
         names.push_back(fmt::format("{}{}", prefix, n));
     }

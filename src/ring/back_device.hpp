@@ -14,7 +14,8 @@ namespace vtpmd::ring {
 struct DeviceId {
     xen::DomId domain = 0; ///< the front end's
     std::uint32_t handle = 0;
-    friend auto operator<=>(const DeviceId&, const DeviceId&) = default;
+    friend auto operator<=>(const DeviceId&,
+                            const DeviceId&) = default; // NOLINT(modernize-use-nullptr): clang-tidy 14 and <=>
 };
 /// "backend/vtpm/3/0", relative to the own domain.
 [[nodiscard]] std::string back_directory(const DeviceId& id);
