@@ -58,9 +58,9 @@ Bytes Page::read(const PageHeader& header, std::size_t length, ByteView extra) c
     }
     Bytes out(length);
     const std::size_t here = std::min(length, first_.size() - at);
-    std::memcpy(out.data(), first_.data() + at, here);
+    std::copy_n(first_.data() + at, here, out.data());
     if (length > here) {
-        std::memcpy(out.data() + here, extra.data(), length - here);
+        std::copy_n(extra.data(), length - here, out.data() + here);
     }
     forget_shared();
     return out;
@@ -72,9 +72,10 @@ void Page::write(const PageHeader& header, ByteView data, MutByteView extra) noe
         std::abort();
     }
     const std::size_t here = std::min(data.size(), first_.size() - at);
-    std::memcpy(first_.data() + at, data.data(), here);
+    // An empty packet has no address; memcpy may not be given such, copy_n may.
+    std::copy_n(data.data(), here, first_.data() + at);
     if (data.size() > here) {
-        std::memcpy(extra.data(), data.data() + here, data.size() - here);
+        std::copy_n(data.data() + here, data.size() - here, extra.data());
     }
     write_once(first_.data() + length_at, static_cast<std::uint32_t>(data.size()));
 }

@@ -44,7 +44,10 @@ def main() -> int:
         print(f"tidy: .clang-tidy cannot be read\n{config.stderr}")
         return 1
 
-    jobs = []
+    # Without the build's precompiled header, which hides what a source forgets to include (and is another compiler's).
+    bare = cache / "commands"
+    bare.mkdir(exist_ok=True)
+    jobs, commands = [], []
     for entry in json.loads((build / "compile_commands.json").read_text()):
         path = (pathlib.Path(entry["directory"]) / entry["file"]).resolve()
         if src not in path.parents or path.suffix != ".cpp":
@@ -52,6 +55,7 @@ def main() -> int:
         files: dict[pathlib.Path, bytes] = {}
         closure(path, src, files)
         command = [a for a in shlex.split(entry["command"]) if a.startswith(("-D", "-I", "-std", "-isystem"))]
+        commands.append({"directory": entry["directory"], "file": str(path), "arguments": ["c++", *command, "-c", str(path)]})
         digest = hashlib.sha256(salt + "\0".join(command).encode())
         for name in sorted(files):
             digest.update(str(name.relative_to(top)).encode() + b"\0" + files[name] + b"\0")
@@ -60,12 +64,14 @@ def main() -> int:
         print(f"tidy: {build}/compile_commands.json names no source of {src}")
         return 1
 
+    (bare / "compile_commands.json").write_text(json.dumps(commands))
+
     def check(job):
         path, mark, _ = job
         if mark.exists():
             mark.touch()
             return path, 0, ""
-        run = subprocess.run([TIDY, "-p", str(build), "--quiet", "--extra-arg=-Wno-unknown-warning-option", str(path)],
+        run = subprocess.run([TIDY, "-p", str(bare), "--quiet", "--extra-arg=-Wno-unknown-warning-option", str(path)],
                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if run.returncode == 0:
             mark.touch()

@@ -5,6 +5,7 @@
 #include "run_task.hpp"
 #include "store/journal.hpp"
 #include "store/state_image.hpp"
+#include "test_data.hpp"
 #include "util/text.hpp"
 
 #include <cstdlib>
