@@ -13,6 +13,7 @@ import sys
 
 ALLOWED = {
     "util": set(),
+    "pch": set(),
     "tpm": set(),
     "xen": set(),
     "ring": {"xen", "tpm"},

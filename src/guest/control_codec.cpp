@@ -8,7 +8,7 @@ namespace vtpmd::guest {
 
 namespace {
 
-constexpr std::size_t command_size = 4;
+constexpr std::size_t command_code_size = 4;
 
 /// Bytes of the body before any variable part; nullopt: no such command.
 std::optional<std::size_t> fixed_body(std::uint32_t command) {
@@ -47,14 +47,14 @@ Result<std::size_t> control_size(ByteView so_far) {
     WireReader in(so_far);
     const std::uint32_t command = in.be32();
     if (!in.ok()) {
-        return command_size;
+        return command_code_size;
     }
-    const std::size_t fixed = command_size + fixed_body(command).value_or(0);
+    const std::size_t fixed = command_code_size + fixed_body(command).value_or(0);
     const bool hash = command == static_cast<std::uint32_t>(ControlCommand::hash_data);
     if ((!hash && command != static_cast<std::uint32_t>(ControlCommand::set_stateblob)) || so_far.size() < fixed) {
         return fixed;
     }
-    in.skip(fixed - command_size - 4);
+    in.skip(fixed - command_code_size - 4);
     const std::uint32_t n = in.be32();
     const std::size_t limit = hash ? hash_data_limit : state_blob_limit;
     if (n > limit) {

@@ -6,22 +6,22 @@ namespace vtpmd::guest {
 
 namespace {
 
-constexpr std::uint64_t highest_locality = 4;
+constexpr std::uint64_t highest_in_policy = 4;
 constexpr std::uint64_t highest_domain = 0x7FEF; // DOMID_FIRST_RESERVED - 1, xen/xen.h
 
 Error bad_rule(std::string_view rule) {
     return make_error(Errc::usage,
                       "--locality-policy={}: expected SUBJECT=LOCALITIES, with dom:N, label:LABEL or * and localities "
                       "from 0 to {} such as 0,2-3",
-                      printable(rule), highest_locality);
+                      printable(rule), highest_in_policy);
 }
 
 std::optional<Localities> parse_localities(std::string_view text) {
     Localities out;
     for (std::string_view part : split(text, ',')) {
         const auto dash = part.find('-');
-        auto first = parse_number(part.substr(0, dash), highest_locality);
-        auto last = dash == std::string_view::npos ? first : parse_number(part.substr(dash + 1), highest_locality);
+        auto first = parse_number(part.substr(0, dash), highest_in_policy);
+        auto last = dash == std::string_view::npos ? first : parse_number(part.substr(dash + 1), highest_in_policy);
         if (!first || !last || *first > *last) {
             return std::nullopt;
         }

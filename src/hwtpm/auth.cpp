@@ -18,7 +18,7 @@ SecretBytes without_trailing_zeros(ByteView v) {
     return SecretBytes(v);
 }
 
-Result<SecretBytes> sha1(ByteView data) {
+Result<SecretBytes> digest_of_password(ByteView data) {
     SecretBytes out(auth_size_12);
     if (EVP_Digest(data.data(), data.size(), uchar_ptr(out.mut()), nullptr, EVP_sha1(), nullptr) != 1) {
         return make_error(Errc::unsupported, "OpenSSL refuses SHA-1, which a TPM 1.2 needs");
@@ -36,7 +36,7 @@ Result<SecretBytes> parse_auth(std::string_view option, std::string_view text, T
     if (text.starts_with("text:")) {
         ByteView value = as_bytes(text.substr(5));
         if (v12) {
-            return sha1(value);
+            return digest_of_password(value);
         }
         if (value.size() > auth_limit_20) {
             return make_error(Errc::usage, "{}: a TPM 2.0 takes at most {} bytes", option, auth_limit_20);

@@ -22,13 +22,13 @@ constexpr const char* state_name = "tpm20.state";
 constexpr const char* next_name = "tpm20.state.new";
 constexpr const char* lock_name = "lock";
 
-std::array<std::byte, digest_size_sha256> sha256(ByteView data) {
+std::array<std::byte, digest_size_sha256> digest_of_file(ByteView data) {
     std::array<std::byte, digest_size_sha256> out{};
     EVP_Digest(data.data(), data.size(), uchar_ptr(MutByteView(out)), nullptr, EVP_sha256(), nullptr);
     return out;
 }
 
-Result<void> write_all(int fd, ByteView data, const std::string& what) {
+Result<void> write_whole(int fd, ByteView data, const std::string& what) {
     while (!data.empty()) {
         ssize_t n = ::write(fd, data.data(), data.size());
         if (n < 0 && errno == EINTR) {
@@ -54,7 +54,7 @@ SecretBytes encode_embedded_state(const EngineState& state) {
     for (ByteView part : {head.view(), state.permanent.view(), state.save_state.view()}) {
         at = std::copy(part.begin(), part.end(), at);
     }
-    const auto digest = sha256(out.view().first(out.size() - digest_size_sha256));
+    const auto digest = digest_of_file(out.view().first(out.size() - digest_size_sha256));
     std::copy(digest.begin(), digest.end(), at);
     return out;
 }
@@ -75,7 +75,7 @@ Result<EngineState> decode_embedded_state(ByteView file) {
     out.save_state = SecretBytes(r.bytes(saved));
     const std::size_t covered = r.position();
     const auto digest = r.array<digest_size_sha256>();
-    if (!r.expect_end() || digest != sha256(file.first(covered)) || out.permanent.empty()) {
+    if (!r.expect_end() || digest != digest_of_file(file.first(covered)) || out.permanent.empty()) {
         return make_error(Errc::corrupt, "the state of the embedded TPM is damaged ({} bytes)", file.size());
     }
     return out;
@@ -143,7 +143,7 @@ Result<void> EmbeddedState::replace(const EngineState& state) const {
         return errno_error(errno, path);
     }
     const SecretBytes file = encode_embedded_state(state);
-    if (auto r = write_all(fd.get(), file.view(), path); !r) {
+    if (auto r = write_whole(fd.get(), file.view(), path); !r) {
         return r;
     }
     if (::fsync(fd.get()) != 0) {

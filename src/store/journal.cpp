@@ -33,11 +33,11 @@ using journal::FrameType;
 using journal::Half;
 using journal::Position;
 
-constexpr SuperblockFormat format{"VTPMDMGR", 1, 65'536, "the image of a manager"};
-constexpr std::uint64_t halves_at = 2 * format.region;
+constexpr SuperblockFormat manager_format{"VTPMDMGR", 1, 65'536, "the image of a manager"};
+constexpr std::uint64_t halves_at = 2 * manager_format.region;
 constexpr std::size_t fixed_payload = 16;
 constexpr std::size_t chunk_size = 262'144;
-static_assert(ManagerImage::superblock_limit + fixed_payload <= superblock_payload_limit(format));
+static_assert(ManagerImage::superblock_limit + fixed_payload <= superblock_payload_limit(manager_format));
 static_assert(ManagerImage::append_limit + ManagerImage::prologue_limit + 4 <= journal::body_limit);
 
 /// The size of a half in an image of `size` bytes.
@@ -86,10 +86,10 @@ struct Waiter {
     asio::any_completion_handler<void()> done;
 };
 
-class Image final : public ManagerImage {
+class JournalImage final : public ManagerImage {
   public:
-    Image(std::unique_ptr<BlockFile> file, asio::any_io_executor executor, const Log& log, Superblock stored,
-          Fixed fixed)
+    JournalImage(std::unique_ptr<BlockFile> file, asio::any_io_executor executor, const Log& log, Superblock stored,
+                 Fixed fixed)
         : log_(log)
         , file_(std::move(file))
         , lock_(executor)
@@ -154,7 +154,7 @@ class Image final : public ManagerImage {
 
     Task<Result<void>> store_superblock(Fixed fixed, const Bytes& opaque) {
         Superblock next{uuid_, ++superblock_generation_, encode_payload(fixed, opaque)};
-        auto written = co_await write_superblock(*file_, format, std::move(next));
+        auto written = co_await write_superblock(*file_, manager_format, std::move(next));
         co_return written;
     }
 
@@ -724,7 +724,7 @@ Task<Result<std::unique_ptr<ManagerImage>>> do_create(std::unique_ptr<BlockFile>
         if (!read) {
             co_return read.error();
         }
-        blank = at == 0 ? creatable(format, chunk) : all_zero(chunk);
+        blank = at == 0 ? creatable(manager_format, chunk) : all_zero(chunk);
     }
     if (!blank) {
         co_return make_error(Errc::exists, "{}: holds something already; nothing was written", file->path());
@@ -736,16 +736,16 @@ Task<Result<std::unique_ptr<ManagerImage>>> do_create(std::unique_ptr<BlockFile>
     const Fixed fixed{false, half_size_for(size)};
     Superblock superblock{options.uuid, 1, encode_payload(fixed, options.superblock)};
     Superblock copy = superblock;
-    auto created = co_await create_superblock(*file, format, std::move(copy));
+    auto created = co_await create_superblock(*file, manager_format, std::move(copy));
     if (!created) {
         co_return created.error();
     }
     auto executor = co_await asio::this_coro::executor;
-    co_return std::make_unique<Image>(std::move(file), executor, log, std::move(superblock), fixed);
+    co_return std::make_unique<JournalImage>(std::move(file), executor, log, std::move(superblock), fixed);
 }
 
 Task<Result<std::unique_ptr<ManagerImage>>> do_open_image(std::unique_ptr<BlockFile> file, const Log& log) {
-    auto superblock = co_await open_superblock(*file, format, log);
+    auto superblock = co_await open_superblock(*file, manager_format, log);
     if (!superblock) {
         co_return superblock.error();
     }
@@ -764,7 +764,7 @@ Task<Result<std::unique_ptr<ManagerImage>>> do_open_image(std::unique_ptr<BlockF
                              file->size(), halves_at + 2 * fixed.half_size);
     }
     auto executor = co_await asio::this_coro::executor;
-    co_return std::make_unique<Image>(std::move(file), executor, log, std::move(*superblock), fixed);
+    co_return std::make_unique<JournalImage>(std::move(file), executor, log, std::move(*superblock), fixed);
 }
 
 } // namespace

@@ -29,8 +29,8 @@ namespace vtpmd::store {
 
 namespace {
 
-constexpr SuperblockFormat format{"VTPMDSTA", 1, 4096, "the image of a vTPM"};
-constexpr std::uint64_t slots_at = 2 * format.region;
+constexpr SuperblockFormat state_format{"VTPMDSTA", 1, 4096, "the image of a vTPM"};
+constexpr std::uint64_t slots_at = 2 * state_format.region;
 constexpr std::uint64_t file_capacity = 1'048'576;
 /// A device must have room for any state libtpms can have (176 KiB of NV memory and what belongs to it).
 constexpr std::uint64_t least_capacity = 262'144;
@@ -96,9 +96,9 @@ struct SlotContent {
     }
 };
 
-class Image final : public StateImage {
+class SlotImage final : public StateImage {
   public:
-    Image(std::unique_ptr<BlockFile> file, ImageIdentity identity, Superblock superblock, Geometry geometry)
+    SlotImage(std::unique_ptr<BlockFile> file, ImageIdentity identity, Superblock superblock, Geometry geometry)
         : file_(std::move(file))
         , identity_(identity)
         , superblock_(std::move(superblock))
@@ -290,7 +290,7 @@ class Image final : public StateImage {
         ++superblock_.generation;
         superblock_.payload = encode(marked);
         Superblock copy = superblock_;
-        auto written = co_await write_superblock(*file_, format, std::move(copy));
+        auto written = co_await write_superblock(*file_, state_format, std::move(copy));
         if (written) {
             geometry_ = marked;
         }
@@ -343,7 +343,7 @@ Task<Result<std::unique_ptr<StateImage>>> do_create(std::unique_ptr<BlockFile> f
     if (!slots) {
         co_return slots.error();
     }
-    if (*slots || !creatable(format, head)) {
+    if (*slots || !creatable(state_format, head)) {
         co_return make_error(Errc::exists, "{}: holds something already; nothing was written", file->path());
     }
     auto room = co_await file->allocate(0, slots_at);
@@ -353,16 +353,16 @@ Task<Result<std::unique_ptr<StateImage>>> do_create(std::unique_ptr<BlockFile> f
     const Geometry geometry{identity.version, false, capacity};
     Superblock superblock{identity.uuid, 1, encode(geometry)};
     Superblock copy = superblock;
-    auto created = co_await create_superblock(*file, format, std::move(copy));
+    auto created = co_await create_superblock(*file, state_format, std::move(copy));
     if (!created) {
         co_return created.error();
     }
-    co_return std::make_unique<Image>(std::move(file), identity, std::move(superblock), geometry);
+    co_return std::make_unique<SlotImage>(std::move(file), identity, std::move(superblock), geometry);
 }
 
 Task<Result<std::unique_ptr<StateImage>>> do_open(std::unique_ptr<BlockFile> file, ImageIdentity expected,
                                                   const Log& log) {
-    auto superblock = co_await open_superblock(*file, format, log);
+    auto superblock = co_await open_superblock(*file, state_format, log);
     if (!superblock) {
         co_return superblock.error();
     }
@@ -382,7 +382,7 @@ Task<Result<std::unique_ptr<StateImage>>> do_open(std::unique_ptr<BlockFile> fil
         co_return make_error(Errc::corrupt, "{}: the device has {} bytes, the image {}", file->path(), file->size(),
                              slots_at + 2 * geometry->capacity);
     }
-    co_return std::make_unique<Image>(std::move(file), expected, std::move(*superblock), *geometry);
+    co_return std::make_unique<SlotImage>(std::move(file), expected, std::move(*superblock), *geometry);
 }
 
 } // namespace
@@ -398,7 +398,7 @@ Task<Result<std::unique_ptr<StateImage>>> StateImage::open(std::unique_ptr<Block
 }
 
 Task<Result<ImageIdentity>> StateImage::identify(BlockFile& file) {
-    auto superblock = co_await peek_superblock(file, format);
+    auto superblock = co_await peek_superblock(file, state_format);
     if (!superblock) {
         co_return superblock.error();
     }

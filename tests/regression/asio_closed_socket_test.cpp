@@ -8,6 +8,8 @@
 #include <chrono>
 #include <vector>
 
+namespace asio_closed_socket_test {
+
 using namespace vtpmd;
 using namespace std::chrono_literals;
 using Socket = asio::local::stream_protocol::socket;
@@ -71,3 +73,5 @@ TEST_SUITE("regression") {
         CHECK(io.stopped());
     }
 }
+
+} // namespace asio_closed_socket_test

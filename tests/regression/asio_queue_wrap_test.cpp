@@ -8,6 +8,8 @@
 #include <array>
 #include <chrono>
 
+namespace asio_queue_wrap_test {
+
 using namespace vtpmd;
 using namespace std::chrono_literals;
 using Socket = asio::local::stream_protocol::socket;
@@ -54,3 +56,5 @@ TEST_SUITE("regression") {
         CHECK(finished == 800);
     }
 }
+
+} // namespace asio_queue_wrap_test

@@ -5,6 +5,8 @@
 #include "loop.hpp"
 #include "manager/group_key.hpp"
 
+namespace group_key_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using test::ApproverAgent;
@@ -160,3 +162,5 @@ TEST_SUITE("groups") {
         CHECK(host.open(group).error().code == Errc::pcr_mismatch);
     }
 }
+
+} // namespace group_key_test

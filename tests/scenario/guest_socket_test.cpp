@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+namespace guest_socket_test {
+
 using namespace vtpmd;
 using namespace vtpmd::guest;
 using namespace vtpmd::fakes;
@@ -301,3 +303,5 @@ TEST_SUITE("guest") {
         CHECK(adopt_listener(UniqueFd(::socket(AF_UNIX, SOCK_STREAM, 0)), "x").error().code == Errc::usage);
     }
 }
+
+} // namespace guest_socket_test

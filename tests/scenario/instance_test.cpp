@@ -8,6 +8,8 @@
 
 #include <algorithm>
 
+namespace instance_test {
+
 using namespace vtpmd;
 using namespace vtpmd::fakes;
 using instance::Instance;
@@ -324,3 +326,5 @@ TEST_SUITE("instance") {
         CHECK(started.error().code == Errc::no_space);
     }
 }
+
+} // namespace instance_test

@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+namespace manager_listener_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
@@ -201,3 +203,5 @@ TEST_SUITE("manager listener") {
         CHECK(refused.error().code == Errc::permission);
     }
 }
+
+} // namespace manager_listener_test

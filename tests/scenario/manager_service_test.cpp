@@ -7,6 +7,8 @@
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
+namespace manager_service_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using fakes::Machine;
@@ -389,3 +391,5 @@ TEST_SUITE("manager service") {
         p.hang_up();
     }
 }
+
+} // namespace manager_service_test

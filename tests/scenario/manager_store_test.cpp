@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 
+namespace manager_store_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using fakes::Machine;
@@ -656,3 +658,5 @@ TEST_SUITE("manager store") {
         }
     }
 }
+
+} // namespace manager_store_test

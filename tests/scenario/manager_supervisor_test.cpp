@@ -8,6 +8,8 @@
 #include <csignal>
 #include <sys/socket.h>
 
+namespace manager_supervisor_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using fakes::FakeProcess;
@@ -195,3 +197,5 @@ TEST_SUITE("manager supervisor") {
         CHECK(spawner->spawn("/nowhere/vtpmd", {}, UniqueFd(ends[1])).error().code == Errc::not_found);
     }
 }
+
+} // namespace manager_supervisor_test

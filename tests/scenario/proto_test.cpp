@@ -13,6 +13,8 @@
 #include <random>
 #include <sys/socket.h>
 
+namespace proto_test {
+
 using namespace vtpmd;
 using namespace vtpmd::proto;
 using namespace vtpmd::fakes;
@@ -443,3 +445,5 @@ TEST_SUITE("proto") {
         CHECK(loop.lines.size() < 1000);
     }
 }
+
+} // namespace proto_test

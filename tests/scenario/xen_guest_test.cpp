@@ -7,6 +7,8 @@
 #include "tpm/header.hpp"
 #include "xen/sim.hpp"
 
+namespace xen_guest_test {
+
 using namespace vtpmd;
 using ring::BackDevice;
 using ring::FrontOrder;
@@ -363,3 +365,5 @@ TEST_SUITE("xen guest") {
     }
 
 } // TEST_SUITE
+
+} // namespace xen_guest_test

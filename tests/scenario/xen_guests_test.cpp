@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+namespace xen_guests_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
@@ -220,3 +222,5 @@ TEST_SUITE("xen guests") {
     }
 
 } // TEST_SUITE
+
+} // namespace xen_guests_test

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 
+namespace xen_rings_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using namespace std::chrono_literals;
@@ -281,3 +283,5 @@ TEST_SUITE("xen rings") {
     }
 
 } // TEST_SUITE
+
+} // namespace xen_rings_test

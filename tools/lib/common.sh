@@ -153,6 +153,10 @@ xen_packages=(qemu-system-x86 busybox-static binutils zstd)
 
 # ---------------------------------------------------------------------------------------------- builds
 
+# Where ccache is installed Meson uses it; with these it also remembers what was compiled with a precompiled header, and in
+# another checkout.
+export CCACHE_SLOPPINESS="${CCACHE_SLOPPINESS:-pch_defines,time_macros}" CCACHE_NOHASHDIR="${CCACHE_NOHASHDIR:-1}"
+
 # configure DIR OPTION...: a Meson build directory with exactly these options, whatever it was before.
 configure() {
   local dir=$1 log

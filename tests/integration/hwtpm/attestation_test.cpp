@@ -15,6 +15,8 @@
 #include <fstream>
 #include <sys/wait.h>
 
+namespace attestation_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
@@ -304,3 +306,5 @@ TEST_SUITE("hwtpm-1.2") {
         loop.run(root->close());
     }
 }
+
+} // namespace attestation_test

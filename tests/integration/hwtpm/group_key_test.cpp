@@ -10,6 +10,8 @@
 #include "manager/group_key.hpp"
 #include "tpm/commands.hpp"
 
+namespace group_key_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using vtpmd::test::Loop;
@@ -120,3 +122,5 @@ TEST_SUITE("hwtpm-2.0") {
 TEST_SUITE("hwtpm-1.2") {
     TEST_CASE("1.2: a group's key over an update of the host and a revocation") { story(TpmVersion::tpm12); }
 }
+
+} // namespace group_key_test

@@ -2,6 +2,8 @@
 // afterwards with all that was acknowledged, and the TPM holds one counter for it.
 #include "host.hpp"
 
+namespace power_cut_test {
+
 using namespace vtpmd;
 using manager::FreshnessPolicy;
 using test::FaultDisk;
@@ -192,3 +194,5 @@ TEST_SUITE("hwtpm-1.2") {
     TEST_CASE("1.2: power cut between any two steps of a policy change") { policy_change(TpmVersion::tpm12); }
     TEST_CASE("1.2: power cut between any two steps of a deletion") { deletion(TpmVersion::tpm12); }
 }
+
+} // namespace power_cut_test

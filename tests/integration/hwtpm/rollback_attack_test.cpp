@@ -2,6 +2,8 @@
 // and covered by the counter is not lost without a refusal. For both families.
 #include "host.hpp"
 
+namespace rollback_attack_test {
+
 using namespace vtpmd;
 using manager::FreshnessPolicy;
 using test::FaultDisk;
@@ -210,3 +212,5 @@ TEST_SUITE("hwtpm-1.2") {
     TEST_CASE("1.2: a counter that is one behind is finished, more is refused") { counter_behind(TpmVersion::tpm12); }
     TEST_CASE("1.2: window loses nothing in a crash, and its boundary holds") { window(TpmVersion::tpm12); }
 }
+
+} // namespace rollback_attack_test

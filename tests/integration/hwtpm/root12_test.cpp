@@ -12,6 +12,8 @@
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
+namespace root12_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
@@ -158,3 +160,5 @@ TEST_SUITE("hwtpm-1.2") {
         CHECK(denied.error().message.find("not-mine") == std::string::npos);
     }
 }
+
+} // namespace root12_test

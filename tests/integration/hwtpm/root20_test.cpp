@@ -16,6 +16,8 @@
 #include <algorithm>
 #include <fstream>
 
+namespace root20_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
@@ -491,3 +493,5 @@ TEST_SUITE("hwtpm-2.0") {
         }
     }
 }
+
+} // namespace root20_test

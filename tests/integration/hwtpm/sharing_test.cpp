@@ -13,6 +13,8 @@
 #include <mutex>
 #include <set>
 
+namespace sharing_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using vtpmd::test::Loop;
@@ -192,3 +194,5 @@ TEST_SUITE("hwtpm-2.0") {
         loop.run(again->close());
     }
 }
+
+} // namespace sharing_test

@@ -8,6 +8,8 @@
 #include <random>
 #include <thread>
 
+namespace engine_engine_test {
+
 using namespace vtpmd;
 using namespace vtpmd::tpm;
 using namespace vtpmd::test;
@@ -399,3 +401,5 @@ TEST_SUITE("engine") {
         CHECK(code_of(engine->execute(sized(std::move(read_pubek)), 0)) == 0x23); // TPM_NO_ENDORSEMENT
     }
 }
+
+} // namespace engine_engine_test

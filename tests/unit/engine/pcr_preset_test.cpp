@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <openssl/evp.h>
 
+namespace engine_pcr_preset_test {
+
 using namespace vtpmd;
 using namespace vtpmd::tpm;
 using namespace vtpmd::test;
@@ -155,3 +157,5 @@ TEST_SUITE("engine") {
         CHECK(engine->has_staged());
     }
 }
+
+} // namespace engine_pcr_preset_test

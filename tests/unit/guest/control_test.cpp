@@ -7,6 +7,8 @@
 
 #include <random>
 
+namespace guest_control_test {
+
 using namespace vtpmd;
 using namespace vtpmd::guest;
 using namespace vtpmd::fakes;
@@ -225,3 +227,5 @@ TEST_SUITE("guest") {
         }
     }
 }
+
+} // namespace guest_control_test

@@ -1,6 +1,8 @@
 #include "check.hpp"
 #include "guest/endpoint.hpp"
 
+namespace guest_endpoint_test {
+
 using namespace vtpmd;
 using namespace vtpmd::guest;
 
@@ -29,3 +31,5 @@ TEST_SUITE("guest") {
         CHECK(parse_endpoint("qemu:/x").error().code == Errc::unsupported);
     }
 }
+
+} // namespace guest_endpoint_test

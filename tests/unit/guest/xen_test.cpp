@@ -4,6 +4,8 @@
 #include "tpm/header.hpp"
 #include "util/text.hpp"
 
+namespace guest_xen_test {
+
 using namespace vtpmd;
 using namespace vtpmd::guest;
 
@@ -83,3 +85,5 @@ TEST_SUITE("guest") {
         }
     }
 }
+
+} // namespace guest_xen_test

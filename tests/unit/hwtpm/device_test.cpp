@@ -12,6 +12,8 @@
 
 #include <array>
 
+namespace hwtpm_device_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using namespace std::chrono_literals;
@@ -197,3 +199,5 @@ TEST_SUITE("hwtpm") {
         std::filesystem::remove_all(pattern);
     }
 }
+
+} // namespace hwtpm_device_test

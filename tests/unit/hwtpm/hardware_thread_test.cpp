@@ -6,6 +6,8 @@
 #include <atomic>
 #include <future>
 
+namespace hwtpm_hardware_thread_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 
@@ -143,3 +145,5 @@ TEST_SUITE("hwtpm") {
         CHECK(hw.in_flight() == 0);
     }
 }
+
+} // namespace hwtpm_hardware_thread_test

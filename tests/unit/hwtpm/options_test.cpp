@@ -7,6 +7,8 @@
 #include "hwtpm/measurements.hpp"
 #include "hwtpm/pcr.hpp"
 
+namespace hwtpm_options_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 
@@ -138,3 +140,5 @@ TEST_SUITE("hwtpm") {
         }
     }
 }
+
+} // namespace hwtpm_options_test

@@ -2,6 +2,8 @@
 
 #include "hwtpm/requests.hpp"
 
+namespace hwtpm_requests_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 
@@ -64,3 +66,5 @@ TEST_SUITE("hwtpm") {
         CHECK(merged({}).empty());
     }
 }
+
+} // namespace hwtpm_requests_test

@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 #include <thread>
 
+namespace hwtpm_tis_test {
+
 using namespace vtpmd;
 using namespace vtpmd::hwtpm;
 using namespace std::chrono_literals;
@@ -229,3 +231,5 @@ TEST_SUITE("hwtpm") {
         CHECK(make_kernel_device(UniqueFd(), "/dev/tpm0")->exclusive() == true);
     }
 }
+
+} // namespace hwtpm_tis_test

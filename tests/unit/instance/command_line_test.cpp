@@ -1,6 +1,8 @@
 #include "check.hpp"
 #include "instance/command_line.hpp"
 
+namespace instance_command_line_test {
+
 using namespace vtpmd;
 using namespace vtpmd::instance;
 
@@ -55,3 +57,5 @@ TEST_SUITE("instance") {
         }
     }
 }
+
+} // namespace instance_command_line_test

@@ -5,6 +5,8 @@
 #include "tpm/commands.hpp"
 #include "util/wire.hpp"
 
+namespace instance_decisions_test {
+
 using namespace vtpmd;
 using namespace vtpmd::instance;
 
@@ -113,3 +115,5 @@ TEST_SUITE("instance") {
         CHECK_FALSE(screen({TpmVersion::tpm12, false}, with_code(0x31), 0));
     }
 }
+
+} // namespace instance_decisions_test

@@ -1,6 +1,8 @@
 #include "check.hpp"
 #include "instance/options.hpp"
 
+namespace instance_options_test {
+
 using namespace vtpmd;
 using namespace vtpmd::instance;
 
@@ -40,3 +42,5 @@ TEST_SUITE("instance") {
         CHECK(parse_startup("state").error().code == Errc::usage);
     }
 }
+
+} // namespace instance_options_test

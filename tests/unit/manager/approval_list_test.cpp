@@ -4,6 +4,8 @@
 #include "check.hpp"
 #include "util/text.hpp"
 
+namespace manager_approval_list_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using hwtpm::HashAlg;
@@ -138,3 +140,5 @@ TEST_SUITE("manager") {
         CHECK(admits({}, LabelHash{}));
     }
 }
+
+} // namespace manager_approval_list_test

@@ -1,6 +1,8 @@
 #include "check.hpp"
 #include "manager/command_line.hpp"
 
+namespace manager_command_line_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
@@ -75,3 +77,5 @@ TEST_SUITE("manager") {
         }
     }
 }
+
+} // namespace manager_command_line_test

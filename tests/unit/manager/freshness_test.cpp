@@ -8,6 +8,8 @@
 
 #include <algorithm>
 
+namespace manager_freshness_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using namespace std::chrono_literals;
@@ -406,3 +408,5 @@ TEST_SUITE("manager") {
         CHECK(w.hardware() == 101);
     }
 }
+
+} // namespace manager_freshness_test

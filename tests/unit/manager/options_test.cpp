@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+namespace manager_options_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
@@ -24,3 +26,5 @@ TEST_SUITE("manager") {
         }
     }
 }
+
+} // namespace manager_options_test

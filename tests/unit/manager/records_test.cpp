@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+namespace manager_records_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
@@ -109,3 +111,5 @@ TEST_SUITE("manager") {
         }
     }
 }
+
+} // namespace manager_records_test

@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+namespace manager_registry_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
@@ -135,3 +137,5 @@ TEST_SUITE("manager") {
         CHECK(sizeof(Registry::Vtpm) + sizeof(Uuid) < 160);
     }
 }
+
+} // namespace manager_registry_test

@@ -5,6 +5,8 @@
 #include <csignal>
 #include <doctest/doctest.h>
 
+namespace manager_restart_policy_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 using namespace std::chrono_literals;
@@ -48,3 +50,5 @@ TEST_SUITE("manager") {
         CHECK_FALSE(is_allowed(allowed, {.pid = 1, .uid = 501, .gid = 77}, member));
     }
 }
+
+} // namespace manager_restart_policy_test

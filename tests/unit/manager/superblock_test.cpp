@@ -4,6 +4,8 @@
 #include "check.hpp"
 #include "util/text.hpp"
 
+namespace manager_superblock_test {
+
 using namespace vtpmd;
 using namespace vtpmd::manager;
 
@@ -155,3 +157,5 @@ TEST_SUITE("manager") {
         CHECK_FALSE(mix_key(same).equals(mix_key(same).view()));
     }
 }
+
+} // namespace manager_superblock_test

@@ -7,6 +7,8 @@
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
+namespace manager_tpm_proxy_test {
+
 using namespace vtpmd;
 using hwtpm::HashAlg;
 
@@ -132,3 +134,5 @@ TEST_SUITE("manager") {
         CHECK(p.run(tpm::pcr_read_command(3U)).has_error());
     }
 }
+
+} // namespace manager_tpm_proxy_test

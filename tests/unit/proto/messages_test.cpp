@@ -4,6 +4,8 @@
 
 #include <random>
 
+namespace proto_messages_test {
+
 using namespace vtpmd;
 using namespace vtpmd::proto;
 
@@ -208,3 +210,5 @@ TEST_SUITE("proto") {
         }
     }
 }
+
+} // namespace proto_messages_test

@@ -4,6 +4,8 @@
 
 #include <array>
 
+namespace ring_back_state_test {
+
 using namespace vtpmd::ring;
 using Action = BackState::Action;
 using Phase = BackState::Phase;
@@ -74,3 +76,5 @@ TEST_SUITE("ring") {
         CHECK(s.saw(state_submit) == Action::take);
     }
 }
+
+} // namespace ring_back_state_test

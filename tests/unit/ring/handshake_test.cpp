@@ -5,6 +5,8 @@
 
 #include <array>
 
+namespace ring_handshake_test {
+
 using namespace vtpmd::ring;
 using Action = BackHandshake::Action;
 using Phase = BackHandshake::Phase;
@@ -141,3 +143,5 @@ TEST_SUITE("ring") {
         CHECK(h.decide(facts(State::init_wait, State::initialised)) == Action::connect);
     }
 }
+
+} // namespace ring_handshake_test

@@ -4,6 +4,8 @@
 #include <array>
 #include <numeric>
 
+namespace ring_page_test {
+
 using namespace vtpmd;
 using namespace vtpmd::ring;
 
@@ -61,3 +63,5 @@ TEST_SUITE("ring") {
         CHECK(data_capacity(0) == 4088);
     }
 }
+
+} // namespace ring_page_test

@@ -12,6 +12,8 @@
 #include <fstream>
 #include <iterator>
 
+namespace store_golden_test {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
 using test::FaultDisk;
@@ -116,3 +118,5 @@ TEST_SUITE("store") {
         write_whole(directory + "/manager-v1.img", disk.content());
     }
 }
+
+} // namespace store_golden_test

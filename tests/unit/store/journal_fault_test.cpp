@@ -10,6 +10,8 @@
 
 #include <algorithm>
 
+namespace store_journal_fault_test {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
 using test::FaultDisk;
@@ -419,3 +421,5 @@ TEST_SUITE("store") {
         CHECK(empty.content() == wiped);
     }
 }
+
+} // namespace store_journal_fault_test

@@ -6,6 +6,8 @@
 #include "run_task.hpp"
 #include "store/journal.hpp"
 
+namespace store_journal_restart_test {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
 using test::FaultDisk;
@@ -129,3 +131,5 @@ TEST_SUITE("store") {
         }
     }
 }
+
+} // namespace store_journal_restart_test

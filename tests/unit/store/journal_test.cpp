@@ -8,6 +8,8 @@
 
 #include <algorithm>
 
+namespace store_journal_test {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
 using test::FaultDisk;
@@ -259,3 +261,5 @@ TEST_SUITE("store") {
         CHECK(foreign.content() == before);
     }
 }
+
+} // namespace store_journal_test

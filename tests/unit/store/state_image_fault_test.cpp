@@ -9,6 +9,8 @@
 
 #include <optional>
 
+namespace store_state_image_fault_test {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
 using test::FaultDisk;
@@ -297,3 +299,5 @@ TEST_SUITE("store") {
         CHECK(run_task(life.loop, life.open(disk).value()->load(life.record.view())).value().equals(largest));
     }
 }
+
+} // namespace store_state_image_fault_test

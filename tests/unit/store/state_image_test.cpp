@@ -4,6 +4,8 @@
 #include "fault_file.hpp"
 #include "run_task.hpp"
 
+namespace store_state_image_test {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
 using test::FaultDisk;
@@ -97,3 +99,5 @@ TEST_SUITE("store") {
         CHECK(run_task(loop, StateImage::identify(*disk.open())).value().uuid == identity.uuid);
     }
 }
+
+} // namespace store_state_image_test

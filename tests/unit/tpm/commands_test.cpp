@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+namespace tpm_commands_test {
+
 using namespace vtpmd;
 using namespace vtpmd::tpm;
 using test::hex;
@@ -119,3 +121,5 @@ TEST_SUITE("tpm") {
         CHECK(digest_size(0x10) == 0);
     }
 }
+
+} // namespace tpm_commands_test

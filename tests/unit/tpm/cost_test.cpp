@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+namespace tpm_cost_test {
+
 using namespace vtpmd;
 using namespace vtpmd::tpm;
 using test::hex;
@@ -51,3 +53,5 @@ TEST_SUITE("tpm") {
         }
     }
 }
+
+} // namespace tpm_cost_test

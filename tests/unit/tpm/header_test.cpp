@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+namespace tpm_header_test {
+
 using namespace vtpmd;
 using namespace vtpmd::tpm;
 using test::hex;
@@ -63,3 +65,5 @@ TEST_SUITE("tpm") {
         CHECK_FALSE(is_well_formed_response(TpmVersion::tpm12, {}));
     }
 }
+
+} // namespace tpm_header_test

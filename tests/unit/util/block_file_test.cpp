@@ -14,6 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+namespace util_block_file_test {
+
 using namespace vtpmd;
 using test::run_task;
 
@@ -238,3 +240,5 @@ TEST_SUITE("util") {
         ::close(fd);
     }
 }
+
+} // namespace util_block_file_test

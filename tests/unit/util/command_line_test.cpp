@@ -7,6 +7,8 @@
 #include <fstream>
 #include <unistd.h>
 
+namespace util_command_line_test {
+
 using namespace vtpmd;
 
 namespace {
@@ -108,3 +110,5 @@ TEST_SUITE("util") {
         CHECK(parse({}, "/nonexistent/x"));
     }
 }
+
+} // namespace util_command_line_test

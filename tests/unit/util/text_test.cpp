@@ -2,6 +2,8 @@
 #include "util/text.hpp"
 #include "util/uuid.hpp"
 
+namespace util_text_test {
+
 using namespace vtpmd;
 
 TEST_SUITE("util") {
@@ -47,3 +49,5 @@ TEST_SUITE("util") {
         CHECK(to_string(a)[14] == '4');
     }
 }
+
+} // namespace util_text_test

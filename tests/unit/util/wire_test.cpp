@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+namespace util_wire_test {
+
 using namespace vtpmd;
 
 TEST_SUITE("util") {
@@ -35,3 +37,5 @@ TEST_SUITE("util") {
         CHECK_FALSE(r.expect_end());
     }
 }
+
+} // namespace util_wire_test

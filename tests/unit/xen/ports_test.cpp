@@ -4,6 +4,8 @@
 #include "check.hpp"
 #include <cstring>
 
+namespace xen_ports_test {
+
 using namespace vtpmd;
 using namespace vtpmd::xen;
 
@@ -130,3 +132,5 @@ TEST_SUITE("xen") {
         mapped->bytes()[0] = std::byte{1};          // a mapping that exists goes on
     }
 }
+
+} // namespace xen_ports_test

@@ -3,6 +3,8 @@
 
 #include "check.hpp"
 
+namespace xen_store_test {
+
 using namespace vtpmd;
 using namespace vtpmd::xen;
 
@@ -234,3 +236,5 @@ TEST_SUITE("xen") {
         loop.run(cancelled(host, loop));
     }
 }
+
+} // namespace xen_store_test

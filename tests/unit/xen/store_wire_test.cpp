@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cerrno>
 
+namespace xen_store_wire_test {
+
 using namespace vtpmd;
 using namespace vtpmd::xen;
 
@@ -52,3 +54,5 @@ TEST_SUITE("xen") {
         CHECK_FALSE(parse_directory_part("5"sv));
     }
 }
+
+} // namespace xen_store_wire_test
