@@ -64,6 +64,9 @@ Task<Bytes> get_stateblob(const ControlRequest& request, TpmService& service) {
     if (request.type == 0 || request.type > blob_types) {
         co_return control_answer(ControlResult::bad_parameter);
     }
+    if ((request.flags & state_decrypted) == 0) {
+        co_return control_answer(ControlResult::fail); // in clear or not at all: there is no key that both sides have
+    }
     auto blob = co_await service.get_blob(request.type);
     if (!blob) {
         co_return control_answer(result_of(blob.error()));
@@ -155,23 +158,27 @@ Task<Result<void>> do_command(ControlRequest request, TpmService& service, Endpo
 
 } // namespace
 
-std::uint32_t control_capabilities() noexcept {
+std::uint32_t control_capabilities(const EndpointState& endpoint) noexcept {
     // Bits 0-16 in this order: INIT, SHUTDOWN, GET_TPMESTABLISHED, SET_LOCALITY, HASHING, CANCEL_TPM_CMD, STORE_VOLATILE,
     // RESET_TPMESTABLISHED, GET_STATEBLOB, SET_STATEBLOB, STOP, GET_CONFIG, SET_DATAFD, SET_BUFFERSIZE, GET_INFO,
     // SEND_COMMAND_HEADER, LOCK_STORAGE.
     constexpr std::uint32_t all = (1U << 17) - 1;
+    constexpr std::uint32_t state_blobs = 3U << 8;
     constexpr std::uint32_t set_datafd = 1U << 12;
     constexpr std::uint32_t send_command_header = 1U << 15;
-    return all & ~set_datafd & ~send_command_header;
+    return all & ~send_command_header & ~(endpoint.data_descriptor ? 0 : set_datafd) &
+           ~(endpoint.state_blobs ? 0 : state_blobs);
 }
 
 Task<Bytes> carry_out(ControlRequest request, TpmService& service, EndpointState& endpoint) {
-    if (!allowed(request.command, service.running())) {
+    const bool blob =
+        request.command == ControlCommand::get_stateblob || request.command == ControlCommand::set_stateblob;
+    if (!allowed(request.command, service.running()) || (blob && !endpoint.state_blobs)) {
         co_return control_answer(ControlResult::bad_ordinal);
     }
     switch (request.command) {
     case ControlCommand::get_capability:
-        co_return be32_answer(control_capabilities());
+        co_return be32_answer(control_capabilities(endpoint));
     case ControlCommand::get_config:
         co_return be32_answer(0); // blobs are neither encrypted on the way out nor expected so on the way in
     case ControlCommand::get_established: {

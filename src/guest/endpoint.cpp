@@ -9,7 +9,7 @@ namespace vtpmd::guest {
 
 namespace {
 
-constexpr std::string_view kinds = "socket:unix:PATH, socket:tcp:PORT, xen:DOMID[/HANDLE]";
+constexpr std::string_view kinds = "socket:unix:PATH, socket:tcp:PORT, qemu:PATH, xen:DOMID[/HANDLE]";
 constexpr std::size_t path_limit = sizeof(sockaddr_un::sun_path) - 1;
 constexpr std::uint16_t domid_limit = 0x7FEF; // DOMID_FIRST_RESERVED - 1, xen/xen.h
 
@@ -24,6 +24,17 @@ Result<Endpoint> parse_unix(std::string_view path) {
                           path, path_limit);
     }
     return Endpoint(std::move(e));
+}
+
+Result<Endpoint> parse_qemu(std::string_view path) {
+    if (path.empty() || path.front() != '/') {
+        return make_error(Errc::usage, "--guest=qemu:{}: an absolute path is needed", path);
+    }
+    if (path.size() > path_limit) {
+        return make_error(Errc::usage, "--guest=qemu:{}: this is over the {} characters of a socket's path", path,
+                          path_limit);
+    }
+    return Endpoint(QemuEndpoint{std::string(path)});
 }
 
 Result<Endpoint> parse_tcp(std::string_view rest) {
@@ -76,7 +87,10 @@ Result<Endpoint> parse_endpoint(std::string_view text) {
     if (auto rest = after("xen:")) {
         return parse_xen(*rest);
     }
-    if (after("qemu:") || text == "vtpmx") {
+    if (auto rest = after("qemu:")) {
+        return parse_qemu(*rest);
+    }
+    if (text == "vtpmx") {
         return make_error(Errc::unsupported, "--guest={}: this version does not offer it yet; possible are {}", text,
                           kinds);
     }
@@ -89,6 +103,9 @@ std::string to_string(const Endpoint& endpoint) {
     }
     if (const auto* t = std::get_if<TcpEndpoint>(&endpoint)) {
         return fmt::format("socket:tcp:127.0.0.1:{}", t->port);
+    }
+    if (const auto* q = std::get_if<QemuEndpoint>(&endpoint)) {
+        return "qemu:" + q->path;
     }
     const auto& x = std::get<XenEndpoint>(endpoint);
     return fmt::format("xen:{}/{}", x.domid, x.handle);

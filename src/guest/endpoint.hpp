@@ -25,6 +25,12 @@ struct TcpEndpoint {
     friend bool operator==(const TcpEndpoint&, const TcpEndpoint&) = default;
 };
 
+/// qemu:PATH. The control channel at PATH; the device model (QEMU, cloud-hypervisor) hands over the data descriptor on it.
+struct QemuEndpoint {
+    std::string path;
+    friend bool operator==(const QemuEndpoint&, const QemuEndpoint&) = default;
+};
+
 /// xen:DOMID[/HANDLE].
 struct XenEndpoint {
     std::uint16_t domid = 0;
@@ -32,7 +38,7 @@ struct XenEndpoint {
     friend bool operator==(const XenEndpoint&, const XenEndpoint&) = default;
 };
 
-using Endpoint = std::variant<UnixEndpoint, TcpEndpoint, XenEndpoint>;
+using Endpoint = std::variant<UnixEndpoint, TcpEndpoint, QemuEndpoint, XenEndpoint>;
 
 /// Errc::usage with what is wrong and what is possible; Errc::unsupported for kinds that this program does not have
 /// yet.

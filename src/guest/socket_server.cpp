@@ -68,6 +68,13 @@ Result<SocketListeners> open_listeners(const Endpoint& endpoint, const std::stri
         }
         return SocketListeners{std::move(*commands), std::move(*control)};
     };
+    if (const auto* q = std::get_if<QemuEndpoint>(&endpoint)) {
+        auto control = listen_unix(q->path, group);
+        if (!control) {
+            return std::move(control).error();
+        }
+        return SocketListeners{std::nullopt, std::move(*control)};
+    }
     if (const auto* u = std::get_if<UnixEndpoint>(&endpoint)) {
         return pair(listen_unix(u->path, group), [&] { return listen_unix(u->control_path(), group); });
     }
@@ -94,7 +101,11 @@ SocketServer::SocketServer(asio::any_io_executor executor, SocketServerOptions o
         (void)fd.release();
         return acceptor;
     };
-    commands_.acceptor.emplace(acceptor_of(listeners_.commands));
+    state_.state_blobs = options_.state_blobs;
+    state_.data_descriptor = !listeners_.commands;
+    if (listeners_.commands) {
+        commands_.acceptor.emplace(acceptor_of(*listeners_.commands));
+    }
     if (listeners_.control) {
         control_.acceptor.emplace(acceptor_of(*listeners_.control));
     }
@@ -103,7 +114,9 @@ SocketServer::SocketServer(asio::any_io_executor executor, SocketServerOptions o
 SocketServer::~SocketServer() = default;
 
 void SocketServer::start() {
-    accepting_.spawn(options_.name, accept_loop(commands_, &command_size, &SocketServer::converse_commands));
+    if (commands_.acceptor) {
+        accepting_.spawn(options_.name, accept_loop(commands_, &command_size, &SocketServer::converse_commands));
+    }
     if (control_.acceptor) {
         accepting_.spawn(options_.name + " control",
                          accept_loop(control_, &control_size, &SocketServer::converse_control));
@@ -157,7 +170,9 @@ Task<> SocketServer::accept_loop(Port& port, GuestStream::Measure measure, Conve
             continue;
         }
         ++counters_.accepted;
-        auto place = port.open.emplace(port.open.end(), std::move(socket), clock_, measure);
+        const auto descriptors = &port == &control_ && state_.data_descriptor ? GuestStream::Descriptors::taken
+                                                                              : GuestStream::Descriptors::refused;
+        auto place = port.open.emplace(port.open.end(), std::move(socket), clock_, measure, descriptors);
         group_.spawn(options_.name + " connection", connection(port, place, converse));
     }
 }
@@ -166,9 +181,18 @@ Task<> SocketServer::connection(Port& port, Place place, Converse converse) {
     struct Leave {
         Port& port;
         Place place;
-        ~Leave() { port.open.erase(place); }
-    } leave{port, place};
+        GuestStream*& data;
+        ~Leave() {
+            if (data == &*place) {
+                data = nullptr;
+            }
+            port.open.erase(place);
+        }
+    } leave{port, place, data_};
     auto ended = co_await (this->*converse)(*place);
+    if (device_model_ == &*place) {
+        co_await device_model_gone();
+    }
     if (ended || ended.error().code == Errc::closed || ended.error().code == Errc::canceled) {
         co_return;
     }
@@ -220,7 +244,7 @@ Task<Result<void>> SocketServer::converse_control(GuestStream& stream) {
         Bytes answer;
         if (parsed) {
             shut_down = parsed->command == ControlCommand::shutdown;
-            answer = co_await carry_out(std::move(*parsed), service_, state_);
+            answer = co_await control_request(stream, std::move(*parsed));
         } else {
             warn(parsed.error().message);
             answer = control_answer(ControlResult::bad_ordinal);
@@ -235,6 +259,64 @@ Task<Result<void>> SocketServer::converse_control(GuestStream& stream) {
         }
     }
     co_return Result<void>{};
+}
+
+Task<Bytes> SocketServer::control_request(GuestStream& stream, ControlRequest request) {
+    if (request.command == ControlCommand::set_datafd && state_.data_descriptor) {
+        return take_data_socket(stream);
+    }
+    return carry_out(std::move(request), service_, state_);
+}
+
+/// SET_DATAFD: the socket that came beside the request is where commands come from, as long as this connection lasts.
+Task<Bytes> SocketServer::take_data_socket(GuestStream& stream) {
+    UniqueFd fd = stream.take_descriptor();
+    int type = 0;
+    socklen_t size = sizeof type;
+    if (!fd || ::getsockopt(fd.get(), SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM ||
+        family_of(fd.get()) != AF_UNIX) {
+        warn("SET_DATAFD without a Unix stream socket beside it");
+        co_return control_answer(ControlResult::bad_parameter);
+    }
+    while (device_model_leaving_ && !stopping_) { // the one before was killed a moment ago
+        (void)co_await clock_.sleep_for(stop_step);
+    }
+    if (device_model_ != nullptr || stopping_) {
+        warn("SET_DATAFD, but a device model is there already");
+        co_return control_answer(ControlResult::io_error);
+    }
+    StreamSocket socket(executor_);
+    error_code ec;
+    (void)socket.assign(asio::generic::stream_protocol(AF_UNIX, 0), fd.get(), ec);
+    if (ec) {
+        warn(fmt::format("SET_DATAFD: {}", ec.message()));
+        co_return control_answer(ControlResult::io_error);
+    }
+    (void)fd.release();
+    auto place = commands_.open.emplace(commands_.open.end(), std::move(socket), clock_, &command_size);
+    device_model_ = &stream;
+    data_ = &*place;
+    state_.locality = 0;
+    group_.spawn(options_.name + " data", connection(commands_, place, &SocketServer::converse_commands));
+    co_return control_answer(ControlResult::success);
+}
+
+Task<> SocketServer::device_model_gone() {
+    device_model_leaving_ = true;
+    if (data_ != nullptr) {
+        data_->finish();
+    }
+    if (!stopping_) {
+        service_.cancel(); // nobody waits for its answer
+        auto off = co_await service_.stop();
+        if (off) {
+            log_.info("{}: the device model is gone", options_.name);
+        } else {
+            warn(off.error().message);
+        }
+    }
+    device_model_ = nullptr;
+    device_model_leaving_ = false;
 }
 
 void SocketServer::warn(std::string_view what) {

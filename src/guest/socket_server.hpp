@@ -1,5 +1,7 @@
 // The endpoints socket:unix:PATH and socket:tcp:PORT: raw TPM commands on one socket (a 10-byte header whose size field
-// says how long the command is, one answer for each), the control channel on another.
+// says how long the command is, one answer for each), the control channel on another. And qemu:PATH: the control channel
+// alone, on which a device model hands over the socket that its commands come from (SET_DATAFD). There is one device model
+// at a time; when it goes, so does the machine's power, and the TPM is powered off.
 //
 // Many connections may be open; the TPM serves one command at a time, in the order they came. A connection has at most one
 // command under way, so a client that sends without reading holds up nobody but itself.
@@ -20,11 +22,12 @@
 namespace vtpmd::guest {
 
 struct SocketListeners {
-    Listener commands;
+    std::optional<Listener> commands; ///< none: the device model brings its own
     std::optional<Listener> control;
 };
 struct SocketServerOptions {
     std::string name;                    ///< the endpoint, for the log
+    bool state_blobs = true;             ///< see EndpointState
     std::size_t connection_limit = 1024; ///< commands and control each; what comes beyond is closed at once
     Clock::duration accept_pause = std::chrono::milliseconds(100); ///< after EMFILE and its like
 };
@@ -64,6 +67,9 @@ class SocketServer {
     Task<> connection(Port& port, Place place, Converse converse);
     Task<Result<void>> converse_commands(GuestStream& stream);
     Task<Result<void>> converse_control(GuestStream& stream);
+    Task<Bytes> control_request(GuestStream& stream, ControlRequest request);
+    Task<Bytes> take_data_socket(GuestStream& stream);
+    Task<> device_model_gone();
     void warn(std::string_view what);
 
     asio::any_io_executor executor_;
@@ -76,6 +82,9 @@ class SocketServer {
     Port commands_;
     Port control_;
     EndpointState state_;
+    GuestStream* device_model_ = nullptr; ///< the control connection that brought the data socket
+    GuestStream* data_ = nullptr;         ///< that socket, while it is open
+    bool device_model_leaving_ = false;
     SocketCounters counters_;
     RateLimit limit_;
     bool stopping_ = false;

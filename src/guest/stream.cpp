@@ -4,7 +4,9 @@
 #include "util/secret_bytes.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstring>
 #include <sys/socket.h>
 
 namespace vtpmd::guest {
@@ -78,10 +80,57 @@ Task<Result<Bytes>> GuestStream::rest(std::size_t wanted) {
     }
 }
 
+/// Asio has no recvmsg(): wait for the socket, then take what there is.
+Task<Result<void>> GuestStream::fill_with_descriptors() {
+    for (;;) {
+        auto [ec] = co_await socket_.async_wait(asio::socket_base::wait_read, use_tuple);
+        if (ec) {
+            co_return stream_error(ec, "receiving");
+        }
+        iovec part{buffer_.data() + filled_, buffer_.size() - filled_};
+        // Room for more than the one that is wanted, so that none of a peer's is lost track of.
+        alignas(cmsghdr) std::array<char, CMSG_SPACE(8 * sizeof(int))> control{};
+        msghdr message{};
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.data();
+        message.msg_controllen = control.size();
+        const ssize_t n = ::recvmsg(socket_.native_handle(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+            continue;
+        }
+        if (n < 0) {
+            co_return errno_error(errno, "receiving");
+        }
+        for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+                continue;
+            }
+            const std::size_t bytes = c->cmsg_len - CMSG_LEN(0);
+            for (std::size_t at = 0; at + sizeof(int) <= bytes; at += sizeof(int)) {
+                int fd = -1;
+                std::memcpy(&fd, CMSG_DATA(c) + at, sizeof fd);
+                descriptor_.reset(fd);
+            }
+        }
+        if (n == 0) {
+            if (filled_ != 0) {
+                co_return make_error(Errc::protocol, "the connection ended inside a request");
+            }
+            co_return make_error(Errc::closed, "the peer closed the connection");
+        }
+        filled_ += static_cast<std::size_t>(n);
+        co_return Result<void>{};
+    }
+}
+
 Task<Result<void>> GuestStream::fill(std::size_t wanted) {
     if (buffer_.size() < wanted) {
         // Not at once to what a length field claims: as it comes, at most double what has come.
         buffer_.resize(std::min(wanted, std::max(usual_request, 2 * buffer_.size())));
+    }
+    if (descriptors_ == Descriptors::taken) {
+        co_return co_await fill_with_descriptors();
     }
     auto [ec, n] =
         co_await socket_.async_read_some(asio::buffer(buffer_.data() + filled_, buffer_.size() - filled_), use_tuple);

@@ -30,7 +30,8 @@ class TpmService {
     [[nodiscard]] virtual TpmVersion version() const = 0;
     [[nodiscard]] virtual bool running() const = 0;
 
-    /// Power cycle (CMD_INIT): PCRs reset, volatile state gone if `delete_volatile`, then TPM_Startup as the mode says.
+    /// Power cycle (CMD_INIT): PCRs reset, then TPM_Startup as the mode says; or, where volatile state was stored or set, back
+    /// into that. As with swtpm `delete_volatile` says what becomes of stored state afterwards: here it is used up either way.
     virtual Task<Result<void>> init(bool delete_volatile) = 0;
     /// Power off (CMD_STOP): commands get an error until init().
     virtual Task<Result<void>> stop() = 0;

@@ -3,6 +3,8 @@
 #include "util/service.hpp"
 #include "util/text.hpp"
 
+#include <algorithm>
+
 namespace vtpmd::instance {
 
 namespace {
@@ -14,8 +16,8 @@ constexpr OptionSpec specs[] = {
     {"create", "", "make a fresh TPM if this UUID never had one; existing state is never replaced"},
     {"tpm-version", "VERSION", "1.2 or 2.0, recorded at creation (default 2.0)"},
     {"guest", "ENDPOINT",
-     "socket:unix:PATH (control at PATH.ctrl), socket:tcp:[127.0.0.1:]PORT (control at PORT+1) or xen:DOMID[/HANDLE]; "
-     "repeatable (default socket:unix:/run/vtpmd/UUID.sock)",
+     "socket:unix:PATH (control at PATH.ctrl), socket:tcp:[127.0.0.1:]PORT (control at PORT+1), qemu:PATH (the control "
+     "channel of QEMU's tpm-emulator) or xen:DOMID[/HANDLE]; repeatable (default socket:unix:/run/vtpmd/UUID.sock)",
      true},
     {"locality-policy", "SUBJECT=LIST",
      "localities that a Xen guest may use: dom:N, label:XSM-LABEL or *, and a list such as 0,2-3; repeatable, the "
@@ -23,7 +25,10 @@ constexpr OptionSpec specs[] = {
      "that fits (default *=0)",
      true},
     {"socket-group", "GROUP", "group that may connect to the guests' Unix sockets (default: the owner only)"},
-    {"startup", "MODE", "clear (default), save or deactivated: how the TPM is started for the guest"},
+    {"startup", "MODE",
+     "clear (default), save or deactivated: how the TPM is started for the guest; none: its firmware does; wait "
+     "(default "
+     "where all guests are qemu:): and the TPM is off until the device model's INIT"},
     {"hwinitpcrs", "PCRS", "all, none (default) or a list such as 5,12-16: PCRs that start with the host's values"},
     {"maintcmds", "0|1", "1 allows the TPM 1.2 maintenance commands (default 0)"},
     {"config", "FILE", "more options, name = value (default /etc/vtpmd/instance.conf if it exists)"},
@@ -80,6 +85,9 @@ Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
             return startup.error();
         }
         out.startup = *startup;
+    } else if (std::all_of(out.guests.begin(), out.guests.end(),
+                           [](const auto& g) { return std::holds_alternative<guest::QemuEndpoint>(g); })) {
+        out.startup = Startup::wait;
     }
     if (auto text = line.get("hwinitpcrs")) {
         auto pcrs = parse_pcr_list(*text);
@@ -87,6 +95,11 @@ Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
             return pcrs.error();
         }
         out.hwinitpcrs = std::move(*pcrs);
+    }
+    if (!out.hwinitpcrs.empty() && (out.startup == Startup::none || out.startup == Startup::wait)) {
+        return make_error(Errc::usage,
+                          "--hwinitpcrs: PCRs can be given only to a TPM that is started for its guest, not "
+                          "with --startup=none or wait (the default of --guest=qemu:)");
     }
     for (const std::string& rule : line.all("locality-policy")) {
         if (auto added = out.localities.add(rule); !added) {

@@ -33,6 +33,8 @@ class Committer {
 
     /// Volatile state to keep beside the rest (empty: none); durable with the next settle(), which then always writes.
     void keep_volatile(SecretBytes state);
+    /// The same, of what the disk has already.
+    void keep_stored(SecretBytes state) { volatile_ = std::move(state); }
     [[nodiscard]] const SecretBytes& kept_volatile() const { return volatile_; }
 
   private:

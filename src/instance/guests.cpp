@@ -6,7 +6,15 @@ namespace vtpmd::instance {
 
 namespace {
 
-Result<guest::SocketListeners> adopt_endpoint(InstanceOptions& options, const std::string& name) {
+Result<guest::SocketListeners> adopt_endpoint(InstanceOptions& options, const std::string& name, bool device_model) {
+    if (device_model) {
+        auto control = guest::adopt_listener(
+            std::move(options.listen_control ? options.listen_control : options.listen_commands), name);
+        if (!control) {
+            return std::move(control).error();
+        }
+        return guest::SocketListeners{std::nullopt, std::move(*control)};
+    }
     auto commands = guest::adopt_listener(std::move(options.listen_commands), name);
     if (!commands) {
         return std::move(commands).error();
@@ -57,12 +65,15 @@ Task<Result<void>> Guests::open(InstanceOptions& options) {
 
 Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint endpoint) {
     std::string name = to_string(endpoint);
-    if (sockets_.empty() && options.listen_commands) {
-        auto adopted = adopt_endpoint(options, name);
+    const bool device_model = std::holds_alternative<guest::QemuEndpoint>(endpoint);
+    // No one authenticates a peer on TCP: it does not get the TPM's secrets.
+    const bool state_blobs = !std::holds_alternative<guest::TcpEndpoint>(endpoint);
+    if (sockets_.empty() && (options.listen_commands || (device_model && options.listen_control))) {
+        auto adopted = adopt_endpoint(options, name, device_model);
         if (!adopted) {
             co_return std::move(adopted).error();
         }
-        sockets_.push_back({std::move(name), std::move(*adopted)});
+        sockets_.push_back({std::move(name), std::move(*adopted), state_blobs});
         co_return Result<void>{};
     }
     auto bind = [&] { return try_listeners(endpoint, options.socket_group); };
@@ -70,7 +81,7 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
     if (!listeners) {
         co_return std::move(listeners).error();
     }
-    sockets_.push_back({std::move(name), std::move(*listeners)});
+    sockets_.push_back({std::move(name), std::move(*listeners), state_blobs});
     co_return Result<void>{};
 }
 
@@ -119,6 +130,7 @@ void Guests::serve(guest::TpmService& service) {
     for (Socket& socket : sockets_) {
         guest::SocketServerOptions server;
         server.name = socket.name;
+        server.state_blobs = socket.state_blobs;
         servers_.push_back(std::make_unique<guest::SocketServer>(
             deps_.executor, std::move(server), std::move(socket.listeners), service, deps_.clock, deps_.log));
         servers_.back()->start();

@@ -38,6 +38,7 @@ class Guests {
     struct Socket {
         std::string name;
         guest::SocketListeners listeners;
+        bool state_blobs = true;
     };
     Task<Result<void>> open_socket(InstanceOptions& options, guest::Endpoint endpoint);
     Result<void> open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint);

@@ -166,7 +166,8 @@ Task<Result<void>> Instance::start(EngineState state) {
         co_return std::move(turn).error();
     }
     bool must_save = false;
-    if (!state.volatile_state.empty() && config_.startup != Startup::save) {
+    const bool firmware = config_.startup == Startup::none || config_.startup == Startup::wait;
+    if (!state.volatile_state.empty() && config_.startup != Startup::save && !firmware) {
         state.volatile_state.clear(); // stored registers are resumed only where that is asked for
         must_save = true;
     }
@@ -178,7 +179,17 @@ Task<Result<void>> Instance::start(EngineState state) {
         state = std::move(*made);
         must_save = true;
     }
-    co_return co_await power_on(state, must_save);
+    if (config_.startup != Startup::wait) {
+        co_return co_await power_on(state, must_save);
+    }
+    // Powered on once nevertheless: so a state that does not load is known now, and a new one is durable.
+    SecretBytes registers = std::move(state.volatile_state);
+    state.volatile_state = {};
+    committer_.keep_stored(registers.clone());
+    auto on = co_await power_on(state, must_save);
+    auto held = on ? hold_state() : on;
+    engine_.power_off();
+    co_return held;
 }
 
 Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) {
@@ -218,6 +229,9 @@ bool Instance::may_resume(const EngineState& state) const {
 /// that asks for another power cycle and a clear start.
 Result<void> Instance::start_tpm(const EngineState& state) {
     tpm::StartupMode mode = tpm::StartupMode::clear;
+    if (config_.startup == Startup::none || config_.startup == Startup::wait) {
+        return {};
+    }
     if (config_.startup == Startup::deactivated) {
         mode = tpm::StartupMode::deactivated;
     } else if (config_.startup == Startup::save && may_resume(state)) {
@@ -260,15 +274,15 @@ Task<Result<void>> Instance::preset_host_pcrs() {
     co_return Result<void>{};
 }
 
-Task<Result<void>> Instance::init(bool delete_volatile) {
+Task<Result<void>> Instance::init(bool /*delete_volatile*/) {
     auto turn = co_await lock_.acquire();
     if (!turn) {
         co_return std::move(turn).error();
     }
-    co_return co_await to_the_end("a power cycle", do_init(std::move(*turn), delete_volatile));
+    co_return co_await to_the_end("a power cycle", do_init(std::move(*turn)));
 }
 
-Task<Result<void>> Instance::do_init(Turn turn, bool delete_volatile) {
+Task<Result<void>> Instance::do_init(Turn turn) {
     const Turn held = std::move(turn);
     auto settled = co_await settle();
     if (!settled) {
@@ -281,12 +295,7 @@ Task<Result<void>> Instance::do_init(Turn turn, bool delete_volatile) {
         }
         engine_.power_off();
     }
-    const bool forget = delete_volatile && !held_.volatile_state.empty();
-    if (forget) {
-        held_.volatile_state.clear();
-        committer_.keep_volatile({});
-    }
-    auto on = co_await power_on(held_, replaced_ || forget);
+    auto on = co_await power_on(held_, replaced_); // registers that were stored are used up by this
     if (engine_.running()) {
         held_ = EngineState{};
         replaced_ = false;
@@ -354,6 +363,10 @@ Task<Result<void>> Instance::orderly_end() {
         if (!settled) {
             co_return settled;
         }
+    }
+    const bool firmware = config_.startup == Startup::none || config_.startup == Startup::wait;
+    if (firmware && !committer_.kept_volatile().empty()) {
+        co_return Result<void>{}; // STORE_VOLATILE: it is to go on from there
     }
     if (shut_down_) {
         co_return Result<void>{}; // in the order that the guest chose: what it saved is still saved

@@ -81,7 +81,7 @@ class Instance final : public guest::TpmService {
     /// Takes a turn and runs `step` on the TPM between settling what there is and settling what it changed.
     Task<Result<void>> with_tpm(std::string what, Step step);
     Task<Result<void>> do_step(Turn turn, Step step);
-    Task<Result<void>> do_init(Turn turn, bool delete_volatile);
+    Task<Result<void>> do_init(Turn turn);
     Task<Result<void>> do_stop(Turn turn);
     /// Runs `operation` to its end in the group whatever happens to the caller.
     Task<Result<void>> to_the_end(std::string what, Task<Result<void>> operation);

@@ -21,7 +21,13 @@ Result<Startup> parse_startup(std::string_view text) {
     if (text == "deactivated") {
         return Startup::deactivated;
     }
-    return make_error(Errc::usage, "--startup={}: clear, save or deactivated is needed", text);
+    if (text == "none") {
+        return Startup::none;
+    }
+    if (text == "wait") {
+        return Startup::wait;
+    }
+    return make_error(Errc::usage, "--startup={}: clear, save, deactivated, none or wait is needed", text);
 }
 
 Result<std::vector<unsigned>> parse_pcr_list(std::string_view text) {

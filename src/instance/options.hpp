@@ -14,9 +14,11 @@
 
 namespace vtpmd::instance {
 
-/// What is sent to the TPM after it is powered on, for the guest. `deactivated` exists for TPM 1.2 only.
-enum class Startup { clear, save, deactivated };
-/// "clear", "save", "deactivated"; Errc::usage otherwise.
+/// What is sent to the TPM after it is powered on, for the guest. `deactivated` exists for TPM 1.2 only. With `none` the
+/// guest's firmware starts it; with `wait` too, and it is powered off until the control channel's first INIT, as a device
+/// model wants it.
+enum class Startup { clear, save, deactivated, none, wait };
+/// Errc::usage if it is none of these words.
 [[nodiscard]] Result<Startup> parse_startup(std::string_view text);
 
 /// "all" (0-23), "none", or a list of indices and ranges: "5,12-16". Ascending, each once; Errc::usage otherwise.
@@ -40,7 +42,7 @@ struct InstanceOptions {
     /// Not given: as the image says; 2.0 for a new one. Given and different from the image's: refused.
     std::optional<TpmVersion> tpm_version;
     std::vector<guest::Endpoint> guests; ///< empty: default_endpoint(uuid)
-    Startup startup = Startup::clear;
+    Startup startup = Startup::clear;    ///< not given: wait if every guest is a device model, else clear
     std::vector<unsigned> hwinitpcrs;
     bool maintenance_commands = false; ///< --maintcmds
     guest::LocalityPolicy localities;  ///< of Xen guests

@@ -86,6 +86,19 @@ struct Server {
     bool closed = false;
 };
 
+struct DeviceModelServer : Server {
+    DeviceModelServer() {
+        loop.run(server->stop(std::chrono::seconds(1)));
+        server.reset();
+        SocketServerOptions options;
+        options.name = "qemu";
+        server = std::make_unique<SocketServer>(loop.io.get_executor(), options,
+                                                std::move(*open_listeners(QemuEndpoint{path()}, "")), service,
+                                                loop.clock, loop.log);
+        server->start();
+    }
+};
+
 constexpr const char* command = "80010000000c000001440007";
 constexpr const char* answer = "80010000000b0000000007";
 
@@ -128,6 +141,72 @@ TEST_SUITE("guest") {
         s.put(k, "00000003");
         CHECK(s.get(k, 4) == "00000000");
         CHECK(s.loop.until([&] { return s.service.called == "shutdown"; }));
+    }
+
+    TEST_CASE("a device model hands over the socket of its commands; when it goes the TPM is powered off") {
+        DeviceModelServer s;
+        auto pass = [](const UniqueFd& over, std::initializer_list<int> fds) {
+            const Bytes request = from_hex("00000010").value();
+            iovec part{const_cast<std::byte*>(request.data()), request.size()};
+            alignas(cmsghdr) char control[CMSG_SPACE(12 * sizeof(int))]{};
+            msghdr message{};
+            message.msg_iov = &part;
+            message.msg_iovlen = 1;
+            message.msg_control = control;
+            message.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
+            cmsghdr* c = CMSG_FIRSTHDR(&message);
+            c->cmsg_level = SOL_SOCKET;
+            c->cmsg_type = SCM_RIGHTS;
+            c->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
+            std::copy(fds.begin(), fds.end(), reinterpret_cast<int*>(CMSG_DATA(c)));
+            REQUIRE(::sendmsg(over.get(), &message, MSG_NOSIGNAL) == 4);
+        };
+        for (int life = 0; life < 3; ++life) {
+            CAPTURE(life);
+            UniqueFd k = dial(s.path());
+            REQUIRE(k);
+            s.put(k, "00000001");
+            CHECK(s.get(k, 8) == "0000000000017fff");
+            s.put(k, "00000010"); // without a descriptor
+            CHECK(s.get(k, 4) == "00000003");
+            const UniqueFd file(::open("/dev/null", O_RDWR | O_CLOEXEC));
+            pass(k, {file.get()});
+            CHECK(s.get(k, 4) == "00000003");
+            int pair[2];
+            REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+            UniqueFd ours(pair[0]);
+            UniqueFd theirs(pair[1]);
+            pass(k, {file.get(), file.get(), theirs.get()}); // all but one are closed
+            theirs.reset();
+            CHECK(s.get(k, 4) == "00000000");
+            s.service.on = true;
+            s.put(k, "0000000503");
+            CHECK(s.get(k, 4) == "00000000");
+            s.put(ours, command);
+            CHECK(s.get(ours, 11) == answer);
+            CHECK(s.service.last_locality == 3);
+            pass(k, {ours.get()}); // a second one
+            CHECK(s.get(k, 4) == "0000001f");
+            const UniqueFd other = dial(s.path()); // somebody who only asks, meanwhile
+            s.put(other, "00000001");
+            CHECK(s.get(other, 8) == "0000000000017fff");
+            CHECK(s.service.on);
+            if (life == 0) {
+                k.reset();
+                CHECK(s.get(ours, 1).empty()); // the data socket ends with its device model
+            } else {
+                ours.reset();
+                k.reset();
+            }
+            CHECK(s.loop.until([&] { return !s.service.on; }));
+        }
+    }
+
+    TEST_CASE("descriptors sent to a socket that takes none do not stay open") {
+        Server s;
+        const UniqueFd k = dial(s.path() + ".ctrl");
+        s.put(k, "00000010");
+        CHECK(s.get(k, 4) == "0000000a");
     }
 
     TEST_CASE("a size that cannot be is answered, and the connection closed; others go on") {

@@ -281,10 +281,13 @@ TEST_SUITE("instance") {
         REQUIRE(m.loop.run(m.vtpm->store_volatile()));
         CHECK(m.send(FakeEngine::read) == 0);
         CHECK(stored() == 0);
+        m.engine.registers = 33;
         REQUIRE(m.loop.run(m.vtpm->store_volatile()));
+        REQUIRE(m.loop.run(m.vtpm->init(true))); // what QEMU sends to go on with the state it has set, and swtpm does
+        CHECK(m.engine.registers == 33);
+        CHECK(stored() == 0);
         REQUIRE(m.loop.run(m.vtpm->init(true)));
         CHECK(m.engine.registers == 0);
-        CHECK(stored() == 0);
     }
 
     TEST_CASE("stored registers at the start: resumed where that is asked for, else forgotten for good") {
@@ -299,6 +302,31 @@ TEST_SUITE("instance") {
             CHECK(on_disk->volatile_state.empty());
             CHECK(number_in(on_disk->permanent.view()) == 5);
         }
+    }
+
+    TEST_CASE("waiting for a device model: off and never started, INIT brings stored registers back once") {
+        for (bool stored : {false, true}) {
+            CAPTURE(stored);
+            Machine m(instance::Startup::wait);
+            EngineState state;
+            state.permanent = number_blob(5);
+            state.volatile_state = stored ? number_blob(44) : SecretBytes();
+            REQUIRE(m.loop.run(m.vtpm->start(std::move(state))));
+            CHECK_FALSE(m.vtpm->running());
+            CHECK(m.note(m.loop.run(m.vtpm->execute(FakeEngine::command(FakeEngine::add), 0))) == 0x101);
+            REQUIRE(m.loop.run(m.vtpm->init(false)));
+            CHECK(m.engine.registers == (stored ? 44 : 0));
+            CHECK(m.engine.executed.empty()); // TPM2_Startup is the firmware's
+            REQUIRE(m.loop.run(m.vtpm->init(false)));
+            CHECK(m.engine.registers == 0);
+        }
+    }
+
+    TEST_CASE("a fresh TPM that waits for a device model is durable before it is there") {
+        Machine m(instance::Startup::wait);
+        REQUIRE(m.loop.run(m.vtpm->start(EngineState{})));
+        CHECK_FALSE(m.vtpm->running());
+        CHECK(m.restart_value() == 1);
     }
 
     TEST_CASE("malformed commands and localities are refused, the TPM does not see them") {

@@ -153,6 +153,23 @@ TEST_SUITE("guest") {
         }
     }
 
+    TEST_CASE("control: what an endpoint does not have, it does not claim") {
+        using C = ControlCommand;
+        Channel c;
+        c.state.data_descriptor = true;
+        CHECK(c.hex(C::get_capability) == "0000000000017fff");
+        c.state = {.state_blobs = false};
+        CHECK(c.hex(C::get_capability) == "0000000000016cff");
+        CHECK(c.hex(C::get_stateblob, "000000010000000100000000") == bad_ordinal);
+        c.service.on = false;
+        CHECK(c.hex(C::set_stateblob, "000000000000000100000002abcd") == bad_ordinal);
+    }
+
+    TEST_CASE("control: state in clear is given only to whom asks for it so") {
+        Channel c;
+        CHECK(c.hex(ControlCommand::get_stateblob, "000000000000000100000000") == "00000009");
+    }
+
     TEST_CASE("control: errors of the TPM become results") {
         Channel c;
         c.service.error = make_error(Errc::io, "x");

@@ -28,7 +28,10 @@ TEST_SUITE("guest") {
         CHECK(parse_endpoint("socket:unix:/" + std::string(101, 'x')));
         CHECK_FALSE(parse_endpoint("socket:unix:/" + std::string(102, 'x')));
         CHECK(parse_endpoint("vtpmx").error().code == Errc::unsupported);
-        CHECK(parse_endpoint("qemu:/x").error().code == Errc::unsupported);
+        CHECK(std::get<QemuEndpoint>(*parse_endpoint("qemu:/x")).path == "/x");
+        CHECK(to_string(*parse_endpoint("qemu:/x")) == "qemu:/x");
+        CHECK(parse_endpoint("qemu:x").error().code == Errc::usage);
+        CHECK(parse_endpoint("qemu:").error().code == Errc::usage);
     }
 }
 
