@@ -1,0 +1,41 @@
+// What the journal keeps of a group beside its UUID. Nothing in it is secret: the key is in seals, and in a box for recovery.
+//
+// Recovery: the manager made an ephemeral P-256 key, took ECDH with the approver's recovery key, and forgot the private part.
+// The challenge is the ephemeral public key. Who has the recovery key finds the same shared secret again, with plain OpenSSL:
+//   openssl pkeyutl -derive -inkey recovery.pem -peerkey challenge.pem -out shared
+// A secret opens one box only, and recovery makes the next one at once.
+#pragma once
+
+#include "manager/group_key.hpp"
+
+namespace vtpmd::manager {
+
+struct GroupRecovery {
+    Bytes key;       ///< the approver's, DER SubjectPublicKeyInfo; empty: none
+    Bytes challenge; ///< DER SubjectPublicKeyInfo
+    Bytes box;       ///< the group's key
+};
+
+struct GroupDetail {
+    GroupProtection protection;
+    hwtpm::AttestationKey attestation; ///< no blob: none
+    GroupRecovery recovery;
+};
+
+/// Layout beside the codec.
+[[nodiscard]] Bytes encode(const GroupDetail& detail);
+/// Errc::version, Errc::corrupt.
+[[nodiscard]] Result<GroupDetail> decode_group_detail(ByteView bytes);
+
+/// What the approver signs (as an approval list) to name a recovery key: "vtpmd recovery key" || group[16] || DER
+/// SubjectPublicKeyInfo.
+[[nodiscard]] Bytes recovery_message(const Uuid& group, ByteView recovery_key);
+
+/// A new challenge and box for the holder of `recovery_key`. Errc::usage: it is no P-256 key.
+[[nodiscard]] Result<GroupRecovery> keep_for_recovery(const Uuid& group, ByteView recovery_key,
+                                                      const SecretBytes& group_key);
+/// Errc::permission: not the secret shared with this challenge; usage: no recovery key was ever given.
+[[nodiscard]] Result<SecretBytes> recover_key(const Uuid& group, const GroupRecovery& recovery,
+                                              const SecretBytes& shared);
+
+} // namespace vtpmd::manager

@@ -1,0 +1,91 @@
+// The groups that this manager keeps: each has an approver, who says on which platforms it opens, an attestation key in the
+// hardware TPM, and its vTPMs. Group 0 is the store's own: it has no approver, opens with the store, and cannot be deleted.
+//
+// A group whose platforms are not the present one stays closed: its vTPMs are refused, with what differs, and nothing of it is
+// changed or made again. All that is durable goes through the vault; the keys of open groups are held there.
+#pragma once
+
+#include "manager/group_detail.hpp"
+#include "manager/vault.hpp"
+#include "util/fifo_lock.hpp"
+
+#include <map>
+
+namespace vtpmd::manager {
+
+struct GroupInfo {
+    GroupId id = 0;
+    Uuid uuid;
+    std::uint64_t created = 0;
+    std::size_t vtpms = 0;
+    bool open = false;
+    std::string why_closed; ///< one line, for people
+    Bytes approver;         ///< DER SubjectPublicKeyInfo; empty: group 0
+    std::uint64_t epoch = 0;
+    std::uint64_t sequence = 0;
+    std::vector<hwtpm::Approval> platforms;
+    std::vector<LabelHash> labels; ///< empty: any vTPM
+    Bytes attestation_key;         ///< DER SubjectPublicKeyInfo; empty: none
+    Bytes attestation_public;      ///< TPM2B_PUBLIC (2.0), TPM_PUBKEY (1.2)
+    Bytes identity_binding;        ///< 1.2, see hwtpm::AttestationKey
+    Bytes
+        recovery_challenge; ///< DER SubjectPublicKeyInfo: what recover() wants the shared secret with; empty: no recovery
+};
+
+class Groups {
+  public:
+    /// All of it outlives the groups.
+    struct Parts {
+        asio::any_io_executor executor;
+        Vault& vault;
+        hwtpm::RootOfTrust& root;
+        const Log& log;
+    };
+    explicit Groups(Parts parts);
+
+    /// At start, and when PCRs may have changed: opens what can be opened. A group that does not is logged, and harms no other.
+    Task<> open_all();
+    /// Errc::not_found; else why it stays closed (pcr_mismatch, mismatch).
+    Task<Result<void>> open(GroupId id);
+
+    [[nodiscard]] std::vector<GroupInfo> list() const;
+    [[nodiscard]] Result<GroupInfo> show(GroupId id) const;
+    [[nodiscard]] std::optional<GroupId> find(const Uuid& uuid) const;
+
+    /// The first list names the group's UUID, which the approver has chosen: it must be new here.
+    struct Create {
+        Bytes approver; ///< DER SubjectPublicKeyInfo, RSA-2048 or ECDSA P-256
+        ApprovalList approved;
+        /// P-256, DER SubjectPublicKeyInfo: the group's key is kept for its holder too. Empty: no recovery.
+        Bytes recovery_key;
+        /// The approver's signature over recovery_message().
+        Bytes recovery_signature;
+        Bytes chosen_id = Bytes(20); ///< hwtpm::AttestationKeyOptions
+    };
+    Task<Result<GroupId>> create(Create request);
+    /// Errc::busy while it has vTPMs; usage for group 0.
+    Task<Result<void>> remove(GroupId id);
+    /// A newer list in place of the present one. To revoke a platform is a list of a new epoch without it. Opens the group if the
+    /// present platform is now approved, closes it if it is not any more.
+    Task<Result<void>> update(GroupId id, ApprovalList approved);
+
+    /// By the group's attestation key.
+    Task<Result<hwtpm::Quote>> quote(GroupId id, hwtpm::QuoteRequest request);
+    Task<Result<SecretBytes>> activate(GroupId id, Bytes credential);
+
+    /// After the TPM was replaced. `shared` is ECDH between the recovery key and the challenge (the x coordinate, 32 bytes: openssl
+    /// pkeyutl -derive). The group's key is sealed to this TPM under the present list, and gets a new challenge and a new
+    /// attestation key. Errc::permission: not that secret.
+    Task<Result<void>> recover(GroupId id, SecretBytes shared);
+
+  private:
+    [[nodiscard]] Result<GroupDetail> detail(GroupId id) const;
+    Task<Result<void>> store(GroupId id, GroupDetail detail);
+    Task<Result<void>> try_open(GroupId id, GroupDetail detail);
+
+    Parts parts_;
+    FifoLock lock_; ///< one change at a time
+    std::map<GroupId, std::string> why_closed_;
+};
+
+} // namespace vtpmd::manager
