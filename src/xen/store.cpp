@@ -91,8 +91,10 @@ Store::~Store() {
 
 std::uint32_t Store::queue(StoreOp op, std::uint32_t transaction, std::string_view payload) {
     std::uint32_t id = next_request_++;
-    append_header(out_, {op, id, transaction, static_cast<std::uint32_t>(payload.size())});
-    out_ += payload;
+    std::string message;
+    append_header(message, {op, id, transaction, static_cast<std::uint32_t>(payload.size())});
+    message += payload;
+    out_.push_back(std::move(message));
     out_wake_.set();
     return id;
 }
@@ -319,9 +321,14 @@ Task<> Store::write_loop(asio::posix::stream_descriptor& link) {
             }
             continue;
         }
-        ssize_t n = write_quietly(link.native_handle(), out_);
+        // One message a write: the kernel's /dev/xen/xenbus takes the first and drops what follows it
+        // (Linux, drivers/xen/xenbus/xenbus_dev_frontend.c, xenbus_file_write).
+        ssize_t n = write_quietly(link.native_handle(), out_.front());
         if (n > 0) {
-            out_.erase(0, static_cast<std::size_t>(n));
+            out_.front().erase(0, static_cast<std::size_t>(n));
+            if (out_.front().empty()) {
+                out_.pop_front();
+            }
             continue;
         }
         if (n < 0 && errno == EINTR) {

@@ -15,6 +15,7 @@
 #include "xen/store_wire.hpp"
 #include "xen/types.hpp"
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -131,7 +132,7 @@ class Store {
     std::map<std::string, Watch*> watches_; ///< by token
     std::uint32_t next_request_ = 1;
     std::uint64_t next_token_ = 1;
-    std::string out_;
+    std::deque<std::string> out_; ///< messages, the first perhaps begun
     Wake out_wake_;
     bool connected_ = false;
     bool stopping_ = false;
