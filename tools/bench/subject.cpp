@@ -10,7 +10,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::chrono::seconds start_patience{20};
+constexpr std::chrono::seconds subject_patience{20};
 
 class Base : public Fleet {
   public:
@@ -22,7 +22,7 @@ class Base : public Fleet {
     Process& process(std::size_t n) override { return processes_.at(n); }
     std::unique_ptr<Client> connect(std::size_t n) override {
         try {
-            return std::make_unique<Client>(socket(n), start_patience);
+            return std::make_unique<Client>(socket(n), subject_patience);
         } catch (const std::exception& e) {
             throw std::runtime_error(fmt::format("{} {}: {}\n{}", name(), n, e.what(), processes_.at(n).complaint()));
         }
@@ -53,7 +53,7 @@ class Ours final : public Base {
                             "--listen=unix:" + listen().string(), "--auto-create"},
                            dir_ / "manager.log");
         try {
-            Client ready(listen(), start_patience);
+            Client ready(listen(), subject_patience);
         } catch (const std::exception& e) {
             throw std::runtime_error(fmt::format("the manager: {}\n{}", e.what(), manager_.complaint()));
         }
