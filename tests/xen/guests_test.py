@@ -164,6 +164,35 @@ class Guests(Host):
         self.assertNotEqual(first, second)
         self.assertRegex(guest.sh("tpm2_pcrread -T device:/dev/tpm0 sha256:16"), "16: 0x0{64}")
 
+        # Through the proxy it is a TPM 2.0 as any other, with its resource manager.
+        def start_proxy(name):
+            guest.sh(f"vtpm-proxy >/run/log/{name} 2>&1 & await 20 'grep -q \"stand for\" /run/log/{name}' || {{ cat /run/log/{name}; false; }}")
+            text = guest.sh(f"cat /run/log/{name}")
+            found = re.search(r"vtpm-proxy: /dev/tpm(\d+) and /dev/tpmrm\1 stand for /dev/tpm0\n", text)
+            self.assertIsNotNone(found, text)
+            number = found[1]
+            guest.await_(f"[ -c /dev/tpmrm{number} ]", "the resource manager's device")
+            return number
+        self.assertNotEqual(guest.run("timeout 20 vtpm-proxy", ok=False)[0], 0)
+        guest.sh("insmod /lib/modules/tpm_vtpm_proxy.ko; await 10 '[ -c /dev/vtpmx ]'")
+        number = start_proxy("proxy")
+        self.assertEqual(guest.sh(f"cat /sys/class/tpm/tpm{number}/tpm_version_major").strip(), "2")
+        self.assertRegex(guest.sh(f"tpm2_getrandom -T device:/dev/tpmrm{number} --hex 16"), "^[0-9a-f]{32}$")
+        guest.sh(f"tpm2_createprimary -T device:/dev/tpmrm{number} -G ecc -c /run/key", seconds=60 * harness.SLOW)
+        guest.tpm(f"/dev/tpm{number}").pcr_extend(16, DIGEST + bytes(12))
+        # The raw device has one user; a stopped proxy takes its devices along, and the TPM is as it was.
+        self.assertIn("end the other", guest.run("vtpm-proxy", ok=False)[1])
+        guest.sh(f"killall vtpm-proxy; await 20 '[ ! -e /dev/tpm{number} ]'")
+        self.assertEqual(guest.tpm().pcr_read(16), tpm.extended(bytes(32), DIGEST + bytes(12)))
+        number = start_proxy("again")
+        self.assertEqual(guest.tpm(f"/dev/tpm{number}").pcr_read(16), tpm.extended(bytes(32), DIGEST + bytes(12)))
+
+    def test_proxy_leaves_a_tpm12_alone(self):
+        guest = self.guest_with("older", "1.2")
+        status, text = guest.run("vtpm-proxy", ok=False)
+        self.assertEqual(status, harness.EX_USAGE, text)
+        self.assertIn("TPM 1.2", text)
+
     def test_attach_list_detach(self):
         guest, uuid = self.guest("bare"), self.make_vtpm("2.0")
         guest.create()
