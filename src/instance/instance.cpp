@@ -168,7 +168,7 @@ Task<Result<void>> Instance::start(EngineState state) {
     bool must_save = false;
     const bool firmware = config_.startup == Startup::none || config_.startup == Startup::wait;
     if (!state.volatile_state.empty() && config_.startup != Startup::save && !firmware) {
-        state.volatile_state.clear(); // stored registers are resumed only where that is asked for
+        retire(state); // stored registers are resumed only where that is asked for
         must_save = true;
     }
     if (state.permanent.empty() && version() == TpmVersion::tpm12) {
@@ -190,6 +190,24 @@ Task<Result<void>> Instance::start(EngineState state) {
     auto held = on ? hold_state() : on;
     engine_.power_off();
     co_return held;
+}
+
+/// Nobody comes back for these registers: the TPM that had them is shut down in order now, as it would have been had nobody
+/// stored them.
+void Instance::retire(EngineState& state) {
+    if (version() == TpmVersion::tpm12) {
+        state.volatile_state.clear();
+        return; // it has no other order than being saved
+    }
+    if (engine_.power_on(state)) {
+        (void)engine_.execute(tpm::shutdown_command(tpm::StartupMode::clear), 0);
+        if (auto now = engine_.snapshot()) {
+            state.permanent = std::move(now->permanent);
+            state.save_state = std::move(now->save_state);
+        }
+    }
+    engine_.power_off();
+    state.volatile_state.clear();
 }
 
 Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) {
@@ -344,12 +362,12 @@ Task<Result<void>> Instance::do_stop(Turn turn) {
     co_return kept;
 }
 
-Task<Result<void>> Instance::close() {
+Task<Result<void>> Instance::close(bool keep_registers) {
     co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
     auto turn = co_await lock_.acquire();
     Result<void> ended;
     if (engine_.running()) {
-        ended = co_await orderly_end();
+        ended = co_await orderly_end(keep_registers);
         engine_.power_off();
     }
     turn->release();
@@ -357,7 +375,7 @@ Task<Result<void>> Instance::close() {
     co_return ended;
 }
 
-Task<Result<void>> Instance::orderly_end() {
+Task<Result<void>> Instance::orderly_end(bool keep_registers) {
     if (committer_.dirty()) {
         auto settled = co_await with_deadline(clock_, config_.stop_patience, "the last save", settle());
         if (!settled) {
@@ -371,6 +389,12 @@ Task<Result<void>> Instance::orderly_end() {
     if (shut_down_) {
         co_return Result<void>{}; // in the order that the guest chose: what it saved is still saved
     }
+    if (keep_registers) {
+        if (auto now = engine_.snapshot()) {
+            committer_.keep_volatile(std::move(now->volatile_state));
+            co_return co_await last_save();
+        }
+    }
     const bool keep = config_.startup == Startup::save;
     if (version() == TpmVersion::tpm12 && !keep) {
         co_return Result<void>{}; // a TPM 1.2 has no other order than being saved
@@ -379,6 +403,10 @@ Task<Result<void>> Instance::orderly_end() {
                               ? tpm::save_state_command()
                               : tpm::shutdown_command(keep ? tpm::StartupMode::state : tpm::StartupMode::clear);
     (void)engine_.execute(command, 0); // a TPM that refuses it was not started, or failed: there is nothing to save
+    co_return co_await last_save();
+}
+
+Task<Result<void>> Instance::last_save() {
     auto settled = co_await with_deadline(clock_, config_.stop_patience, "the last save", settle());
     if (!settled) {
         // No guest was told of anything that is lost: the next start is one after a power cut.

@@ -49,8 +49,9 @@ class Instance final : public guest::TpmService {
     /// Powers on and starts the TPM; empty permanent state makes a fresh one. Durable on return.
     Task<Result<void>> start(EngineState state);
     /// Finishes what runs, shuts the TPM down in order, saves, powers off. An error: what a guest was never told of is not
-    /// saved. Not itself cancellable; nothing may be called afterwards.
-    Task<Result<void>> close();
+    /// saved. Not itself cancellable; nothing may be called afterwards. With `keep_registers` the running TPM is stored as it is,
+    /// for a guest that may come back (Startup::save); any other start shuts it down in order first.
+    Task<Result<void>> close(bool keep_registers = false);
 
     Task<Bytes> execute(Bytes command, std::uint8_t locality) override;
     void cancel() override;
@@ -92,7 +93,9 @@ class Instance final : public guest::TpmService {
     Task<Result<void>> preset_host_pcrs();
     Result<void> hold_state();
     Task<Result<void>> settle();
-    Task<Result<void>> orderly_end();
+    Task<Result<void>> orderly_end(bool keep_registers);
+    Task<Result<void>> last_save();
+    void retire(EngineState& state);
     void drop_kept_volatile();
     Bytes run(ByteView command, std::uint8_t locality);
     Bytes refuse(tpm::Refusal why);

@@ -98,7 +98,8 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     deps.log.info("vTPM {}: TPM {} {} {}", options.uuid, to_string(version), opened->fresh ? "made in" : "loaded from",
                   options.state_path);
     co_await serve(options, deps, instance, guests);
-    auto ended = co_await instance.close();
+    // A Xen guest that was saved is gone like one that was destroyed; only when it comes back is it known (--startup=save).
+    auto ended = co_await instance.close(guests.had_xen_guest());
     if (ended) {
         deps.log.info("vTPM {}: stopped", options.uuid);
     }

@@ -54,6 +54,9 @@ std::vector<std::string> Supervisor::arguments_of(const Charge& charge) const {
     if (options_.tpm_version && !parts_.spawner.image_exists(image)) {
         words.push_back(fmt::format("--tpm-version={}", to_string(*options_.tpm_version)));
     }
+    if (charge.restored) {
+        words.emplace_back("--startup=save");
+    }
     words.insert(words.end(), options_.extra_arguments.begin(), options_.extra_arguments.end());
     return words;
 }

@@ -35,6 +35,7 @@ struct Charge {
         , released(executor) {}
     const Uuid uuid;
     const std::string guest; ///< its --guest
+    bool restored = false;   ///< a saved guest comes back for its TPM's registers
     StopSignal released;     ///< it is wanted no more
     pid_t pid = 0;           ///< of the child that runs; 0: none
 };

@@ -29,11 +29,25 @@ Task<bool> XenGuests::appeared(ring::DeviceId id, Uuid uuid) {
         }
         co_return false;
     }
-    parts_.log.info("frontend {} wants vTPM {}", ring::to_string(id), uuid);
+    const bool restored = co_await is_restore(id, uuid);
+    parts_.log.info("frontend {} wants vTPM {}{}", ring::to_string(id), uuid,
+                    restored ? ": a saved guest that is restored" : "");
     Device device{id, std::make_shared<Charge>(parts_.fabric.executor(), uuid, "xen:" + ring::to_string(id))};
+    device.charge->restored = restored;
     devices_.insert_or_assign(id, device);
     group_.spawn("frontend " + ring::to_string(id), serve(device));
     co_return true;
+}
+
+Task<bool> XenGuests::is_restore(ring::DeviceId id, Uuid uuid) {
+    xen::Store& store = parts_.fabric.store();
+    auto said = co_await store.read(xen::join_path(ring::back_directory(id), "resume"));
+    const std::string order = fmt::format("vtpmd/restore/{}", uuid);
+    auto ordered = co_await store.read(order);
+    if (ordered) {
+        (void)co_await store.remove(order);
+    }
+    co_return ordered.has_value() || (said && (*said == "True" || *said == "1"));
 }
 
 void XenGuests::gone(ring::DeviceId id) {

@@ -4,6 +4,10 @@
 // A device is answered at once (InitWait), so that the toolstack starts the guest while its TPM is being loaded or made. When
 // it is gone its instance is asked to end. One vTPM serves one device at a time: a second one waits until the first is gone,
 // as the new domain of a guest that reboots does.
+//
+// A new domain meets a TPM that was power-cycled, unless it is a guest that was saved and is restored. Who restores says so: with
+// `resume` "True" in the device's directory (libxl always writes "False" there), or, before `xl restore`, with any value in
+// `vtpmd/restore/UUID` of this domain's xenstore directory, which the next device of that UUID uses up.
 #pragma once
 
 #include "manager/supervisor.hpp"
@@ -42,6 +46,7 @@ class XenGuests final : private XenDevices::Observer {
     Task<bool> appeared(ring::DeviceId id, Uuid uuid) override;
     void gone(ring::DeviceId id) override;
     Task<> serve(Device device);
+    Task<bool> is_restore(ring::DeviceId id, Uuid uuid);
     void warn(const Error& e);
 
     const bool spawn_;

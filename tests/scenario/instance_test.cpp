@@ -304,6 +304,36 @@ TEST_SUITE("instance") {
         }
     }
 
+    TEST_CASE("a guest that may come back: its registers are stored at the end, and the TPM is shut down only if it "
+              "does not") {
+        EngineState saved;
+        {
+            Machine m;
+            m.start();
+            CHECK(m.send(FakeEngine::add) == 0);
+            m.engine.registers = 33;
+            m.engine.executed.clear();
+            REQUIRE(m.loop.run(m.vtpm->close(true)));
+            CHECK(m.engine.executed.empty()); // no TPM2_Shutdown
+            saved = std::move(*instance::decode_state(TpmVersion::tpm20, m.image.stored(m.manager.record)->view()));
+            CHECK(number_in(saved.volatile_state.view()) == 33);
+        }
+        for (auto startup : {instance::Startup::save, instance::Startup::clear}) {
+            Machine m(startup);
+            EngineState state;
+            state.permanent = saved.permanent.clone();
+            state.volatile_state = saved.volatile_state.clone();
+            REQUIRE(m.loop.run(m.vtpm->start(std::move(state))));
+            const bool resumed = startup == instance::Startup::save;
+            CHECK(m.engine.registers == (resumed ? 33 : 0));
+            const std::vector<std::uint32_t> order{FakeEngine::shutdown_order, FakeEngine::startup};
+            CHECK(m.engine.executed == (resumed ? std::vector<std::uint32_t>{} : order));
+            auto on_disk = instance::decode_state(TpmVersion::tpm20, m.image.stored(m.manager.record)->view());
+            CHECK(on_disk->volatile_state.empty());
+            CHECK(number_in(on_disk->permanent.view()) == 2);
+        }
+    }
+
     TEST_CASE("waiting for a device model: off and never started, INIT brings stored registers back once") {
         for (bool stored : {false, true}) {
             CAPTURE(stored);

@@ -122,6 +122,37 @@ Task<> reboot(Stage& s) {
     co_await s.finish();
 }
 
+/// Who restores a saved guest says so; every other new domain's TPM is power-cycled.
+Task<> restored(Stage& s) {
+    const std::string order = "/local/domain/0/vtpmd/restore/" + to_string(uuid_a);
+    s.start();
+    s.host.store().set(order, "1");
+    s.host.add_vtpm(0, 3, 0, uuid_b);
+    bool started = co_await s.until_started(1);
+    CHECK(started);
+    CHECK_FALSE(has(s.process(0), "--startup=save"));
+    s.host.add_vtpm(0, 4, 0, uuid_a);
+    started = co_await s.until_started(2);
+    CHECK(started);
+    CHECK(has(s.process(1), "--startup=save"));
+    CHECK_FALSE(s.host.store().get(order).has_value());
+    for (const char* resume : {"False", "True"}) {
+        s.host.remove_vtpm(0, 4, 0);
+        auto gone = [&] { return s.guests.devices() == 1; };
+        bool left = co_await s.until(gone);
+        CHECK(left);
+        const std::string directory = xen::SimHost::back_dir(0, 4, 0);
+        s.host.store().set(directory + "/resume", resume);
+        s.host.store().set(directory + "/state", "1");
+        s.host.store().set(directory + "/uuid", to_string(uuid_a));
+        const std::size_t so_far = s.spawner.processes.size();
+        started = co_await s.until_started(so_far + 1);
+        CHECK(started);
+        CHECK(has(s.process(so_far), "--startup=save") == (std::string(resume) == "True"));
+    }
+    co_await s.finish();
+}
+
 Task<> odd_nodes(Stage& s) {
     const std::string dir = xen::SimHost::back_dir(0, 7, 0);
     s.host.store().set(dir + "/state", "1");
@@ -190,6 +221,12 @@ TEST_SUITE("xen guests") {
         test::Loop loop;
         Stage stage(loop);
         loop.run(reboot(stage));
+    }
+
+    TEST_CASE("a guest that is restored, as the operator's order or the toolstack's key says, resumes its registers") {
+        test::Loop loop;
+        Stage stage(loop);
+        loop.run(restored(stage));
     }
 
     TEST_CASE("nodes that make no sense are passed over; a device made anew is another device") {

@@ -22,7 +22,7 @@ class Host(lab.SharedMachineCase):
     @classmethod
     def make_machine(cls):
         hardware = lab.HardwareTpm(cls.holder, "hardware", cls.HARDWARE)
-        return lab.Machine(cls.holder, hardware, cls.holder.make_disk()).power_on()
+        return lab.Machine(cls.holder, hardware, cls.holder.make_disk(megabytes=512)).power_on()
 
     @classmethod
     def prepare(cls):
@@ -192,6 +192,34 @@ class Guests(Host):
         status, text = guest.run("vtpm-proxy", ok=False)
         self.assertEqual(status, harness.EX_USAGE, text)
         self.assertIn("TPM 1.2", text)
+
+    def test_saved_and_restored(self):
+        """PCRs come back with the guest where its operator says that it is a restore, and only then."""
+        guest = self.guest_with("sleeper", "2.0")
+        uuid, measured = self.uuid_of(guest), tpm.extended(bytes(32), bytes(32))
+        guest.tpm().pcr_extend(16, bytes(32))
+        guest.tpm().nv_define(DATA20, 8)
+        guest.tpm().nv_write(DATA20, b"sleeping")
+        patience = 120 * harness.SLOW
+
+        def save_and_restore():
+            before = guest.domid()
+            self.dom0.sh(f"xl save {guest.name} /mnt/{guest.name}.save", seconds=patience)
+            self.assert_nothing_left(before, uuid)
+            return lambda: self.dom0.sh(f"xl restore /mnt/{guest.name}.save && rm /mnt/{guest.name}.save", seconds=patience)
+
+        def device():
+            guest.await_("ls /dev/tpm[0-9]*", "xen-tpmfront's device")
+            return guest.tpm(guest.sh("ls /dev/tpm[0-9]*").strip())
+        restore = save_and_restore()
+        self.dom0.sh(f"xenstore write /local/domain/0/vtpmd/restore/{uuid} 1")
+        restore()
+        self.assertEqual(device().pcr_read(16), measured)
+        self.assertEqual(device().nv_read(DATA20), b"sleeping")
+        # Nobody says so: it is a new domain as any other.
+        save_and_restore()()
+        self.assertEqual(device().pcr_read(16), bytes(32))
+        self.assertEqual(device().nv_read(DATA20), b"sleeping")
 
     def test_attach_list_detach(self):
         guest, uuid = self.guest("bare"), self.make_vtpm("2.0")

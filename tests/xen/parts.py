@@ -278,6 +278,8 @@ class Parts:
         add_vtpmd(tree, vtpmd)
         for name in ("xl", "xenstored", "xenconsoled", "xen-init-dom0"):
             tree.program(one(f"usr/lib/xen-*/bin/{name}"))
+        helper = one("usr/lib/xen-*/bin/libxl-save-helper")  # xl finds it by its path only
+        tree.program(helper, "lib" + helper.split("/usr/lib")[-1])
         tree.program("/lib/x86_64-linux-gnu/libgcc_s.so.1", "lib64/libgcc_s.so.1")  # xl: pthread_cancel opens it by name
         tree.file("etc/xen/xl.conf", b'autoballoon="off"\n')
         with open(self.kernel + ".gz", "rb") as f:
