@@ -70,6 +70,7 @@ class Machine:
 
     def launch(self):
         case, number = self.case, len(self.case.children)
+        # no_timer_check: on a busy machine the emulated timer can be late, and the kernel panics ("IO-APIC + timer does not work").
         kernel, initrd = boot_files()
         self.serial, self.console = case.path(f"com2.{number}"), case.path(f"console.{number}.log")
         self.monitor = case.path(f"qmp.{number}")
@@ -80,7 +81,7 @@ class Machine:
             "-chardev", f"file,id=com1,path={self.console}", "-serial", "chardev:com1",
             "-chardev", f"socket,id=com2,path={self.serial},server=on,wait=off", "-serial", "chardev:com2",
             "-kernel", kernel, "-initrd", initrd,
-            "-append", "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests apparmor=0 audit=0 random.trust_cpu=on",
+            "-append", "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off cryptomgr.notests apparmor=0 audit=0 random.trust_cpu=on",
             "-chardev", f"socket,id=tpm,path={self.vtpm.control_path}", "-tpmdev", "emulator,id=tpm0,chardev=tpm",
             "-device", f"tpm-{self.front},tpmdev=tpm0", *self.options)
         case.machines.append(self)
