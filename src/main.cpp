@@ -1,4 +1,5 @@
 // vtpmd: parse, choose the mode, build the loop, run the root coroutine, map the outcome to an exit code (sysexits(3)).
+#include "api/server.hpp"
 #include "instance/command_line.hpp"
 #include "instance/run.hpp"
 #include "manager/command_line.hpp"
@@ -149,6 +150,7 @@ Result<Root> manager_root(const CommandLine& line) {
     if (!options) {
         return options.error();
     }
+    options->management.make = api::make_management;
     return once<manager::ManagerOptions>(std::move(*options), manager::run_manager);
 }
 

@@ -3,6 +3,7 @@
 #include "hwtpm/driver_spec.hpp"
 #include "util/service.hpp"
 #include "util/text.hpp"
+#include "util/unix_socket.hpp"
 
 namespace vtpmd::manager {
 
@@ -28,6 +29,11 @@ constexpr OptionSpec specs[] = {
     {"freshness", "MODE", "window[:SECONDS] (default 900), strict or off: how soon a rolled-back store is noticed"},
     {"accept-counter", "N", "take an old copy of the store, once: N is the TPM's counter, as the refusal named it"},
     {"listen", "unix:PATH", "where vTPMs find the manager (default unix:/run/vtpmd/manager.sock)"},
+    {"api", "unix:PATH",
+     "where the manager is managed (vtpmctl); default unix:/run/vtpmd/api.sock, or none where --listen is given; none: "
+     "nowhere"},
+    {"api-group", "GROUP", "its members may manage, besides root"},
+    {"api-read-group", "GROUP", "its members may look at everything and change nothing"},
     {"auto-create", "", "register a vTPM the first time its UUID asks; else only instances with --create are new"},
     {"spawn", "",
      "start every registered vTPM that has an image in the state directory (--spawn=UUID: only that one); with "
@@ -50,10 +56,10 @@ Error bad_value(std::string_view option, const Error& why) {
     return make_error(Errc::usage, "--{}: {}", option, why.message);
 }
 
-Result<std::string> parse_listen(std::string_view text) {
+Result<std::string> parse_listen(std::string_view option, std::string_view text) {
     constexpr std::string_view scheme = "unix:";
     if (!text.starts_with(scheme) || text.size() == scheme.size()) {
-        return make_error(Errc::usage, "--listen={}: expected unix:PATH", printable(text));
+        return make_error(Errc::usage, "--{}={}: expected unix:PATH", option, printable(text));
     }
     return std::string(text.substr(scheme.size()));
 }
@@ -150,6 +156,32 @@ Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
     return {};
 }
 
+Result<void> parse_management(const CommandLine& line, ManagerOptions& out) {
+    ManagementOptions& management = out.management;
+    if (auto text = line.get("api"); text && *text != "none") {
+        auto path = parse_listen("api", *text);
+        if (!path) {
+            return path.error();
+        }
+        management.path = std::move(*path);
+    } else if (!text && !line.has("listen")) {
+        management.path = "/run/vtpmd/api.sock";
+    }
+    for (auto [option, target] :
+         {std::pair{"api-group", &management.full_group}, {"api-read-group", &management.read_group}}) {
+        auto name = line.get(option);
+        if (!name) {
+            continue;
+        }
+        *target = find_group(*name);
+        if (!*target) {
+            return make_error(Errc::usage, "--{}={}: there is no such group; groupadd makes one", option,
+                              printable(*name));
+        }
+    }
+    return {};
+}
+
 Result<void> parse_store(const CommandLine& line, ManagerOptions& out) {
     out.store_path = line.get_or("store", out.store_path);
     out.recovery_file = line.get_or("recovery-file", out.recovery_file);
@@ -161,7 +193,7 @@ Result<void> parse_store(const CommandLine& line, ManagerOptions& out) {
         out.store_size = *value;
     }
     if (auto text = line.get("listen")) {
-        auto path = parse_listen(*text);
+        auto path = parse_listen("listen", *text);
         if (!path) {
             return path.error();
         }
@@ -185,14 +217,19 @@ Result<ManagerOptions> parse_options(const CommandLine& line) {
         }
         *target = *value;
     }
-    for (auto* part : {parse_store, parse_tpm, parse_policy, parse_spawn}) {
+    for (auto* part : {parse_store, parse_tpm, parse_policy, parse_spawn, parse_management}) {
         if (auto done = part(line, out); !done) {
             return done.error();
         }
     }
     for (PassedSocket& socket : take_passed_sockets()) {
         if (socket.name == "api") {
-            return make_error(Errc::unsupported, "a socket named 'api' was passed, but there is no management API yet");
+            if (line.get("api") == "none") {
+                return make_error(Errc::usage, "a socket named 'api' was passed, but --api=none: disable the socket's "
+                                               "unit, or leave the option out");
+            }
+            out.management.fd = std::move(socket.fd);
+            continue;
         }
         if (out.listen_fd) {
             return make_error(Errc::usage, "two sockets were passed for the vTPM link; pass one");

@@ -270,15 +270,31 @@ void KeyService::release(Session& session) {
     }
 }
 
+/// Gives back what the manager itself held.
+struct KeyService::OwnHold {
+    std::unordered_map<Uuid, Session*>& holders;
+    const Uuid& uuid;
+    ~OwnHold() { holders.erase(uuid); }
+};
+
+Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version) {
+    if (!holders_.try_emplace(uuid, nullptr).second) {
+        co_return make_error(Errc::busy, "vTPM {} is open, or is being made or deleted", uuid);
+    }
+    OwnHold hold{holders_, uuid};
+    auto registered = co_await parts_.vault.register_vtpm(uuid, version);
+    if (registered) {
+        ++counters_.registered;
+        parts_.log.info("vTPM {} registered, TPM {}", uuid, to_string(version));
+    }
+    co_return registered;
+}
+
 Task<Result<void>> KeyService::remove(Uuid uuid, TombstoneRecord::Reason reason) {
     if (!holders_.try_emplace(uuid, nullptr).second) {
         co_return make_error(Errc::busy, "vTPM {} is open; stop its instance first", uuid);
     }
-    struct Release {
-        std::unordered_map<Uuid, Session*>& holders;
-        const Uuid& uuid;
-        ~Release() { holders.erase(uuid); }
-    } release{holders_, uuid};
+    OwnHold hold{holders_, uuid};
     auto removed = co_await parts_.vault.remove(uuid, reason);
     if (removed) {
         parts_.log.info("vTPM {} {}", uuid, reason_text(reason));

@@ -55,6 +55,8 @@ class KeyService {
     /// Ends idle links now and the others after the request they are at. No new ones should come.
     void stop();
 
+    /// Registers a new vTPM. Errc::busy while somebody else is at it: two registrations of one UUID would stop the journal.
+    Task<Result<void>> enrol(Uuid uuid, TpmVersion version);
     /// Deletes a vTPM, or records that it migrated away. Errc::busy while an instance has it open.
     Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
 
@@ -65,6 +67,7 @@ class KeyService {
 
   private:
     class Session;
+    struct OwnHold;
     /// Until `session` holds `uuid`. Errc::busy if a living peer has it.
     Task<Result<void>> claim(Uuid uuid, Session& session);
     void release(Session& session);
@@ -73,7 +76,7 @@ class KeyService {
     Parts parts_;
 
     std::unordered_set<Session*> sessions_;
-    std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by remove()
+    std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by enrol() or remove()
     bool stopping_ = false;
     RateLimit broken_links_; ///< lines in the log that a peer can cause
     ServiceCounters counters_;

@@ -1,8 +1,9 @@
 #include "manager/listener.hpp"
 
+#include "util/unix_socket.hpp"
+
 #include <algorithm>
 #include <cerrno>
-#include <grp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -15,33 +16,6 @@ namespace {
 constexpr const char* group_name = "vtpmd";
 constexpr int backlog = 1024;
 constexpr auto shortage_pause = std::chrono::milliseconds(200);
-
-std::optional<gid_t> find_group() {
-    struct group entry {};
-    struct group* found = nullptr;
-    std::vector<char> buffer(16384);
-    if (::getgrnam_r(group_name, &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) {
-        return std::nullopt;
-    }
-    return found->gr_gid;
-}
-
-/// SO_PEERGROUPS (socket(7)); empty if the kernel does not say.
-std::vector<gid_t> peer_groups(int fd) {
-    std::vector<gid_t> groups(64);
-    for (int attempt = 0; attempt < 2; ++attempt) {
-        auto size = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
-        if (::getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size) == 0) {
-            groups.resize(size / sizeof(gid_t));
-            return groups;
-        }
-        if (errno != ERANGE) {
-            break;
-        }
-        groups.resize(size / sizeof(gid_t));
-    }
-    return {};
-}
 
 /// True once the peer has closed or the connection broke, even with bytes still to be read.
 bool peer_hung_up(int fd) {
@@ -85,11 +59,6 @@ Result<void> clear_stale(const std::string& path, const sockaddr_un& address) {
     return {};
 }
 
-bool is_shortage(const error_code& ec) {
-    return ec == asio::error::no_descriptors || ec == asio::error::no_buffer_space || ec == asio::error::no_memory ||
-           ec.value() == ENFILE || ec.value() == ECONNABORTED;
-}
-
 } // namespace
 
 bool is_allowed(const AllowedPeers& allowed, const proto::PeerCredentials& peer,
@@ -101,7 +70,7 @@ bool is_allowed(const AllowedPeers& allowed, const proto::PeerCredentials& peer,
            (peer.gid == *allowed.group || std::ranges::count(supplementary_groups, *allowed.group) != 0);
 }
 
-AllowedPeers allowed_peers() { return {.own_uid = ::geteuid(), .group = find_group()}; }
+AllowedPeers allowed_peers() { return {.own_uid = ::geteuid(), .group = find_group(group_name)}; }
 
 Result<UniqueFd> listen_unix(const std::string& path) {
     auto address = address_of(path);
@@ -119,7 +88,7 @@ Result<UniqueFd> listen_unix(const std::string& path) {
     if (::bind(fd.get(), generic(*address), sizeof *address) != 0 || ::chmod(path.c_str(), 0660) != 0) {
         return errno_error(errno, path);
     }
-    if (auto group = find_group();
+    if (auto group = find_group(group_name);
         group && ::chown(path.c_str(), static_cast<uid_t>(-1), *group) != 0 && errno != EPERM) {
         return errno_error(errno, path);
     }
@@ -158,7 +127,7 @@ Task<> Listener::run() {
         if (ec == asio::error::operation_aborted) {
             co_return;
         }
-        if (is_shortage(ec)) {
+        if (is_accept_shortage(ec)) {
             if (auto verdict = shortages_.allow(parts_.clock.now()); verdict.allowed) {
                 parts_.log.error("accepting vTPMs: {}; waiting ({} such lines held back)", ec.message(),
                                  verdict.suppressed);

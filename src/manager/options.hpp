@@ -3,6 +3,7 @@
 #pragma once
 
 #include "hwtpm/root_of_trust.hpp"
+#include "manager/control.hpp"
 #include "tpm/version.hpp"
 #include "util/fd.hpp"
 #include "util/log.hpp"
@@ -48,6 +49,15 @@ struct SpawnOptions {
     std::vector<std::string> extra_arguments; ///< passed on to every instance (--log-level and the like)
 };
 
+/// --api: where and to whom the manager's management is offered.
+struct ManagementOptions {
+    std::string path; ///< empty: not by a socket of our own
+    UniqueFd fd;      ///< a listening socket passed by the service manager; wins over path
+    std::optional<gid_t> full_group;
+    std::optional<gid_t> read_group;
+    MakeManagement make; ///< set by main, which knows src/api
+};
+
 struct ManagerOptions {
     std::string store_path = "/var/lib/vtpmd/manager.img";
     bool create = false;
@@ -69,6 +79,7 @@ struct ManagerOptions {
     bool auto_create = false;
     SpawnOptions spawn;
     XenOptions xen;
+    ManagementOptions management;
 };
 
 /// Firmware, option ROMs, boot loader and boot policy.

@@ -1,5 +1,6 @@
 #include "manager/run.hpp"
 
+#include "manager/control_service.hpp"
 #include "manager/key_service.hpp"
 #include "manager/listener.hpp"
 #include "manager/supervisor.hpp"
@@ -12,6 +13,7 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <sys/stat.h>
 #include <unistd.h>
 
 namespace vtpmd::manager {
@@ -47,14 +49,19 @@ class Manager {
         , links_(deps.executor, deps.log)
         , service_({.auto_create = options_.auto_create},
                    {.executor = deps.executor, .vault = *vault_, .root = root, .clock = deps.clock, .log = deps.log})
-        , supervisor_(options_.spawn, options_.listen_path,
-                      {.executor = deps.executor,
-                       .spawner = *spawner_,
-                       .clock = deps.clock,
-                       .log = deps.log,
-                       .serve_link = [this](UniqueFd fd, const Uuid& uuid, pid_t pid) {
-                           serve_spawned_link(listener_parts(), std::move(fd), uuid, pid);
-                       }}) {}
+        , supervisor_(
+              options_.spawn, options_.listen_path,
+              {.executor = deps.executor,
+               .spawner = *spawner_,
+               .clock = deps.clock,
+               .log = deps.log,
+               .serve_link = [this](UniqueFd fd, const Uuid& uuid,
+                                    pid_t pid) { serve_spawned_link(listener_parts(), std::move(fd), uuid, pid); }})
+        , control_({.vault = *vault_,
+                    .root = root,
+                    .service = service_,
+                    .supervisor = supervisor_,
+                    .store_path = options_.store_path}) {}
 
     Task<Result<void>> run() {
         if (auto xen = open_xen(); !xen) {
@@ -62,9 +69,15 @@ class Manager {
             co_return xen;
         }
         auto opened = co_await when_free(deps_.clock, dying_process_patience, [this] { return open_listener(); });
+        if (opened) {
+            opened = co_await when_free(deps_.clock, dying_process_patience, [this] { return open_management(); });
+        }
         if (!opened) {
             (void)co_await end();
             co_return opened;
+        }
+        if (management_) {
+            tasks_.spawn("management", management_->run());
         }
         vault_->freshness().on_fatal([this](const Error& e) { fail(e); });
         tasks_.on_failure([this](const std::string& name) {
@@ -115,6 +128,39 @@ class Manager {
         co_return Result<void>{};
     }
 
+    Task<Result<void>> open_management() {
+        ManagementOptions& o = options_.management;
+        if (!o.make || (!o.fd && o.path.empty())) {
+            co_return Result<void>{};
+        }
+        UniqueFd fd = std::move(o.fd);
+        if (!fd) {
+            auto made = listen_unix(o.path);
+            if (!made) {
+                co_return in_context(made.error(), "--api");
+            }
+            fd = std::move(*made);
+            own_api_socket_ = true;
+            // Who may do what is decided by the peer's credentials; with two groups a file's mode cannot tell.
+            const mode_t mode = o.full_group || o.read_group ? 0666 : 0600;
+            if (::chmod(o.path.c_str(), mode) != 0) {
+                co_return errno_error(errno, o.path);
+            }
+        }
+        ManagementParts parts{.executor = deps_.executor,
+                              .listening = std::move(fd),
+                              .access = {.own_uid = ::geteuid(), .full = o.full_group, .read_only = o.read_group},
+                              .control = control_,
+                              .clock = deps_.clock,
+                              .log = deps_.log};
+        auto management = o.make(std::move(parts));
+        if (!management) {
+            co_return management.error();
+        }
+        management_ = std::move(*management);
+        co_return Result<void>{};
+    }
+
     Result<void> open_xen() {
         if (options_.xen == XenOptions{}) {
             return {};
@@ -153,6 +199,13 @@ class Manager {
         listener_.reset();
         if (own_socket_) {
             (void)::unlink(options_.listen_path.c_str());
+        }
+        if (management_) {
+            co_await management_->stop();
+            management_.reset();
+        }
+        if (own_api_socket_) {
+            (void)::unlink(options_.management.path.c_str());
         }
         if (xen_guests_) {
             co_await xen_guests_->stop();
@@ -206,11 +259,14 @@ class Manager {
     TaskGroup links_; ///< one task a connection
     KeyService service_;
     Supervisor supervisor_;
+    ControlService control_;
     std::unique_ptr<xen::Fabric> fabric_; ///< with --xen
     std::unique_ptr<XenGuests> xen_guests_;
     std::unique_ptr<XenRings> xen_rings_;
     std::unique_ptr<Listener> listener_;
+    std::unique_ptr<Management> management_;
     bool own_socket_ = false;
+    bool own_api_socket_ = false;
     std::optional<Error> failure_;
 };
 

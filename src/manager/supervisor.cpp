@@ -2,6 +2,7 @@
 
 #include "util/deadline.hpp"
 
+#include <algorithm>
 #include <csignal>
 #include <sys/socket.h>
 
@@ -51,7 +52,10 @@ std::vector<std::string> Supervisor::arguments_of(const Charge& charge) const {
         fmt::format("--guest={}", charge.guest),
     };
     // Of a TPM that is still to be made; one that is there says itself what it is.
-    if (options_.tpm_version && !parts_.spawner.image_exists(image)) {
+    if (charge.create) {
+        words.emplace_back("--create");
+        words.push_back(fmt::format("--tpm-version={}", to_string(*charge.create)));
+    } else if (options_.tpm_version && !parts_.spawner.image_exists(image)) {
         words.push_back(fmt::format("--tpm-version={}", to_string(*options_.tpm_version)));
     }
     if (charge.restored) {
@@ -74,11 +78,37 @@ std::vector<Uuid> Supervisor::choose(const Registry& registry) const {
     return chosen;
 }
 
-void Supervisor::keep(Uuid uuid) {
+void Supervisor::keep(Uuid uuid, std::optional<TpmVersion> create) {
     auto charge =
         std::make_shared<Charge>(parts_.executor, uuid, fmt::format("socket:unix:{}/{}.sock", options_.run_dir, uuid));
-    auto run = [](Supervisor& self, std::shared_ptr<Charge> of) -> Task<> { (void)co_await self.serve(of); };
+    charge->create = create;
+    kept_[uuid] = charge;
+    auto run = [](Supervisor& self, std::shared_ptr<Charge> of) -> Task<> {
+        struct Forget {
+            std::unordered_map<Uuid, std::shared_ptr<Charge>>& kept;
+            Charge& charge;
+            ~Forget() {
+                kept.erase(charge.uuid);
+                charge.ended.request();
+            }
+        } forget{self.kept_, *of};
+        (void)co_await self.serve(of);
+    };
     group_.spawn(fmt::format("instance {}", uuid), run(*this, std::move(charge)));
+}
+
+std::shared_ptr<Charge> Supervisor::kept(const Uuid& uuid) const {
+    auto it = kept_.find(uuid);
+    return it == kept_.end() ? nullptr : it->second;
+}
+
+bool Supervisor::in_charge(const Uuid& uuid) const {
+    return kept_.contains(uuid) || std::ranges::any_of(charges_, [&uuid](const Charge* c) { return c->uuid == uuid; });
+}
+
+pid_t Supervisor::pid_of(const Uuid& uuid) const {
+    auto it = children_.find(uuid);
+    return it == children_.end() ? 0 : it->second->pid();
 }
 
 void Supervisor::release(Charge& charge) {
@@ -86,6 +116,16 @@ void Supervisor::release(Charge& charge) {
     if (auto it = children_.find(charge.uuid); charge.pid != 0 && it != children_.end()) {
         it->second->signal(SIGTERM);
     }
+}
+
+Task<Result<void>> Supervisor::wait_ended(std::shared_ptr<Charge> charge, Clock::duration patience) {
+    Task<Result<void>> ended = until(charge->ended);
+    std::string what = fmt::format("vTPM {}: the end of its instance", charge->uuid);
+    (void)co_await with_deadline(parts_.clock, patience, what, std::move(ended));
+    if (!charge->ended.requested()) {
+        co_return make_error(Errc::timed_out, "{} has not come yet", what);
+    }
+    co_return Result<void>{};
 }
 
 /// True if it is time to stop.

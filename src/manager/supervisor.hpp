@@ -32,12 +32,15 @@ struct Charge {
     Charge(const asio::any_io_executor& executor, const Uuid& vtpm, std::string endpoint)
         : uuid(vtpm)
         , guest(std::move(endpoint))
-        , released(executor) {}
+        , released(executor)
+        , ended(executor) {}
     const Uuid uuid;
-    const std::string guest; ///< its --guest
-    bool restored = false;   ///< a saved guest comes back for its TPM's registers
-    StopSignal released;     ///< it is wanted no more
-    pid_t pid = 0;           ///< of the child that runs; 0: none
+    const std::string guest;          ///< its --guest
+    bool restored = false;            ///< a saved guest comes back for its TPM's registers
+    std::optional<TpmVersion> create; ///< it was registered on purpose and has no state yet: made as this
+    StopSignal released;              ///< it is wanted no more
+    StopSignal ended;                 ///< keep() is done with it
+    pid_t pid = 0;                    ///< of the child that runs; 0: none
 };
 
 class Supervisor {
@@ -55,13 +58,22 @@ class Supervisor {
 
     /// The vTPMs to keep running: those of SpawnOptions::only, else all that are registered and have an image.
     [[nodiscard]] std::vector<Uuid> choose(const Registry& registry) const;
-    /// Begins to keep `uuid` running, for guests that come by its socket, until stop().
-    void keep(Uuid uuid);
+    /// Begins to keep `uuid` running, for guests that come by its socket, until stop() or release(). `create`: it is registered
+    /// and was never started, so its TPM is to be made. Not if kept(uuid).
+    void keep(Uuid uuid, std::optional<TpmVersion> create = std::nullopt);
+    /// The charge that keep() made; null: there is none (any more).
+    [[nodiscard]] std::shared_ptr<Charge> kept(const Uuid& uuid) const;
+    /// True if any charge has it, a Xen device's among them.
+    [[nodiscard]] bool in_charge(const Uuid& uuid) const;
+    /// Of the child that runs; 0: none.
+    [[nodiscard]] pid_t pid_of(const Uuid& uuid) const;
     /// Keeps an instance running until release(). False if it ended before, in a way that trying again does not cure. A
     /// caller that is cancelled leaves the instance running, for another manager to find. One charge a vTPM at a time.
     Task<bool> serve(std::shared_ptr<Charge> charge);
     /// Asks it to end in good order; serve() returns when it has.
     void release(Charge& charge);
+    /// Until keep() is done with it. Errc::timed_out.
+    Task<Result<void>> wait_ended(std::shared_ptr<Charge> charge, Clock::duration patience);
     /// SIGTERM to all children; returns when they are gone, at the latest `patience` later by SIGKILL.
     Task<> stop(Clock::duration patience);
 
@@ -86,6 +98,7 @@ class Supervisor {
 
     TaskGroup group_;
     std::unordered_set<Charge*> charges_;
+    std::unordered_map<Uuid, std::shared_ptr<Charge>> kept_;
     bool stopping_ = false;
     std::unordered_map<Uuid, Child*> children_;
     SupervisorCounters counters_;

@@ -1,0 +1,321 @@
+// The table, its handlers and their JSON; the only unit that sees Boost.JSON.
+#include "api/routes.hpp"
+
+#include "api/errors.hpp"
+#include "util/text.hpp"
+
+#include <algorithm>
+#include <boost/json.hpp>
+
+namespace vtpmd::api {
+
+namespace {
+
+namespace json = boost::json;
+using manager::Control;
+using manager::VtpmInfo;
+
+struct Call {
+    Control& control;
+    Uuid uuid; ///< of the path, if it has one
+    json::object body;
+};
+using Handler = Task<Result<Response>> (*)(Call);
+
+json::value whole(std::uint64_t n) { return json::value(n); }
+
+json::object to_json(const VtpmInfo& v) {
+    json::object o{{"uuid", to_string(v.uuid)},   {"tpm_version", to_string(v.version)}, {"group", to_string(v.group)},
+                   {"state", to_string(v.state)}, {"created", whole(v.created)},         {"saves", whole(v.saves)}};
+    if (v.pid != 0) {
+        o["pid"] = v.pid;
+    } else {
+        o["pid"] = nullptr;
+    }
+    return o;
+}
+
+Response answer(unsigned status, const json::value& body) {
+    return {.status = status, .body = json::serialize(body) + "\n"};
+}
+
+Task<Result<Response>> get_host(Call call) {
+    const manager::HostInfo h = call.control.host();
+    co_return answer(200, json::object{{"version", h.version},
+                                       {"store", h.store},
+                                       {"store_uuid", to_string(h.store_uuid)},
+                                       {"tpm", h.tpm},
+                                       {"vtpms", whole(h.vtpms)},
+                                       {"open", whole(h.open)},
+                                       {"tombstones", whole(h.tombstones)},
+                                       {"store_bytes", whole(h.store_bytes)},
+                                       {"store_bytes_used", whole(h.store_bytes_used)}});
+}
+
+Task<Result<Response>> list_vtpms(Call call) {
+    json::array all;
+    for (const VtpmInfo& v : call.control.vtpms()) {
+        all.push_back(to_json(v));
+    }
+    co_return answer(200, json::object{{"vtpms", std::move(all)}});
+}
+
+Task<Result<Response>> show_vtpm(Call call) {
+    auto v = call.control.vtpm(call.uuid);
+    if (!v) {
+        co_return v.error();
+    }
+    co_return answer(200, to_json(*v));
+}
+
+/// Of a body whose fields were checked.
+std::string_view text_of(const json::object& body, std::string_view name, std::string_view fallback) {
+    const json::value* v = body.if_contains(name);
+    return v != nullptr ? std::string_view(v->get_string()) : fallback;
+}
+
+Task<Result<Response>> create_vtpm(Call call) {
+    Uuid uuid = random_uuid();
+    if (call.body.contains("uuid")) {
+        auto parsed = parse_uuid(text_of(call.body, "uuid", ""));
+        if (!parsed) {
+            co_return in_context(parsed.error(), "uuid");
+        }
+        if (parsed->is_nil()) {
+            co_return make_error(Errc::usage, "uuid: the nil UUID names no vTPM");
+        }
+        uuid = *parsed;
+    }
+    const std::string_view version = text_of(call.body, "tpm_version", "2.0");
+    if (version != "1.2" && version != "2.0") {
+        co_return make_error(Errc::usage, "tpm_version: expected \"1.2\" or \"2.0\", found \"{}\"", printable(version));
+    }
+    auto made = co_await call.control.create(uuid, version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20);
+    if (!made) {
+        co_return made.error();
+    }
+    co_return answer(201, to_json(*made));
+}
+
+Task<Result<Response>> delete_vtpm(Call call) {
+    auto removed = co_await call.control.remove(call.uuid);
+    if (!removed) {
+        co_return removed.error();
+    }
+    co_return answer(200, json::object{{"uuid", to_string(call.uuid)}, {"deleted", true}});
+}
+
+Task<Result<Response>> start_vtpm(Call call) {
+    auto started = co_await call.control.start(call.uuid);
+    if (!started) {
+        co_return started.error();
+    }
+    co_return co_await show_vtpm(std::move(call));
+}
+
+Task<Result<Response>> stop_vtpm(Call call) {
+    auto stopped = co_await call.control.stop(call.uuid);
+    if (!stopped) {
+        co_return stopped.error();
+    }
+    co_return co_await show_vtpm(std::move(call));
+}
+
+Task<Result<Response>> get_seal(Call call) {
+    auto seal = co_await call.control.seal();
+    if (!seal) {
+        co_return seal.error();
+    }
+    json::array pcrs;
+    for (const auto& p : seal->pcrs) {
+        pcrs.push_back(json::object{{"bank", p.bank}, {"index", p.index}, {"value", p.value}});
+    }
+    co_return answer(200, json::object{{"selection", seal->selection}, {"pcrs", std::move(pcrs)}});
+}
+
+Task<Result<Response>> get_freshness(Call call) {
+    const manager::FreshnessInfo f = call.control.freshness();
+    co_return answer(200, json::object{{"policy", f.policy},
+                                       {"counter", whole(f.counter)},
+                                       {"steps", whole(f.steps)},
+                                       {"failures", whole(f.failures)},
+                                       {"owed", f.owed}});
+}
+
+Task<Result<Response>> get_metrics(Call call) {
+    co_return Response{.status = 200,
+                       .body = metrics_text(call.control.metrics()),
+                       .content_type = "text/plain; version=0.0.4; charset=utf-8"};
+}
+
+constexpr Field create_fields[] = {
+    {"uuid", "string", false, "the new vTPM's; one is made up if it is left out"},
+    {"tpm_version", "string", false, "1.2 or 2.0 (the default)"},
+};
+
+struct Route {
+    RouteInfo info;
+    Handler handler;
+    [[nodiscard]] bool changes() const { return info.method != "GET"; }
+};
+
+const std::vector<Route>& table() {
+    static const std::vector<Route> all{
+        {{"GET", "/v1/host", "The manager, its store and its hardware TPM", {}}, get_host},
+        {{"GET", "/v1/vtpms", "All vTPMs", {}}, list_vtpms},
+        {{"POST", "/v1/vtpms", "Registers a new vTPM", create_fields}, create_vtpm},
+        {{"GET", "/v1/vtpms/{uuid}", "One vTPM", {}}, show_vtpm},
+        {{"DELETE", "/v1/vtpms/{uuid}", "Deletes a vTPM for good, leaving a tombstone", {}}, delete_vtpm},
+        {{"POST", "/v1/vtpms/{uuid}/start", "Keeps an instance running for it", {}}, start_vtpm},
+        {{"POST", "/v1/vtpms/{uuid}/stop", "Ends the instance that the manager keeps for it", {}}, stop_vtpm},
+        {{"GET", "/v1/seal", "What the store is sealed to, and the PCRs as they are", {}}, get_seal},
+        {{"GET", "/v1/freshness", "Rollback protection and the wear of the counter", {}}, get_freshness},
+        {{"GET", "/metrics", "Figures in Prometheus' text format", {}}, get_metrics},
+    };
+    return all;
+}
+
+/// Whether `path` has the form; the text in the place of {uuid}, if there is one.
+std::optional<std::string_view> match(std::string_view form, std::string_view path) {
+    const std::size_t hole = form.find('{');
+    if (hole == std::string_view::npos) {
+        return form == path ? std::optional(std::string_view()) : std::nullopt;
+    }
+    const std::string_view before = form.substr(0, hole);
+    const std::string_view after = form.substr(form.find('}') + 1);
+    if (!path.starts_with(before) || !path.ends_with(after) || path.size() <= before.size() + after.size()) {
+        return std::nullopt;
+    }
+    const std::string_view middle = path.substr(before.size(), path.size() - before.size() - after.size());
+    return middle.find('/') == std::string_view::npos ? std::optional(middle) : std::nullopt;
+}
+
+Result<json::object> parse_body(std::string_view text, std::span<const Field> fields) {
+    json::object body;
+    if (text.find_first_not_of(" \t\r\n") != std::string_view::npos) {
+        boost::system::error_code ec;
+        json::value parsed = json::parse(text, ec);
+        if (ec) {
+            return make_error(Errc::usage, "the body is not JSON: {}", ec.message());
+        }
+        if (!parsed.is_object()) {
+            return make_error(Errc::usage, "the body is no JSON object; expected {{...}}");
+        }
+        body = std::move(parsed.get_object());
+    }
+    for (const auto& member : body) {
+        const auto field = std::ranges::find(fields, std::string_view(member.key()), &Field::name);
+        if (field == fields.end()) {
+            std::string known;
+            for (const Field& f : fields) {
+                known += fmt::format("{}{}", known.empty() ? "" : ", ", f.name);
+            }
+            return make_error(Errc::usage, "unknown field \"{}\"; known here: {}",
+                              printable(std::string_view(member.key())), known.empty() ? "none" : known);
+        }
+        if (!member.value().is_string()) {
+            return make_error(Errc::usage, "{}: expected a string, found {}", field->name,
+                              std::string_view(json::to_string(member.value().kind())));
+        }
+    }
+    return body;
+}
+
+Task<Response> run_route(const Route& route, Call call) {
+    auto outcome = co_await route.handler(std::move(call));
+    if (!outcome) {
+        co_return error_response(outcome.error());
+    }
+    co_return std::move(*outcome);
+}
+
+Response error_body(unsigned status, std::string_view code, std::string_view message, std::string_view action) {
+    return answer(status, json::object{{"code", code}, {"message", message}, {"action", action}});
+}
+
+} // namespace
+
+std::vector<RouteInfo> routes() {
+    std::vector<RouteInfo> out;
+    for (const Route& r : table()) {
+        out.push_back(r.info);
+    }
+    return out;
+}
+
+Response error_response(const Error& e) {
+    const ErrorKind kind = kind_of(e.code);
+    return error_body(kind.status, kind.code, e.message, kind.action);
+}
+
+Response transport_error(unsigned status, std::string_view message) {
+    switch (status) {
+    case 408:
+        return error_body(status, "timed_out", message, "send requests faster, or ask for less at once");
+    case 413:
+        return error_body(status, "too_large", message, "send less");
+    case 431:
+        return error_body(status, "too_large", message, "send fewer or shorter headers");
+    case 503:
+        return error_body(status, "unavailable", message, "close connections that are not needed, and try again");
+    case 403:
+        return error_body(status, "forbidden", message,
+                          "ask as root, or as a member of --api-group or --api-read-group");
+    default:
+        return error_body(status, "bad_request", message, "send HTTP/1.1 with a JSON body");
+    }
+}
+
+Task<Response> handle(Control& control, Request request) {
+    const std::string_view path = std::string_view(request.target).substr(0, request.target.find('?'));
+    if (path.size() != request.target.size()) {
+        Error e = make_error(Errc::usage, "there are no query parameters here; found \"{}\"",
+                             printable(std::string_view(request.target).substr(path.size())));
+        co_return error_response(e);
+    }
+    std::string allow;
+    const Route* found = nullptr;
+    std::string_view hole;
+    for (const Route& r : table()) {
+        auto matched = match(r.info.path, path);
+        if (!matched) {
+            continue;
+        }
+        allow += fmt::format("{}{}", allow.empty() ? "" : ", ", r.info.method);
+        if (r.info.method == request.method) {
+            found = &r;
+            hole = *matched;
+        }
+    }
+    if (found == nullptr && allow.empty()) {
+        co_return error_body(404, "no_such_path", fmt::format("there is nothing at {}", printable(path)),
+                             "vtpmctl(1) and contrib/openapi.json say what there is");
+    }
+    if (found == nullptr) {
+        Response r = error_body(405, "no_such_method",
+                                fmt::format("{} does not take {}", printable(path), printable(request.method)),
+                                fmt::format("use one of: {}", allow));
+        r.allow = std::move(allow);
+        co_return r;
+    }
+    if (found->changes() && !request.may_change) {
+        Error e = make_error(Errc::permission, "your group may look, not change");
+        co_return error_response(e);
+    }
+    Call call{.control = control, .uuid = {}, .body = {}};
+    if (!hole.empty()) {
+        auto uuid = parse_uuid(hole);
+        if (!uuid) {
+            co_return error_response(uuid.error());
+        }
+        call.uuid = *uuid;
+    }
+    auto body = parse_body(request.body, found->info.fields);
+    if (!body) {
+        co_return error_response(body.error());
+    }
+    call.body = std::move(*body);
+    co_return co_await run_route(*found, std::move(call));
+}
+
+} // namespace vtpmd::api

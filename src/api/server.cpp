@@ -1,0 +1,260 @@
+// The listener and its sessions; the only unit that sees Boost.Beast.
+#include "api/server.hpp"
+
+#include "api/routes.hpp"
+#include "util/deadline.hpp"
+#include "util/shielded.hpp"
+#include "util/task_group.hpp"
+#include "util/unix_socket.hpp"
+
+#include <algorithm>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/error.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/read.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <boost/beast/http/write.hpp>
+#include <sys/socket.h>
+
+namespace vtpmd::api {
+
+namespace {
+
+namespace http = boost::beast::http;
+using Protocol = asio::local::stream_protocol;
+using Socket = Protocol::socket;
+using Parser = http::request_parser<http::string_body>;
+
+constexpr auto shortage_pause = std::chrono::milliseconds(200);
+
+enum class Right { none, read, full };
+
+Right right_of(const manager::ManagementAccess& access, const ucred& peer, const std::vector<gid_t>& groups) {
+    auto in = [&](const std::optional<gid_t>& group) {
+        return group && (peer.gid == *group || std::ranges::count(groups, *group) != 0);
+    };
+    if (peer.uid == 0 || peer.uid == access.own_uid || in(access.full)) {
+        return Right::full;
+    }
+    return in(access.read_only) ? Right::read : Right::none;
+}
+
+unsigned status_of(const error_code& ec) {
+    if (ec == http::error::header_limit) {
+        return 431;
+    }
+    return ec == http::error::body_limit ? 413 : 400;
+}
+
+struct SessionPeer {
+    std::string name;
+    Right right = Right::none;
+    bool over_limit = false;
+};
+
+class Server final : public manager::Management {
+  public:
+    Server(Protocol::acceptor acceptor, manager::ManagementParts parts)
+        : parts_(std::move(parts))
+        , acceptor_(std::move(acceptor))
+        , sessions_(parts_.executor, parts_.log)
+        , work_(parts_.executor, parts_.log) {}
+
+    Task<> run() override {
+        for (;;) {
+            auto [ec, socket] = co_await acceptor_.async_accept(use_tuple);
+            if (ec == asio::error::operation_aborted) {
+                co_return;
+            }
+            if (is_accept_shortage(ec)) {
+                if (auto verdict = shortages_.allow(parts_.clock.now()); verdict.allowed) {
+                    parts_.log.error("accepting management: {}; waiting ({} such lines held back)", ec.message(),
+                                     verdict.suppressed);
+                }
+                if (auto stopped = co_await parts_.clock.sleep_for(shortage_pause)) {
+                    co_return;
+                }
+                continue;
+            }
+            if (ec) {
+                throw boost::system::system_error(ec, "accepting management");
+            }
+            admit(std::move(socket));
+        }
+    }
+
+    Task<> stop() override {
+        sessions_.cancel();
+        co_await sessions_.join();
+        co_await work_.join();
+    }
+
+  private:
+    void admit(Socket socket) {
+        ucred peer{};
+        socklen_t size = sizeof peer;
+        if (::getsockopt(socket.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
+            return;
+        }
+        SessionPeer who{.name = fmt::format("management pid {} uid {}", peer.pid, peer.uid),
+                        .right = right_of(parts_.access, peer, peer_groups(socket.native_handle()))};
+        // One more than the limit is told so and let go; beyond that there is no answer either.
+        auto& count = who.right == Right::full ? full_ : others_;
+        const std::size_t limit = who.right == Right::full ? full_connections : read_connections;
+        who.over_limit = count >= limit;
+        if (count >= limit + 16) {
+            note_refusal(who.name, "has too many connections");
+            return;
+        }
+        if (who.right == Right::none) {
+            note_refusal(who.name, "is neither root nor in the group of --api-group or --api-read-group");
+        }
+        std::string name = who.name;
+        sessions_.spawn(std::move(name), session(*this, std::move(socket), std::move(who)));
+    }
+
+    void note_refusal(std::string_view who, std::string_view why) {
+        if (auto verdict = refusals_.allow(parts_.clock.now()); verdict.allowed) {
+            parts_.log.warning("{}: refused: {} ({} such lines held back)", who, why, verdict.suppressed);
+        }
+    }
+
+    static Task<> session(Server& self, Socket socket, SessionPeer peer) {
+        auto& count = peer.right == Right::full ? self.full_ : self.others_;
+        struct Counted {
+            std::size_t& n;
+            explicit Counted(std::size_t& c)
+                : n(++c) {}
+            ~Counted() { --n; }
+        } counted(count);
+        co_await asio::this_coro::throw_if_cancelled(false);
+        boost::beast::flat_buffer buffer(header_limit + body_limit);
+        for (bool more = true; more;) {
+            more = co_await serve_one(self, socket, buffer, peer);
+        }
+        error_code ignored;
+        socket.shutdown(Socket::shutdown_both, ignored);
+    }
+
+    /// False once the connection is to end.
+    static Task<bool> serve_one(Server& self, Socket& socket, boost::beast::flat_buffer& buffer,
+                                const SessionPeer& peer) {
+        Parser parser;
+        parser.header_limit(header_limit);
+        parser.body_limit(body_limit);
+        Task<Result<error_code>> reading = read(socket, buffer, parser);
+        auto got = co_await with_deadline(self.parts_.clock, request_deadline, "a request", std::move(reading));
+        if (!got) {
+            if (got.error().code == Errc::timed_out && parser.got_some()) {
+                Response late = transport_error(408, "the request did not come to its end in time");
+                (void)co_await send(self, socket, late, {.keep_alive = false});
+            }
+            co_return false;
+        }
+        if (*got == http::error::end_of_stream || *got == http::error::partial_message ||
+            (got->failed() && got->category() != make_error_code(http::error::bad_method).category())) {
+            co_return false; // it is gone
+        }
+        if (got->failed()) {
+            Response bad = transport_error(status_of(*got), got->message());
+            (void)co_await send(self, socket, bad, {.keep_alive = false});
+            co_return false;
+        }
+        const bool keep_alive = parser.get().keep_alive();
+        auto response = co_await answer(self, peer, parser);
+        if (!response) {
+            co_return false;
+        }
+        const bool sent = co_await send(self, socket, *response,
+                                        {.keep_alive = keep_alive && peer.right != Right::none && !peer.over_limit});
+        co_return sent&& keep_alive&& peer.right != Right::none && !peer.over_limit;
+    }
+
+    static Task<Result<error_code>> read(Socket& socket, boost::beast::flat_buffer& buffer, Parser& parser) {
+        auto [ec, n] = co_await http::async_read(socket, buffer, parser, use_tuple);
+        (void)n;
+        if (ec == asio::error::operation_aborted) {
+            co_return make_error(Errc::canceled, "cancelled");
+        }
+        co_return ec;
+    }
+
+    /// nullopt: we are stopping.
+    static Task<std::optional<Response>> answer(Server& self, const SessionPeer& peer, Parser& parser) {
+        if (peer.right == Right::none) {
+            co_return transport_error(403, "this socket is not yours to use");
+        }
+        if (peer.over_limit) {
+            co_return transport_error(503, "there are too many connections");
+        }
+        auto message = parser.release();
+        Request request{.method = std::string(message.method_string()),
+                        .target = std::string(message.target()),
+                        .body = std::move(message.body()),
+                        .may_change = peer.right == Right::full};
+        if (request.method != "GET") {
+            self.parts_.log.info("{}: {} {}", peer.name, request.method, request.target.substr(0, 120));
+        }
+        Task<Response> work = handle(self.parts_.control, std::move(request));
+        co_return co_await shielded(self.work_, "a request of " + peer.name, std::move(work));
+    }
+
+    struct SendOptions {
+        bool keep_alive = true;
+    };
+    static Task<bool> send(Server& self, Socket& socket, const Response& response, SendOptions options) {
+        http::response<http::string_body> message{static_cast<http::status>(response.status), 11};
+        message.set(http::field::content_type, response.content_type);
+        message.set(http::field::server, "vtpmd/" VTPMD_VERSION);
+        if (!response.allow.empty()) {
+            message.set(http::field::allow, response.allow);
+        }
+        message.keep_alive(options.keep_alive);
+        message.body() = response.body;
+        message.prepare_payload();
+        Task<Result<void>> writing = write(socket, message);
+        auto sent = co_await with_deadline(self.parts_.clock, response_deadline, "a response", std::move(writing));
+        co_return sent.has_value();
+    }
+
+    static Task<Result<void>> write(Socket& socket, http::response<http::string_body>& message) {
+        auto [ec, n] = co_await http::async_write(socket, message, use_tuple);
+        (void)n;
+        if (ec) {
+            co_return make_error(Errc::closed, "{}", ec.message());
+        }
+        co_return Result<void>{};
+    }
+
+    manager::ManagementParts parts_;
+    Protocol::acceptor acceptor_;
+    RateLimit refusals_;
+    RateLimit shortages_;
+    std::size_t full_ = 0;   ///< connections of peers with full rights
+    std::size_t others_ = 0; ///< and of all others
+    TaskGroup sessions_;     ///< one task a connection
+    TaskGroup work_;         ///< requests, which go on though their connection ends
+};
+
+} // namespace
+
+Result<std::unique_ptr<manager::Management>> make_management(manager::ManagementParts parts) {
+    int domain = 0;
+    int accepts = 0;
+    socklen_t size = sizeof domain;
+    const int fd = parts.listening.get();
+    if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain != AF_UNIX ||
+        ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size) != 0 || accepts == 0) {
+        return make_error(Errc::usage, "descriptor {} (management) is not a listening Unix socket", fd);
+    }
+    Protocol::acceptor acceptor(parts.executor);
+    error_code ec;
+    acceptor.assign(Protocol(), fd, ec);
+    if (ec) {
+        return errno_error(ec.value(), "the management socket");
+    }
+    (void)parts.listening.release();
+    return std::unique_ptr<manager::Management>(std::make_unique<Server>(std::move(acceptor), std::move(parts)));
+}
+
+} // namespace vtpmd::api

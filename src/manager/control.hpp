@@ -1,0 +1,150 @@
+// What management (src/api) may ask of the manager: the one header of this room that it sees. Plain data in, plain data out;
+// what a call changed is durable when it returns success. Tests fake it.
+#pragma once
+
+#include "tpm/version.hpp"
+#include "util/asio.hpp"
+#include "util/clock.hpp"
+#include "util/fd.hpp"
+#include "util/log.hpp"
+#include "util/result.hpp"
+#include "util/uuid.hpp"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace vtpmd::manager {
+
+enum class VtpmState {
+    fresh,    ///< registered, nothing was ever saved
+    stopped,  ///< no instance has it open
+    starting, ///< the manager keeps an instance running for it, which has no process or has not opened it yet
+    running,  ///< open, in an instance that the manager keeps
+    open      ///< open, in an instance that was started by somebody else
+};
+[[nodiscard]] constexpr std::string_view to_string(VtpmState s) noexcept {
+    switch (s) {
+    case VtpmState::fresh:
+        return "fresh";
+    case VtpmState::stopped:
+        return "stopped";
+    case VtpmState::starting:
+        return "starting";
+    case VtpmState::running:
+        return "running";
+    case VtpmState::open:
+        return "open";
+    }
+    return "unknown";
+}
+
+struct VtpmInfo {
+    Uuid uuid;
+    TpmVersion version = TpmVersion::tpm20;
+    Uuid group;
+    VtpmState state = VtpmState::fresh;
+    std::uint64_t created = 0; ///< seconds since 1970
+    std::uint64_t saves = 0;   ///< of its state, since it was made
+    int pid = 0;               ///< of the instance that the manager started; 0: none
+};
+
+struct PcrInfo {
+    std::string bank;
+    unsigned index = 0;
+    std::string value; ///< hexadecimal, as it is now
+};
+
+struct SealInfo {
+    std::string selection; ///< as --seal-pcrs takes it
+    std::vector<PcrInfo> pcrs;
+};
+
+struct FreshnessInfo {
+    std::string policy;         ///< as --freshness takes it
+    std::uint64_t counter = 0;  ///< the hardware TPM's, as last seen: how much of its part is worn
+    std::uint64_t steps = 0;    ///< since start
+    std::uint64_t failures = 0; ///< steps that the TPM refused or did not answer
+    bool owed = false;          ///< the store is ahead of the counter
+};
+
+struct HostInfo {
+    std::string version;
+    std::string store;
+    Uuid store_uuid;
+    std::string tpm;
+    std::size_t vtpms = 0;
+    std::size_t open = 0;
+    std::size_t tombstones = 0;
+    std::uint64_t store_bytes = 0;      ///< room for records
+    std::uint64_t store_bytes_used = 0; ///< of it, by the last checkpoint
+};
+
+/// One family of Prometheus' text format.
+struct Metric {
+    struct Sample {
+        std::string suffix; ///< of the family's name: "_bucket", "_sum", "_count", or none
+        std::string labels; ///< as they stand between the braces: request="save",outcome="done"
+        double value = 0;
+    };
+    std::string name;
+    std::string help;
+    std::string_view type; ///< counter, gauge, histogram
+    std::vector<Sample> samples;
+};
+
+class Control {
+  public:
+    virtual ~Control() = default;
+
+    [[nodiscard]] virtual HostInfo host() const = 0;
+    /// In order of their UUIDs.
+    [[nodiscard]] virtual std::vector<VtpmInfo> vtpms() const = 0;
+    /// Errc::not_found, tombstone.
+    [[nodiscard]] virtual Result<VtpmInfo> vtpm(const Uuid& uuid) const = 0;
+    /// Errc::exists, tombstone, no_space.
+    virtual Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version) = 0;
+    /// For good: a tombstone keeps every copy of it from coming back. Errc::not_found, tombstone, busy while it is open.
+    virtual Task<Result<void>> remove(Uuid uuid) = 0;
+    /// Keeps an instance running for it; one that was never started is made. Errc::busy if somebody else has it open.
+    virtual Task<Result<void>> start(Uuid uuid) = 0;
+    /// In good order; returns when it has ended. Errc::busy if the manager did not start it, timed_out while it ends.
+    virtual Task<Result<void>> stop(Uuid uuid) = 0;
+
+    virtual Task<Result<SealInfo>> seal() = 0;
+    [[nodiscard]] virtual FreshnessInfo freshness() const = 0;
+    [[nodiscard]] virtual std::vector<Metric> metrics() const = 0;
+};
+
+/// Who may use the management socket besides root and the manager's own user.
+struct ManagementAccess {
+    uid_t own_uid = 0;
+    std::optional<gid_t> full;
+    std::optional<gid_t> read_only;
+};
+
+/// What serves management, on a listening socket that it takes over.
+class Management {
+  public:
+    virtual ~Management() = default;
+    /// Accepts until cancelled.
+    virtual Task<> run() = 0;
+    /// After run(): ends connections, finishes the requests that they are at. Then it may be destroyed.
+    virtual Task<> stop() = 0;
+};
+
+/// All but the descriptor outlives what is made.
+struct ManagementParts {
+    asio::any_io_executor executor;
+    UniqueFd listening;
+    ManagementAccess access;
+    Control& control;
+    Clock& clock;
+    const Log& log;
+};
+using MakeManagement = std::function<Result<std::unique_ptr<Management>>(ManagementParts)>;
+
+} // namespace vtpmd::manager

@@ -1,0 +1,166 @@
+#include "manager/control_service.hpp"
+
+#include "hwtpm/pcr.hpp"
+#include "util/text.hpp"
+
+#include <algorithm>
+
+namespace vtpmd::manager {
+
+namespace {
+/// For an instance to save and end; it is not killed then.
+constexpr auto stop_patience = std::chrono::seconds(20);
+} // namespace
+
+ControlService::ControlService(Parts parts)
+    : parts_(std::move(parts)) {}
+
+HostInfo ControlService::host() const {
+    const Registry& registry = parts_.vault.registry();
+    const store::JournalCounters& journal = parts_.vault.journal_counters();
+    return {.version = VTPMD_VERSION,
+            .store = parts_.store_path,
+            .store_uuid = parts_.vault.uuid(),
+            .tpm = parts_.root.description(),
+            .vtpms = registry.vtpm_count(),
+            .open = parts_.service.open_count(),
+            .tombstones = registry.tombstone_count(),
+            .store_bytes = journal.half_bytes,
+            .store_bytes_used = journal.checkpoint_bytes};
+}
+
+VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {
+    const auto* group = parts_.vault.registry().group(vtpm.group);
+    VtpmInfo info{.uuid = uuid,
+                  .version = vtpm.version,
+                  .group = group != nullptr ? group->uuid : Uuid{},
+                  .created = vtpm.created,
+                  .saves = vtpm.sequence,
+                  .pid = parts_.supervisor.pid_of(uuid)};
+    const bool open = parts_.service.is_open(uuid);
+    if (info.pid != 0 && open) {
+        info.state = VtpmState::running;
+    } else if (open) {
+        info.state = VtpmState::open;
+    } else if (parts_.supervisor.in_charge(uuid)) {
+        info.state = VtpmState::starting;
+    } else {
+        info.state = vtpm.sequence == 0 ? VtpmState::fresh : VtpmState::stopped;
+    }
+    return info;
+}
+
+std::vector<VtpmInfo> ControlService::vtpms() const {
+    std::vector<VtpmInfo> all;
+    all.reserve(parts_.vault.registry().vtpm_count());
+    for (const auto& [uuid, vtpm] : parts_.vault.registry().vtpms()) {
+        all.push_back(info_of(uuid, vtpm));
+    }
+    std::ranges::sort(all, {}, &VtpmInfo::uuid);
+    return all;
+}
+
+Result<const Registry::Vtpm*> ControlService::find(const Uuid& uuid) const {
+    if (const auto* vtpm = parts_.vault.registry().find(uuid)) {
+        return vtpm;
+    }
+    if (const auto* gone = parts_.vault.registry().tombstone(uuid)) {
+        return make_error(Errc::tombstone, "vTPM {} was {}", uuid,
+                          gone->reason == TombstoneRecord::Reason::migrated ? "migrated away" : "deleted");
+    }
+    return make_error(Errc::not_found, "vTPM {} is not registered with this manager", uuid);
+}
+
+Result<VtpmInfo> ControlService::vtpm(const Uuid& uuid) const {
+    auto found = find(uuid);
+    if (!found) {
+        return found.error();
+    }
+    return info_of(uuid, **found);
+}
+
+Task<Result<VtpmInfo>> ControlService::create(Uuid uuid, TpmVersion version) {
+    auto found = find(uuid);
+    if (found) {
+        co_return make_error(Errc::exists, "vTPM {} is registered already", uuid);
+    }
+    if (found.error().code == Errc::tombstone) {
+        co_return found.error();
+    }
+    auto registered = co_await parts_.service.enrol(uuid, version);
+    if (!registered) {
+        co_return registered.error();
+    }
+    co_return vtpm(uuid);
+}
+
+Task<Result<void>> ControlService::remove(Uuid uuid) {
+    if (auto found = find(uuid); !found) {
+        co_return found.error();
+    }
+    if (parts_.supervisor.in_charge(uuid)) {
+        co_return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
+    }
+    co_return co_await parts_.service.remove(uuid, TombstoneRecord::Reason::deleted);
+}
+
+Task<Result<void>> ControlService::start(Uuid uuid) {
+    auto found = find(uuid);
+    if (!found) {
+        co_return found.error();
+    }
+    if (parts_.supervisor.in_charge(uuid)) {
+        co_return Result<void>{}; // as it was asked for
+    }
+    if (parts_.service.is_open(uuid)) {
+        co_return make_error(Errc::busy, "vTPM {} is open, in an instance that this manager did not start", uuid);
+    }
+    const bool fresh = (*found)->sequence == 0;
+    parts_.supervisor.keep(uuid, fresh ? std::optional((*found)->version) : std::nullopt);
+    co_return Result<void>{};
+}
+
+Task<Result<void>> ControlService::stop(Uuid uuid) {
+    if (auto found = find(uuid); !found) {
+        co_return found.error();
+    }
+    auto charge = parts_.supervisor.kept(uuid);
+    if (!charge) {
+        if (parts_.service.is_open(uuid) || parts_.supervisor.in_charge(uuid)) {
+            co_return make_error(Errc::busy,
+                                 "vTPM {} is open, in an instance that belongs to a guest's device or was "
+                                 "started by somebody else",
+                                 uuid);
+        }
+        co_return Result<void>{};
+    }
+    parts_.supervisor.release(*charge);
+    co_return co_await parts_.supervisor.wait_ended(std::move(charge), stop_patience);
+}
+
+Task<Result<SealInfo>> ControlService::seal() {
+    SealInfo info{.selection = hwtpm::to_string(parts_.vault.sealed_to())};
+    std::vector<hwtpm::PcrSelection> selections{parts_.vault.sealed_to()};
+    auto values = co_await parts_.root.pcr_read(std::move(selections));
+    if (!values) {
+        co_return values.error();
+    }
+    for (const hwtpm::PcrValue& v : *values) {
+        info.pcrs.push_back(
+            {.bank = std::string(hwtpm::bank_name(v.bank)), .index = v.index, .value = to_hex(v.digest)});
+    }
+    co_return info;
+}
+
+FreshnessInfo ControlService::freshness() const {
+    const Freshness& freshness = parts_.vault.freshness();
+    return {.policy = to_string(freshness.policy()),
+            .counter = freshness.counters().hardware,
+            .steps = freshness.counters().steps,
+            .failures = freshness.counters().failures,
+            .owed = freshness.owed()};
+}
+
+std::vector<Metric> ControlService::metrics() const { return collect_metrics(*this, parts_); }
+
+} // namespace vtpmd::manager

@@ -1,0 +1,43 @@
+// Control over the real parts.
+#pragma once
+
+#include "manager/control.hpp"
+#include "manager/key_service.hpp"
+#include "manager/supervisor.hpp"
+
+namespace vtpmd::manager {
+
+class ControlService final : public Control {
+  public:
+    /// All of it outlives this.
+    struct Parts {
+        Vault& vault;
+        hwtpm::RootOfTrust& root;
+        KeyService& service;
+        Supervisor& supervisor;
+        std::string store_path;
+    };
+    explicit ControlService(Parts parts);
+
+    [[nodiscard]] HostInfo host() const override;
+    [[nodiscard]] std::vector<VtpmInfo> vtpms() const override;
+    [[nodiscard]] Result<VtpmInfo> vtpm(const Uuid& uuid) const override;
+    Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version) override;
+    Task<Result<void>> remove(Uuid uuid) override;
+    Task<Result<void>> start(Uuid uuid) override;
+    Task<Result<void>> stop(Uuid uuid) override;
+    Task<Result<SealInfo>> seal() override;
+    [[nodiscard]] FreshnessInfo freshness() const override;
+    [[nodiscard]] std::vector<Metric> metrics() const override;
+
+  private:
+    [[nodiscard]] VtpmInfo info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
+    [[nodiscard]] Result<const Registry::Vtpm*> find(const Uuid& uuid) const;
+
+    Parts parts_;
+};
+
+/// The figures of all parts, in Prometheus' terms (metrics.cpp).
+[[nodiscard]] std::vector<Metric> collect_metrics(const ControlService& control, const ControlService::Parts& parts);
+
+} // namespace vtpmd::manager

@@ -1,0 +1,40 @@
+#include "util/unix_socket.hpp"
+
+#include <cerrno>
+#include <grp.h>
+#include <sys/socket.h>
+
+namespace vtpmd {
+
+std::optional<gid_t> find_group(const std::string& name) {
+    struct group entry {};
+    struct group* found = nullptr;
+    std::vector<char> buffer(16384);
+    if (::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) {
+        return std::nullopt;
+    }
+    return found->gr_gid;
+}
+
+std::vector<gid_t> peer_groups(int fd) {
+    std::vector<gid_t> groups(64);
+    for (int attempt = 0; attempt < 2; ++attempt) {
+        auto size = static_cast<socklen_t>(groups.size() * sizeof(gid_t));
+        if (::getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &size) == 0) {
+            groups.resize(size / sizeof(gid_t));
+            return groups;
+        }
+        if (errno != ERANGE) {
+            break;
+        }
+        groups.resize(size / sizeof(gid_t));
+    }
+    return {};
+}
+
+bool is_accept_shortage(const error_code& ec) {
+    return ec == asio::error::no_descriptors || ec == asio::error::no_buffer_space || ec == asio::error::no_memory ||
+           ec.value() == ENFILE || ec.value() == ECONNABORTED;
+}
+
+} // namespace vtpmd

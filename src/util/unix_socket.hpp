@@ -1,0 +1,20 @@
+// What both listeners ask of the operating system about their sockets and the peers there.
+#pragma once
+
+#include "util/asio.hpp"
+
+#include <optional>
+#include <string>
+#include <sys/types.h>
+#include <vector>
+
+namespace vtpmd {
+
+/// A group of this host by its name.
+[[nodiscard]] std::optional<gid_t> find_group(const std::string& name);
+/// SO_PEERGROUPS (socket(7)); empty if the kernel does not say.
+[[nodiscard]] std::vector<gid_t> peer_groups(int fd);
+/// What makes accept() fail for a while only: want of descriptors or memory, a peer that left at once.
+[[nodiscard]] bool is_accept_shortage(const error_code& ec);
+
+} // namespace vtpmd

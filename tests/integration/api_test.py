@@ -1,0 +1,255 @@
+#!/usr/bin/python3
+"""Management: vtpmctl and raw HTTP against a running manager; who may do what; what bad input gets."""
+import concurrent.futures
+import json
+import os
+import pwd
+import re
+import socket
+
+import harness
+import tpm
+
+harness.need_root()
+VTPMCTL = os.environ["VTPMCTL"]
+DATA = 0x01500002
+UNKNOWN = "00000000-0000-4000-8000-00000000dead"
+
+
+class Api(harness.Case):
+    def setUp(self):
+        super().setUp()
+        self.api = self.path("api.sock")
+        os.mkdir(self.path("run"))
+        self.manager = harness.Manager(self, options=[f"--api=unix:{self.api}", f"--run-dir={self.path('run')}"])
+        self.manager.start(create=True)
+
+    def ctl(self, *args, status=0):
+        got, text = self.run_command(VTPMCTL, f"--socket={self.api}", *args, ok=False)
+        self.assertEqual(got, status, text)
+        return text
+
+    def connect(self):
+        return harness.connect(self.api)
+
+    def raw(self, data, finish=False):
+        """What is answered to these bytes until the end of the connection."""
+        with self.connect() as s:
+            s.sendall(data)
+            if finish:
+                s.shutdown(socket.SHUT_WR)
+            return self.read_all(s)
+
+    def read_all(self, s):
+        out = b""
+        while True:
+            try:
+                got = s.recv(65536)
+            except ConnectionResetError:
+                return out
+            if not got:
+                return out
+            out += got
+
+    def call(self, method, target, body=None, headers=""):
+        if not isinstance(body, (bytes, type(None))):
+            body = json.dumps(body).encode()
+        body = body or b""
+        answer = self.raw(f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}"
+                          f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        head, _, content = answer.partition(b"\r\n\r\n")
+        status = int(head.split()[1])
+        return status, (json.loads(content) if b"application/json" in head else content.decode())
+
+    def expect_error(self, status, code, method, target, body=None):
+        got, error = self.call(method, target, body)
+        self.assertEqual((got, error.get("code")), (status, code), error)
+        self.assertEqual(set(error), {"code", "message", "action"})
+        self.assertTrue(error["message"] and error["action"], error)
+        return error
+
+    def state(self, uuid):
+        return self.call("GET", f"/v1/vtpms/{uuid}")[1]["state"]
+
+    def test_life_of_a_vtpm(self):
+        """list, create, start, use, stop, start again with its state, delete; and gone also after a restart."""
+        self.assertEqual(json.loads(self.ctl("list", "--json")), {"vtpms": []})
+        made = json.loads(self.ctl("create", "--json"))
+        uuid = made["uuid"]
+        self.assertEqual((made["state"], made["saves"], made["tpm_version"]), ("fresh", 0, "2.0"))
+        self.assertIn(uuid, self.ctl("list"))
+
+        self.ctl("start", uuid)
+        harness.wait_until(lambda: self.state(uuid) == "running", "the instance runs")
+        guest_socket = self.path("run", uuid + ".sock")
+        with tpm.Client(harness.connect(guest_socket)) as guest:
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"for good")
+        error = self.ctl("delete", uuid, "--yes", status=harness.EX_TEMPFAIL)
+        self.assertIn("what to do", error)
+        self.ctl("start", uuid)  # is there already
+        self.ctl("stop", uuid)
+        self.assertEqual(self.state(uuid), "stopped")
+        self.ctl("start", uuid)
+        with tpm.Client(harness.connect(guest_socket)) as guest:
+            self.assertEqual(guest.nv_read(DATA, 8), b"for good")
+        self.ctl("stop", uuid)
+
+        error = self.ctl("delete", uuid, status=harness.EX_USAGE)
+        self.assertIn("--yes", error)
+        self.assertIn(uuid, self.ctl("list"))
+        self.ctl("delete", uuid, "--yes")
+        for _ in range(2):
+            self.assertNotIn(uuid, self.ctl("list"))
+            self.ctl("show", uuid, status=harness.EX_DATAERR)
+            self.ctl("create", uuid, status=harness.EX_DATAERR)
+            self.manager.process.terminate()
+            self.assertFalse(os.path.exists(self.api), "the socket is left behind")
+            self.manager.start()
+
+    def test_an_instance_of_somebody_else(self):
+        uuid = harness.new_uuid()
+        self.ctl("create", uuid, "--tpm-version=1.2")
+        self.ctl("create", uuid, status=harness.EX_CANTCREAT)
+        instance = harness.Instance(self, self.manager, version="1.2", uuid=uuid).start(create=True)
+        self.assertEqual(self.state(uuid), "open")
+        for command in ("start", "stop"):
+            self.ctl(command, uuid, status=harness.EX_TEMPFAIL)
+        self.ctl("delete", uuid, "--yes", status=harness.EX_TEMPFAIL)
+        instance.process.terminate()
+        harness.wait_until(lambda: self.state(uuid) == "stopped", "it is seen to have ended")
+        self.ctl("delete", uuid, "--yes")
+
+    def test_what_is_told(self):
+        self.ctl("create")
+        self.assertIn("embedded", self.ctl("status"))
+        self.assertEqual(json.loads(self.ctl("freshness", "--json"))["policy"], "window:900")
+        self.assertEqual(json.loads(self.ctl("seal", "--json"))["selection"], "none")
+        metrics = self.ctl("metrics")
+        for line in ('vtpmd_vtpms{state="fresh"} 1', 'vtpmd_vtpms{state="running"} 0', "# TYPE vtpmd_hwtpm_job_seconds histogram"):
+            self.assertIn(line + "\n", metrics)
+        names = set()
+        for line in metrics.splitlines():  # the text format: each line is a comment or a sample of a family that was announced
+            if line.startswith("# TYPE "):
+                names.add(line.split()[2])
+            elif not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                float(value)
+                base = name.split("{")[0]
+                self.assertTrue(base in names or base.rsplit("_", 1)[0] in names, line)
+        with open(os.path.join(os.path.dirname(__file__), "../../contrib/grafana/vtpmd.json")) as f:
+            shown = set(re.findall(r"vtpmd_\w+(?=[{,])", f.read()))
+        self.assertGreater(len(shown), 10)
+        for name in shown:  # what the dashboard draws is there
+            self.assertTrue(name in names or name.removesuffix("_bucket") in names, name)
+
+    def test_bad_requests(self):
+        for status, code, method, target, body in [
+                (404, "no_such_path", "GET", "/v1/nothing", None),
+                (404, "not_found", "GET", f"/v1/vtpms/{UNKNOWN}", None),
+                (405, "no_such_method", "PUT", "/v1/vtpms", None),
+                (400, "bad_request", "GET", "/v1/vtpms/not-a-uuid", None),
+                (400, "bad_request", "GET", "/v1/vtpms?limit=1", None),
+                (400, "bad_request", "POST", "/v1/vtpms", b"{"),
+                (400, "bad_request", "POST", "/v1/vtpms", b"[]"),
+                (400, "bad_request", "POST", "/v1/vtpms", b"[" * 60000),
+                (400, "bad_request", "POST", "/v1/vtpms", {"uuid": 5}),
+                (400, "bad_request", "POST", "/v1/vtpms", {"uuid": "x"}),
+                (400, "bad_request", "POST", "/v1/vtpms", {"colour": "blue"}),
+                (400, "bad_request", "POST", "/v1/vtpms", {"tpm_version": "3.0"})]:
+            with self.subTest(method=method, target=target, body=str(body)[:40]):
+                self.expect_error(status, code, method, target, body)
+        self.assertEqual(self.call("GET", "/v1/vtpms"), (200, {"vtpms": []}))
+
+    def test_malformed_http(self):
+        for data, wanted in [
+                (b"nonsense\r\n\r\n", b"400"),
+                (b"GET / HTTP/9.9\r\n\r\n", b"400"),
+                (b"GET /v1/vtpms HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
+                (b"GET /v1/vtpms HTTP/1.1\r\nA: " + b"a" * 20000 + b"\r\n\r\n", b"431"),
+                (b"POST /v1/vtpms HTTP/1.1\r\nContent-Length: 100000000\r\n\r\n", b"413")]:
+            with self.subTest(data=data[:40]):
+                answer = self.raw(data)
+                self.assertEqual(answer.split()[1:2], [wanted], answer)
+                self.assertIn(b'"action"', answer)
+        self.raw(b"POST /v1/vtpms HTTP/1.1\r\nContent-Length: 50\r\n\r\n{", finish=True)  # leaves in the middle
+        self.raw(b"\x16\x03\x01" + bytes(range(256)), finish=True)
+        self.assertEqual(self.call("GET", "/v1/vtpms")[0], 200)
+
+    def test_slow_senders_and_500_connections(self):
+        """They hold up nobody, and the manager stops in good order with all of them open."""
+        idle = []
+        self.addCleanup(lambda: [s.close() for s in idle])
+        for i in range(500):
+            s = self.connect()
+            idle.append(s)
+            if i % 2:
+                s.sendall(b"GET /v1/vtpms HTT")
+        self.assertEqual(self.call("GET", "/v1/vtpms")[0], 200)
+        for i, s in enumerate(idle):
+            s.sendall(b"P/1.1\r\nConnection: close\r\n\r\n" if i % 2 else b"GET /v1/host HTTP/1.1\r\nConnection: close\r\n\r\n")
+        for s in idle[:-50]:
+            self.assertTrue(self.read_all(s).startswith(b"HTTP/1.1 200"))
+        self.assertEqual(self.call("GET", "/v1/vtpms")[0], 200)
+        more = [self.connect() for _ in range(20)]
+        self.addCleanup(lambda: [s.close() for s in more])
+        self.manager.process.terminate()
+
+    def test_users(self):
+        """Without a group nobody but root; a reader looks and changes nothing; others get nothing."""
+        nobody = pwd.getpwnam("nobody")
+        self.assertEqual(os.stat(self.api).st_mode & 0o777, 0o600)
+        self.assertEqual(self.as_user(nobody, VTPMCTL, f"--socket={self.api}", "list")[0], harness.EX_NOPERM)
+        self.manager.process.terminate()
+        import grp
+        groups = {"none": [], "read": ["--api-read-group=" + grp.getgrgid(nobody.pw_gid).gr_name],
+                  "full": ["--api-group=" + grp.getgrgid(nobody.pw_gid).gr_name]}
+        options = self.manager.options
+        for right, more in groups.items():
+            self.manager.options = options + (more or ["--api-group=daemon"])
+            self.manager.start()
+            with self.subTest(right=right):
+                status, text = self.as_user(nobody, VTPMCTL, f"--socket={self.api}", "list")
+                self.assertEqual(status, harness.EX_NOPERM if right == "none" else 0, text)
+                status, text = self.as_user(nobody, VTPMCTL, f"--socket={self.api}", "create")
+                self.assertEqual(status, 0 if right == "full" else harness.EX_NOPERM, text)
+                self.assertEqual(len(json.loads(self.ctl("list", "--json"))["vtpms"]), 1 if right == "full" else 0)
+            self.manager.process.terminate()
+        self.manager.options = options
+        self.assertEqual(self.vtpmd(*self.manager.args(False)[1:], "--api-group=no-such-group")[0], harness.EX_USAGE)
+
+    def as_user(self, user, *args):
+        def drop():
+            os.setgroups([])
+            os.setgid(user.pw_gid)
+            os.setuid(user.pw_uid)
+        # The programs' folder need not be open to that user, so it gets copies.
+        program = self.path(os.path.basename(args[0]))
+        if not os.path.exists(program):
+            with open(args[0], "rb") as source, open(program, "wb") as target:
+                target.write(source.read())
+            os.chmod(program, 0o755)
+        return self.run_command(program, *args[1:], ok=False, preexec_fn=drop)
+
+    def test_vtpmctl_as_a_new_user(self):
+        """Every refusal says what to do next."""
+        for args, status in [([], harness.EX_USAGE), (["frobnicate"], harness.EX_USAGE), (["show"], harness.EX_USAGE),
+                             (["show", "x"], harness.EX_USAGE), (["show", UNKNOWN], harness.EX_NOINPUT),
+                             (["list", "--colour"], harness.EX_USAGE), (["create", "--tpm-version=3"], harness.EX_USAGE)]:
+            with self.subTest(args=args):
+                text = self.ctl(*args, status=status)
+                self.assertRegex(text, r"vtpmctl (--help|list)|what to do: ")
+        status, text = self.run_command(VTPMCTL, "--socket=/nonexistent/api.sock", "list", ok=False)
+        self.assertEqual(status, harness.EX_UNAVAILABLE)
+        self.assertIn("systemctl start", text)
+
+    def test_two_clients_create_the_same(self):
+        """One is made, the other is told that it is there."""
+        uuid = harness.new_uuid()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            statuses = sorted(pool.map(lambda _: self.call("POST", "/v1/vtpms", {"uuid": uuid})[0], range(4)))
+        self.assertEqual(statuses, [201, 409, 409, 409])
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,145 @@
+#include "api/routes.hpp"
+
+#include "api/errors.hpp"
+#include "fakes/fake_control.hpp"
+#include "fakes/run_task.hpp"
+
+#include <boost/json.hpp>
+#include <doctest/doctest.h>
+
+namespace api_routes_test {
+
+using namespace vtpmd;
+using namespace vtpmd::api;
+
+namespace {
+
+namespace json = boost::json;
+constexpr const char* some = "6f1e7c1a-0000-4000-8000-000000000001";
+
+struct Fixture {
+    asio::io_context io{1};
+    fakes::FakeControl control;
+
+    Response call(std::string method, std::string target, std::string body = "", bool may_change = true) {
+        Request request{.method = std::move(method),
+                        .target = std::move(target),
+                        .body = std::move(body),
+                        .may_change = may_change};
+        return test::run_task(io, handle(control, std::move(request)));
+    }
+    static json::object object(const Response& r) { return json::parse(r.body).as_object(); }
+};
+
+} // namespace
+
+TEST_SUITE("api") {
+
+    TEST_CASE_FIXTURE(Fixture, "a vTPM is made, listed, shown, started, stopped and deleted") {
+        CHECK(object(call("GET", "/v1/vtpms")).at("vtpms").as_array().empty());
+        auto made = call("POST", "/v1/vtpms", fmt::format(R"({{"uuid":"{}","tpm_version":"1.2"}})", some));
+        CHECK(made.status == 201);
+        CHECK(object(made).at("tpm_version") == "1.2");
+        CHECK(object(call("GET", "/v1/vtpms")).at("vtpms").as_array().size() == 1);
+        const std::string path = fmt::format("/v1/vtpms/{}", some);
+        CHECK(object(call("GET", path)).at("uuid") == some);
+        CHECK(call("POST", path + "/start").status == 200);
+        CHECK(call("POST", path + "/stop").status == 200);
+        CHECK(call("DELETE", path).status == 200);
+        CHECK(call("GET", path).status == 404);
+        const std::string u = some;
+        CHECK(control.calls == std::vector<std::string>{"create " + u, "start " + u, "stop " + u, "remove " + u});
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "without a body a UUID is made up, of a TPM 2.0") {
+        auto made = call("POST", "/v1/vtpms");
+        CHECK(made.status == 201);
+        CHECK(object(made).at("tpm_version") == "2.0");
+        CHECK(control.all.size() == 1);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "a reader changes nothing, whatever it asks") {
+        const std::string path = fmt::format("/v1/vtpms/{}", some);
+        for (const RouteInfo& r : routes()) {
+            std::string target(r.path);
+            if (auto at = target.find("{uuid}"); at != std::string::npos) {
+                target.replace(at, 6, some);
+            }
+            const auto answer = call(std::string(r.method), target, "", false);
+            if (r.method == "GET") {
+                CHECK((answer.status == 200 || answer.status == 404));
+            } else {
+                CHECK(answer.status == 403);
+            }
+        }
+        CHECK(control.calls.empty());
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "bad requests change nothing and say what to do") {
+        struct Bad {
+            const char* method;
+            const char* target;
+            std::string body;
+            unsigned status;
+        };
+        const Bad all[] = {
+            {"GET", "", "", 404},
+            {"GET", "/", "", 404},
+            {"GET", "/v1/vtpms/", "", 404},
+            {"GET", "/v1/vtpms/a/b", "", 404},
+            {"GET", "/v1/vtpms/x", "", 400},
+            {"GET", "/v1/vtpms?x", "", 400},
+            {"GET", "/v1/vtpms", "{\"a\":\"b\"}", 400},
+            {"get", "/v1/vtpms", "", 405},
+            {"POST", "/v1/host", "", 405},
+            {"POST", "/v1/vtpms", "null", 400},
+            {"POST", "/v1/vtpms", "{", 400},
+            {"POST", "/v1/vtpms", "{} {}", 400},
+            {"POST", "/v1/vtpms", std::string(60000, '['), 400},
+            {"POST", "/v1/vtpms", R"({"uuid":1})", 400},
+            {"POST", "/v1/vtpms", R"({"uuid":null})", 400},
+            {"POST", "/v1/vtpms", R"({"uuid":"00000000-0000-0000-0000-000000000000"})", 400},
+            {"POST", "/v1/vtpms", R"({"tpm_version":"2"})", 400},
+            {"POST", "/v1/vtpms", R"({"colour":"blue"})", 400},
+        };
+        for (const Bad& b : all) {
+            CAPTURE(b.method);
+            CAPTURE(b.target);
+            CAPTURE(b.body.substr(0, 60));
+            const auto answer = call(b.method, b.target, b.body);
+            CHECK(answer.status == b.status);
+            const auto error = object(answer);
+            for (const char* field : {"code", "message", "action"}) {
+                CHECK(!error.at(field).as_string().empty());
+            }
+            CHECK((answer.status == 405) == !answer.allow.empty());
+        }
+        CHECK(control.calls.empty());
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "what the manager refuses keeps its story") {
+        control.next_error = make_error(Errc::tombstone, "it was deleted");
+        auto answer = call("POST", "/v1/vtpms");
+        CHECK(answer.status == 410);
+        CHECK(object(answer).at("message") == "it was deleted");
+    }
+
+    TEST_CASE("every error has a status, a name and advice") {
+        for (int i = static_cast<int>(Errc::usage); i <= static_cast<int>(Errc::unsupported); ++i) {
+            const auto kind = kind_of(static_cast<Errc>(i));
+            CHECK(kind.status >= 400);
+            CHECK(!kind.code.empty());
+            CHECK(!kind.action.empty());
+        }
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "metrics in Prometheus' text format") {
+        auto answer = call("GET", "/metrics");
+        CHECK(answer.content_type.starts_with("text/plain; version=0.0.4"));
+        CHECK(answer.body ==
+              "# HELP a_total A\n# TYPE a_total counter\na_total{x=\"y\"} 3\n# HELP b B\n# TYPE b gauge\nb 0.25\n");
+    }
+
+} // TEST_SUITE
+
+} // namespace api_routes_test
