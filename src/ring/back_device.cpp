@@ -268,13 +268,17 @@ Task<Result<void>> BackDevice::connect(RingOffer offer) {
         co_return Result<void>{};
     }
     BackEndOptions options{.name = "frontend " + to_string(options_.id), .spin = options_.spin};
-    ring_ = std::make_unique<BackEnd>(std::move(options), BackEnd::Parts{parts_.fabric, *sink_, parts_.log, counters_},
+    ring_ = std::make_unique<BackEnd>(std::move(options),
+                                      BackEnd::Parts{parts_.fabric, *sink_, parts_.log, counters_, limit_},
                                       BackEnd::Link{std::move(*page), std::move(*channel)});
     ring_->start();
     handshake_.connected(offer);
     auto said = co_await write_state(XenbusState::connected);
     if (said) {
-        parts_.log.info("VTPM attached to Frontend {}", to_string(options_.id));
+        // A front end may connect as often as it likes.
+        if (auto verdict = attached_.allow(parts_.clock.now()); verdict.allowed) {
+            parts_.log.info("VTPM attached to Frontend {}", to_string(options_.id));
+        }
     } else if (!cannot_tell(said.error())) {
         handshake_.connect_failed({});
     }

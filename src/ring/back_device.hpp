@@ -91,6 +91,7 @@ class BackDevice {
     std::unique_ptr<BackEnd> ring_;
     RingCounters counters_;
     RateLimit limit_;
+    RateLimit attached_{RateLimit::Config{.burst = 20}}; ///< of that line
     bool seen_ = false;
     bool lost_ = false; ///< xenstore forgot everything
 };

@@ -212,7 +212,7 @@ bool BackEnd::spin() {
 }
 
 void BackEnd::warn(std::string_view what) {
-    if (auto verdict = limit_.allow(parts_.fabric.clock().now()); verdict.allowed) {
+    if (auto verdict = parts_.limit.allow(parts_.fabric.clock().now()); verdict.allowed) {
         parts_.log.warning("{}: {} ({} such lines held back)", options_.name, what, verdict.suppressed);
     }
 }

@@ -41,6 +41,7 @@ class BackEnd {
         CommandSink& sink;
         const Log& log;
         RingCounters& counters;
+        RateLimit& limit; ///< of log lines; the device's, so that a front end gets no new one by connecting again
     };
     /// A mapped page and a bound channel, both of one front end.
     struct Link {
@@ -87,7 +88,6 @@ class BackEnd {
     bool stopping_ = false;
     bool spin_pays_ = false; ///< the guest was quick the last time
     Clock::time_point answered_{};
-    RateLimit limit_;
     TaskGroup looking_;
     TaskGroup working_;
 };
