@@ -9,7 +9,7 @@
 #include "manager/vault.hpp"
 #include "util/fifo_lock.hpp"
 
-#include <map>
+#include <optional>
 
 namespace vtpmd::manager {
 
@@ -52,6 +52,10 @@ class Groups {
     [[nodiscard]] Result<GroupInfo> show(GroupId id) const;
     [[nodiscard]] std::optional<GroupId> find(const Uuid& uuid) const;
 
+    /// Whether a vTPM may be opened by a peer of this label (LinkInfo::boot_hash). Errc::pcr_mismatch: its group is closed;
+    /// permission: the approver does not admit that label.
+    [[nodiscard]] Result<void> admit(const Uuid& vtpm, const LabelHash& label) const;
+
     /// The first list names the group's UUID, which the approver has chosen: it must be new here.
     struct Create {
         Bytes approver; ///< DER SubjectPublicKeyInfo, RSA-2048 or ECDSA P-256
@@ -81,11 +85,10 @@ class Groups {
   private:
     [[nodiscard]] Result<GroupDetail> detail(GroupId id) const;
     Task<Result<void>> store(GroupId id, GroupDetail detail);
-    Task<Result<void>> try_open(GroupId id, GroupDetail detail);
+    Task<Result<void>> try_open(GroupId id);
 
     Parts parts_;
     FifoLock lock_; ///< one change at a time
-    std::map<GroupId, std::string> why_closed_;
 };
 
 } // namespace vtpmd::manager

@@ -18,6 +18,7 @@ bool is_refusal(Errc code) {
     case Errc::permission:
     case Errc::mismatch:
     case Errc::tombstone:
+    case Errc::pcr_mismatch:
     case Errc::protocol:
     case Errc::too_large:
         return true;
@@ -162,6 +163,12 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
                         to_string(request.version));
             co_return make_error(Errc::mismatch, "vTPM {} is registered as a TPM {}, not {}", request.uuid,
                                  to_string(vtpm->version), to_string(request.version));
+        }
+        if (service_.parts_.admit) {
+            if (auto admitted = service_.parts_.admit(request.uuid, info_.boot_hash); !admitted) {
+                log.warning("{}: refused: {}", peer(), admitted.error().message);
+                co_return admitted.error();
+            }
         }
         log.info("vTPM {} opened by {}", request.uuid, peer());
         opened_ = true;

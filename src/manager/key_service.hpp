@@ -37,6 +37,8 @@ class KeyService {
         hwtpm::RootOfTrust& root;
         Clock& clock;
         const Log& log;
+        /// Whether the vTPM's group is open and admits a peer of this label (Groups::admit). Empty: there are no groups.
+        std::function<Result<void>(const Uuid&, const proto::BootHash&)> admit = {};
     };
     struct Options {
         bool auto_create = false;

@@ -4,6 +4,8 @@
 //   3 key        uuid[16], u64 sequence, u8 n (80 or 92), wrapped key[n]
 //   4 tombstone  uuid[16], u8 reason (1 deleted, 2 migrated away), u64 when
 //   5 freshness  u64 counter
+//   6 detail     u32 id, u32 n, bytes[n] (group_detail.cpp)
+//   7 group gone u32 id
 #include "manager/records.hpp"
 
 #include "util/wire.hpp"
@@ -14,7 +16,15 @@ namespace vtpmd::manager {
 
 namespace {
 
-enum class Type : std::uint8_t { group = 1, vtpm = 2, key = 3, tombstone = 4, freshness = 5 };
+enum class Type : std::uint8_t {
+    group = 1,
+    vtpm = 2,
+    key = 3,
+    tombstone = 4,
+    freshness = 5,
+    detail = 6,
+    group_gone = 7
+};
 constexpr std::uint8_t layout_version = 1;
 
 struct Encoder {
@@ -32,6 +42,10 @@ struct Encoder {
         begin(Type::tombstone).bytes(r.uuid.bytes).u8(static_cast<std::uint8_t>(r.reason)).be64(r.when);
     }
     void operator()(const FreshnessRecord& r) { begin(Type::freshness).be64(r.counter); }
+    void operator()(const GroupDetailRecord& r) {
+        begin(Type::detail).be32(r.id).be32(static_cast<std::uint32_t>(r.detail.size())).bytes(r.detail);
+    }
+    void operator()(const GroupGoneRecord& r) { begin(Type::group_gone).be32(r.id); }
 };
 
 Uuid read_uuid(WireReader& in) { return Uuid{in.array<16>()}; }
@@ -95,6 +109,23 @@ Result<Record> decode_freshness(WireReader& in, std::size_t size) {
     return r;
 }
 
+Result<Record> decode_detail(WireReader& in, std::size_t size) {
+    GroupDetailRecord r{.id = in.be32(), .detail = {}};
+    r.detail = to_bytes(in.bytes(in.be32()));
+    if (!in.expect_end() || r.detail.empty()) {
+        return wrong("group detail", size);
+    }
+    return r;
+}
+
+Result<Record> decode_group_gone(WireReader& in, std::size_t size) {
+    GroupGoneRecord r{.id = in.be32()};
+    if (!in.expect_end()) {
+        return wrong("group gone", size);
+    }
+    return r;
+}
+
 } // namespace
 
 Result<WrappedKey> WrappedKey::from(ByteView bytes) {
@@ -136,6 +167,10 @@ Result<Record> decode(ByteView bytes) {
         return decode_tombstone(in, bytes.size());
     case Type::freshness:
         return decode_freshness(in, bytes.size());
+    case Type::detail:
+        return decode_detail(in, bytes.size());
+    case Type::group_gone:
+        return decode_group_gone(in, bytes.size());
     }
     return make_error(Errc::version, "record of unknown type {}: written by a newer program", type);
 }

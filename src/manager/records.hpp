@@ -51,6 +51,19 @@ struct GroupRecord {
     friend bool operator==(const GroupRecord&, const GroupRecord&) = default;
 };
 
+/// What is kept of a group that has an approver (group_detail.hpp); replaces what was there. Made after its GroupRecord.
+struct GroupDetailRecord {
+    GroupId id = 0;
+    Bytes detail;
+    friend bool operator==(const GroupDetailRecord&, const GroupDetailRecord&) = default;
+};
+
+/// A group without vTPMs is deleted.
+struct GroupGoneRecord {
+    GroupId id = 0;
+    friend bool operator==(const GroupGoneRecord&, const GroupGoneRecord&) = default;
+};
+
 /// A vTPM is registered. There is no going back but a tombstone.
 struct VtpmRecord {
     Uuid uuid;
@@ -83,7 +96,8 @@ struct FreshnessRecord {
     friend bool operator==(const FreshnessRecord&, const FreshnessRecord&) = default;
 };
 
-using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord>;
+using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
+                            GroupGoneRecord>;
 
 [[nodiscard]] Bytes encode(const Record& record);
 /// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.

@@ -9,7 +9,7 @@ Result<void> Registry::apply(const Record& record) {
 }
 
 Result<void> Registry::on(const GroupRecord& r) {
-    if (!groups_.try_emplace(r.id, Group{.uuid = r.uuid, .created = r.created}).second) {
+    if (!groups_.try_emplace(r.id, Group{.uuid = r.uuid, .created = r.created, .vtpms = 0, .detail = {}}).second) {
         return make_error(Errc::corrupt, "group {} is there twice", r.id);
     }
     return {};
@@ -60,9 +60,31 @@ Result<void> Registry::on(const FreshnessRecord& r) {
     return {};
 }
 
+Result<void> Registry::on(const GroupDetailRecord& r) {
+    auto group = groups_.find(r.id);
+    if (group == groups_.end()) {
+        return make_error(Errc::corrupt, "a detail of group {}, which is not there", r.id);
+    }
+    group->second.detail = r.detail;
+    return {};
+}
+
+Result<void> Registry::on(const GroupGoneRecord& r) {
+    auto group = groups_.find(r.id);
+    if (group == groups_.end() || group->second.vtpms != 0 || r.id == 0) {
+        return make_error(Errc::corrupt, "group {} is gone, but it has vTPMs, is the store's own, or was never there",
+                          r.id);
+    }
+    groups_.erase(group);
+    return {};
+}
+
 void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
     for (const auto& [id, g] : groups_) {
         emit(GroupRecord{.id = id, .uuid = g.uuid, .created = g.created});
+        if (!g.detail.empty()) {
+            emit(GroupDetailRecord{.id = id, .detail = g.detail});
+        }
     }
     for (const auto& [uuid, v] : vtpms_) {
         emit(VtpmRecord{.uuid = uuid, .group = v.group, .version = v.version, .created = v.created});

@@ -26,6 +26,7 @@ class Registry {
         Uuid uuid;
         std::uint64_t created = 0;
         std::size_t vtpms = 0;
+        Bytes detail; ///< group_detail.hpp; empty: no approver
     };
     struct Tombstone {
         TombstoneRecord::Reason reason = TombstoneRecord::Reason::deleted;
@@ -55,6 +56,8 @@ class Registry {
     Result<void> on(const KeyRecord& r);
     Result<void> on(const TombstoneRecord& r);
     Result<void> on(const FreshnessRecord& r);
+    Result<void> on(const GroupDetailRecord& r);
+    Result<void> on(const GroupGoneRecord& r);
 
     std::map<GroupId, Group> groups_;
     std::unordered_map<Uuid, Vtpm> vtpms_;

@@ -1,6 +1,7 @@
 #include "manager/run.hpp"
 
 #include "manager/control_service.hpp"
+#include "manager/groups.hpp"
 #include "manager/key_service.hpp"
 #include "manager/listener.hpp"
 #include "manager/supervisor.hpp"
@@ -47,8 +48,15 @@ class Manager {
         , spawner_(make_spawner(deps.executor))
         , tasks_(deps.executor, deps.log)
         , links_(deps.executor, deps.log)
-        , service_({.auto_create = options_.auto_create},
-                   {.executor = deps.executor, .vault = *vault_, .root = root, .clock = deps.clock, .log = deps.log})
+        , groups_({.executor = deps.executor, .vault = *vault_, .root = root, .log = deps.log})
+        , service_(
+              {.auto_create = options_.auto_create},
+              {.executor = deps.executor,
+               .vault = *vault_,
+               .root = root,
+               .clock = deps.clock,
+               .log = deps.log,
+               .admit = [this](const Uuid& vtpm, const proto::BootHash& label) { return groups_.admit(vtpm, label); }})
         , supervisor_(
               options_.spawn, options_.listen_path,
               {.executor = deps.executor,
@@ -64,6 +72,7 @@ class Manager {
                     .store_path = options_.store_path}) {}
 
     Task<Result<void>> run() {
+        co_await groups_.open_all();
         if (auto xen = open_xen(); !xen) {
             (void)co_await end();
             co_return xen;
@@ -257,6 +266,7 @@ class Manager {
     std::unique_ptr<Spawner> spawner_;
     TaskGroup tasks_; ///< the listener, and the lazy freshness steps
     TaskGroup links_; ///< one task a connection
+    Groups groups_;
     KeyService service_;
     Supervisor supervisor_;
     ControlService control_;

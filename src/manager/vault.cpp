@@ -49,9 +49,15 @@ Task<Result<void>> Vault::commit(Record record) {
     co_return done;
 }
 
-Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version) {
+Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId group) {
     if (registry_.find(uuid) != nullptr || registry_.tombstone(uuid) != nullptr) {
         co_return make_error(Errc::exists, "vTPM {} is registered already, or was deleted", uuid);
+    }
+    if (registry_.group(group) == nullptr) {
+        co_return make_error(Errc::not_found, "there is no group {}", group);
+    }
+    if (!group_open(group)) {
+        co_return closed_error(group);
     }
     // The vTPMs that are there must always be able to go on, so the last eighth of the store is theirs.
     const store::JournalCounters& journal = image_->counters();
@@ -59,7 +65,7 @@ Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version) {
         co_return make_error(Errc::no_space, "{}: full with {} vTPMs; a larger store is needed for more (--store-size)",
                              parts_.place.path(), registry_.vtpm_count());
     }
-    Record record = VtpmRecord{.uuid = uuid, .group = 0, .version = version, .created = parts_.unix_time()};
+    Record record = VtpmRecord{.uuid = uuid, .group = group, .version = version, .created = parts_.unix_time()};
     co_return co_await commit(std::move(record));
 }
 
@@ -68,8 +74,12 @@ Task<Result<void>> Vault::save_key(Uuid uuid, SecretBytes hash_key) {
     if (vtpm == nullptr) {
         co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
     }
+    const SecretBytes* group_key_held = group_key(vtpm->group);
+    if (group_key_held == nullptr) {
+        co_return closed_error(vtpm->group);
+    }
     KeyPlace place{.uuid = uuid, .group = vtpm->group, .sequence = vtpm->sequence + 1};
-    auto wrapped = wrap_hash_key(keyring_.group0, place, hash_key.view());
+    auto wrapped = wrap_hash_key(*group_key_held, place, hash_key.view());
     if (!wrapped) {
         co_return wrapped.error();
     }
@@ -91,8 +101,12 @@ Task<Result<std::optional<SecretBytes>>> Vault::load_key(Uuid uuid) {
     if (vtpm->sequence == 0) {
         co_return std::optional<SecretBytes>();
     }
+    const SecretBytes* group_key_held = group_key(vtpm->group);
+    if (group_key_held == nullptr) {
+        co_return closed_error(vtpm->group);
+    }
     auto key =
-        unwrap_hash_key(keyring_.group0, {.uuid = uuid, .group = vtpm->group, .sequence = vtpm->sequence}, vtpm->key);
+        unwrap_hash_key(*group_key_held, {.uuid = uuid, .group = vtpm->group, .sequence = vtpm->sequence}, vtpm->key);
     if (!key) {
         co_return key.error();
     }
@@ -113,6 +127,65 @@ Task<Result<void>> Vault::remove(Uuid uuid, TombstoneRecord::Reason reason) {
     }
     co_return done;
 }
+
+Task<Result<void>> Vault::create_group(GroupId id, Uuid uuid, Bytes detail) {
+    std::vector<Bytes> records{encode(GroupRecord{.id = id, .uuid = uuid, .created = parts_.unix_time()}),
+                               encode(GroupDetailRecord{.id = id, .detail = std::move(detail)})};
+    co_return co_await freshness_->step(std::move(records));
+}
+
+Task<Result<void>> Vault::change_group(GroupId id, Bytes detail) {
+    std::vector<Bytes> records{encode(GroupDetailRecord{.id = id, .detail = std::move(detail)})};
+    co_return co_await freshness_->step(std::move(records));
+}
+
+Task<Result<void>> Vault::remove_group(GroupId id) {
+    const Registry::Group* group = registry_.group(id);
+    if (group == nullptr) {
+        co_return make_error(Errc::not_found, "there is no group {}", id);
+    }
+    if (id == 0) {
+        co_return make_error(Errc::usage, "group 0 is the store's own, and goes with the store only");
+    }
+    if (group->vtpms != 0) {
+        co_return make_error(Errc::busy, "group {} has {} vTPMs; delete them first", id, group->vtpms);
+    }
+    std::vector<Bytes> records{encode(GroupGoneRecord{.id = id})};
+    auto done = co_await freshness_->step(std::move(records));
+    if (registry_.group(id) == nullptr) {
+        group_keys_.erase(id);
+        why_closed_.erase(id);
+    }
+    co_return done;
+}
+
+void Vault::open_group(GroupId id, SecretBytes key) {
+    group_keys_.insert_or_assign(id, std::move(key));
+    why_closed_.erase(id);
+}
+
+void Vault::close_group(GroupId id, std::string why) {
+    group_keys_.erase(id);
+    why_closed_.insert_or_assign(id, std::move(why));
+}
+
+const SecretBytes* Vault::group_key(GroupId id) const {
+    if (id == 0) {
+        return &keyring_.group0;
+    }
+    auto it = group_keys_.find(id);
+    return it == group_keys_.end() ? nullptr : &it->second;
+}
+
+std::string Vault::why_closed(GroupId id) const {
+    if (group_open(id)) {
+        return {};
+    }
+    auto it = why_closed_.find(id);
+    return it == why_closed_.end() ? fmt::format("group {} has not been opened", id) : it->second;
+}
+
+Error Vault::closed_error(GroupId id) const { return make_error(Errc::pcr_mismatch, "{}", why_closed(id)); }
 
 Task<Result<void>> Vault::close() {
     auto stepped = co_await freshness_->step();

@@ -12,6 +12,7 @@
 #include "manager/superblock.hpp"
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -52,9 +53,10 @@ class Vault final : private store::JournalClient {
     [[nodiscard]] const store::JournalCounters& journal_counters() const { return image_->counters(); }
     [[nodiscard]] Freshness& freshness() noexcept { return *freshness_; }
 
-    /// Into group 0. The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
+    /// Into a group (0: the store's own; Errc::not_found, pcr_mismatch: it is closed). The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
     /// for those that are there only.
-    Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version);
+    Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0);
+    /// Errc::pcr_mismatch, here and below: its group is closed.
     /// 52 or 64 bytes, of a registered vTPM; not two at once for one vTPM.
     Task<Result<void>> save_key(Uuid uuid, SecretBytes hash_key);
     /// nullopt: nothing was ever saved. Errc::not_found, corrupt; unavailable while a save of it may yet turn out to be there.
@@ -63,6 +65,20 @@ class Vault final : private store::JournalClient {
     Task<Result<void>> settle() { return image_->settle(); }
     /// Leaves a tombstone, and steps the counter so that no older copy brings it back. Not while a save of it is running.
     Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
+
+    // Groups (manager/groups.hpp decides). Each change steps the counter, so that no older copy of the store undoes it. An error
+    // can leave the change made (Errc::unavailable): the registry says what is there.
+    Task<Result<void>> create_group(GroupId id, Uuid uuid, Bytes detail);
+    Task<Result<void>> change_group(GroupId id, Bytes detail);
+    /// Errc::busy while it has vTPMs, usage for group 0, not_found.
+    Task<Result<void>> remove_group(GroupId id);
+    /// The keys of open groups are held here. Group 0 is always open.
+    void open_group(GroupId id, SecretBytes key);
+    void close_group(GroupId id, std::string why);
+    /// nullptr: closed.
+    [[nodiscard]] const SecretBytes* group_key(GroupId id) const;
+    [[nodiscard]] bool group_open(GroupId id) const { return group_key(id) != nullptr; }
+    [[nodiscard]] std::string why_closed(GroupId id) const;
 
     /// A last step of the counter, then the journal ends. Nobody may be in a call.
     Task<Result<void>> close();
@@ -94,6 +110,7 @@ class Vault final : private store::JournalClient {
     Task<Result<void>> before_acknowledge() override;
 
     Task<Result<void>> commit(Record record);
+    [[nodiscard]] Error closed_error(GroupId id) const;
 
     const Options options_;
     Parts parts_;
@@ -103,6 +120,8 @@ class Vault final : private store::JournalClient {
     Keyring keyring_;
     Registry registry_;
     std::optional<Freshness> freshness_;
+    std::map<GroupId, SecretBytes> group_keys_;
+    std::map<GroupId, std::string> why_closed_;
     bool resumed_ = false;   ///< this creation takes up one that was cut short
     bool recovered_ = false; ///< opened by the recovery file: the seal is to be made anew
 };

@@ -12,6 +12,21 @@ EVP_PKEY* generate(const std::string& type, unsigned bits) {
     return type == "RSA" ? EVP_PKEY_Q_keygen(nullptr, nullptr, "RSA", static_cast<std::size_t>(bits))
                          : EVP_PKEY_Q_keygen(nullptr, nullptr, "EC", "P-256");
 }
+
+Bytes sign(EVP_PKEY* key, const EVP_MD* digest, ByteView message) {
+    const Context context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
+    std::size_t size = 0;
+    if (EVP_DigestSignInit(context.get(), nullptr, digest, nullptr, key) != 1 ||
+        EVP_DigestSign(context.get(), nullptr, &size, uchar_ptr(message), message.size()) != 1) {
+        throw std::runtime_error("OpenSSL does not sign");
+    }
+    Bytes out(size);
+    if (EVP_DigestSign(context.get(), uchar_ptr(MutByteView(out)), &size, uchar_ptr(message), message.size()) != 1) {
+        throw std::runtime_error("OpenSSL does not sign");
+    }
+    out.resize(size);
+    return out;
+}
 } // namespace
 
 OpensslKey::OpensslKey(const std::string& type, unsigned bits)
@@ -32,18 +47,21 @@ Bytes OpensslKey::spki() const {
     return out;
 }
 
-Bytes OpensslKey::sign_sha256(ByteView message) const {
-    const Context context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
-    std::size_t size = 0;
-    if (EVP_DigestSignInit(context.get(), nullptr, EVP_sha256(), nullptr, key_.get()) != 1 ||
-        EVP_DigestSign(context.get(), nullptr, &size, uchar_ptr(message), message.size()) != 1) {
-        throw std::runtime_error("OpenSSL does not sign");
+Bytes OpensslKey::sign_sha256(ByteView message) const { return sign(key_.get(), EVP_sha256(), message); }
+Bytes OpensslKey::sign_sha1(ByteView message) const { return sign(key_.get(), EVP_sha1(), message); }
+
+Bytes OpensslKey::derive(ByteView peer_spki) const {
+    const unsigned char* at = uchar_ptr(peer_spki);
+    const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> peer(
+        d2i_PUBKEY(nullptr, &at, static_cast<long>(peer_spki.size())), &EVP_PKEY_free);
+    const std::unique_ptr<EVP_PKEY_CTX, decltype(&EVP_PKEY_CTX_free)> context(EVP_PKEY_CTX_new(key_.get(), nullptr),
+                                                                              &EVP_PKEY_CTX_free);
+    Bytes out(32);
+    std::size_t size = out.size();
+    if (EVP_PKEY_derive_init(context.get()) != 1 || EVP_PKEY_derive_set_peer(context.get(), peer.get()) != 1 ||
+        EVP_PKEY_derive(context.get(), uchar_ptr(MutByteView(out)), &size) != 1 || size != out.size()) {
+        throw std::runtime_error("OpenSSL does not derive");
     }
-    Bytes out(size);
-    if (EVP_DigestSign(context.get(), uchar_ptr(MutByteView(out)), &size, uchar_ptr(message), message.size()) != 1) {
-        throw std::runtime_error("OpenSSL does not sign");
-    }
-    out.resize(size);
     return out;
 }
 

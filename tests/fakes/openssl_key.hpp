@@ -18,6 +18,11 @@ class OpensslKey {
     /// PKCS #1 v1.5, or ECDSA as DER.
     [[nodiscard]] Bytes sign_sha256(ByteView message) const;
 
+    /// PKCS #1 v1.5 with SHA-1 (RSA), as an old approver signs.
+    [[nodiscard]] Bytes sign_sha1(ByteView message) const;
+    /// ECDH with another's public key (P-256): the x coordinate.
+    [[nodiscard]] Bytes derive(ByteView peer_spki) const;
+
   private:
     std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key_;
 };

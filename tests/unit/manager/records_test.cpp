@@ -26,6 +26,8 @@ const std::vector<Record>& samples() {
         TombstoneRecord{.uuid = uuid, .reason = TombstoneRecord::Reason::deleted, .when = 0x0d},
         TombstoneRecord{.uuid = uuid, .reason = TombstoneRecord::Reason::migrated, .when = 0x0e},
         FreshnessRecord{.counter = 0xfedcba9876543210},
+        GroupDetailRecord{.id = 3, .detail = Bytes(5, std::byte{0xd})},
+        GroupGoneRecord{.id = 0x01020304},
     };
     return all;
 }

@@ -1,0 +1,320 @@
+#include "manager/groups.hpp"
+
+#include "manager/crypto.hpp"
+
+namespace vtpmd::manager {
+
+namespace {
+
+constexpr std::size_t group_limit = 4096;
+constexpr std::size_t group_tpm_random = 32;
+
+/// Whether an attempt to open says that the group is closed, rather than that nothing is known (the TPM did not answer).
+bool means_closed(Errc code) {
+    return code == Errc::pcr_mismatch || code == Errc::mismatch || code == Errc::permission || code == Errc::corrupt;
+}
+
+GroupInfo info_of(GroupId id, const Registry::Group& group) {
+    GroupInfo out;
+    out.id = id;
+    out.uuid = group.uuid;
+    out.created = group.created;
+    out.vtpms = group.vtpms;
+    return out;
+}
+
+void fill_in(GroupInfo& out, GroupDetail detail) {
+    ApprovalList& list = detail.protection.approved;
+    out.approver = std::move(detail.protection.approver);
+    out.epoch = list.epoch;
+    out.sequence = list.sequence;
+    out.platforms = std::move(list.platforms);
+    out.labels = std::move(list.labels);
+    out.attestation_key = std::move(detail.attestation.key);
+    out.attestation_public = std::move(detail.attestation.public_area);
+    out.identity_binding = std::move(detail.attestation.binding);
+    out.recovery_challenge = std::move(detail.recovery.challenge);
+}
+
+} // namespace
+
+Groups::Groups(Parts parts)
+    : parts_(std::move(parts))
+    , lock_(parts_.executor) {}
+
+Result<GroupDetail> Groups::detail(GroupId id) const {
+    const Registry::Group* group = parts_.vault.registry().group(id);
+    if (group == nullptr) {
+        return make_error(Errc::not_found, "there is no group {}", id);
+    }
+    if (group->detail.empty()) {
+        return make_error(Errc::usage,
+                          "group {} is the store's own: it has no approver and no attestation key; make a "
+                          "group of your own for that",
+                          id);
+    }
+    return decode_group_detail(group->detail);
+}
+
+Task<> Groups::open_all() {
+    std::vector<GroupId> ids;
+    for (const auto& [id, group] : parts_.vault.registry().groups()) {
+        if (!group.detail.empty()) {
+            ids.push_back(id);
+        }
+    }
+    for (GroupId id : ids) {
+        auto opened = co_await open(id);
+        if (!opened) {
+            parts_.log.warning("{}; its vTPMs do not start, the others do", opened.error().message);
+        }
+    }
+}
+
+Task<Result<void>> Groups::open(GroupId id) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    co_return co_await try_open(id);
+}
+
+Task<Result<void>> Groups::try_open(GroupId id) {
+    auto known = detail(id);
+    if (!known) {
+        co_return known.error();
+    }
+    GroupProtection protection = std::move(known->protection);
+    const Uuid uuid = protection.approved.group;
+    auto key = co_await open_group_key(parts_.root, std::move(protection));
+    if (!key) {
+        if (means_closed(key.error().code)) {
+            parts_.vault.close_group(id, key.error().message);
+        }
+        co_return key.error();
+    }
+    if (!parts_.vault.group_open(id)) {
+        parts_.log.info("group {} ({}) is open", id, uuid);
+    }
+    parts_.vault.open_group(id, std::move(*key));
+    co_return Result<void>{};
+}
+
+std::vector<GroupInfo> Groups::list() const {
+    std::vector<GroupInfo> out;
+    for (const auto& [id, group] : parts_.vault.registry().groups()) {
+        out.push_back(show(id).value());
+    }
+    return out;
+}
+
+Result<GroupInfo> Groups::show(GroupId id) const {
+    const Registry::Group* group = parts_.vault.registry().group(id);
+    if (group == nullptr) {
+        return make_error(Errc::not_found, "there is no group {}", id);
+    }
+    GroupInfo out = info_of(id, *group);
+    out.open = parts_.vault.group_open(id);
+    out.why_closed = parts_.vault.why_closed(id);
+    if (!group->detail.empty()) {
+        auto known = decode_group_detail(group->detail);
+        if (known) {
+            fill_in(out, std::move(*known));
+        } else {
+            out.why_closed = known.error().message;
+        }
+    }
+    return out;
+}
+
+std::optional<GroupId> Groups::find(const Uuid& uuid) const {
+    for (const auto& [id, group] : parts_.vault.registry().groups()) {
+        if (group.uuid == uuid) {
+            return id;
+        }
+    }
+    return std::nullopt;
+}
+
+Result<void> Groups::admit(const Uuid& vtpm, const LabelHash& label) const {
+    const Registry::Vtpm* known = parts_.vault.registry().find(vtpm);
+    if (known == nullptr || known->group == 0) {
+        return {};
+    }
+    if (!parts_.vault.group_open(known->group)) {
+        return make_error(Errc::pcr_mismatch, "vTPM {}: {}", vtpm, parts_.vault.why_closed(known->group));
+    }
+    auto group = detail(known->group);
+    if (!group) {
+        return group.error();
+    }
+    if (!admits(group->protection.approved, label)) {
+        return make_error(Errc::permission,
+                          "vTPM {}: its label is none of those that group {}'s approver admits (list {}, {} labels)",
+                          vtpm, known->group, group->protection.approved.sequence,
+                          group->protection.approved.labels.size());
+    }
+    return {};
+}
+
+Task<Result<GroupId>> Groups::create(Create request) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    const Uuid uuid = request.approved.group;
+    const auto& groups = parts_.vault.registry().groups();
+    if (uuid.is_nil() || find(uuid)) {
+        co_return make_error(Errc::exists, "a group {} is there already, or that is no UUID", uuid);
+    }
+    if (groups.size() >= group_limit) {
+        co_return make_error(Errc::too_large, "there are {} groups: no more than {}", groups.size(), group_limit);
+    }
+    if (!request.recovery_key.empty()) {
+        auto named = hwtpm::verify_sha256(request.approver, recovery_message(uuid, request.recovery_key),
+                                          request.recovery_signature);
+        if (!named) {
+            co_return in_context(named.error(), "the approver's word for the recovery key");
+        }
+    }
+    auto random = co_await parts_.root.random(group_tpm_random);
+    if (!random) {
+        co_return in_context(random.error(), "randomness from the TPM");
+    }
+    const SecretBytes key = mix_key(*random);
+    cleanse(*random);
+
+    GroupDetail made;
+    if (!request.recovery_key.empty()) {
+        auto recovery = keep_for_recovery(uuid, request.recovery_key, key);
+        if (!recovery) {
+            co_return recovery.error();
+        }
+        made.recovery = std::move(*recovery);
+    }
+    SecretBytes sealed_key = key.clone();
+    auto protection = co_await protect_group_key(parts_.root, std::move(sealed_key), std::move(request.approver),
+                                                 std::move(request.approved));
+    if (!protection) {
+        co_return protection.error();
+    }
+    made.protection = std::move(*protection);
+    hwtpm::AttestationKeyOptions options;
+    options.chosen_id = std::move(request.chosen_id);
+    auto attestation = co_await parts_.root.attestation_key_create(std::move(options));
+    if (!attestation) {
+        co_return in_context(attestation.error(), "the group's attestation key");
+    }
+    made.attestation = std::move(*attestation);
+
+    const GroupId id = groups.rbegin()->first + 1;
+    auto stored = co_await parts_.vault.create_group(id, uuid, encode(made));
+    if (!stored) {
+        co_return stored.error();
+    }
+    parts_.log.info("group {} ({}) made", id, uuid);
+    if (auto opened = co_await try_open(id); !opened) {
+        parts_.log.warning("{}", opened.error().message);
+    }
+    co_return id;
+}
+
+Task<Result<void>> Groups::remove(GroupId id) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto removed = co_await parts_.vault.remove_group(id);
+    if (removed) {
+        parts_.log.info("group {} deleted", id);
+    }
+    co_return removed;
+}
+
+Task<Result<void>> Groups::store(GroupId id, GroupDetail detail) {
+    auto stored = co_await parts_.vault.change_group(id, encode(detail));
+    // Also after an error: what is there now, be it the old or the new, is what the group opens by.
+    auto opened = co_await try_open(id);
+    if (!opened) {
+        parts_.log.warning("{}", opened.error().message);
+    }
+    co_return stored;
+}
+
+Task<Result<void>> Groups::update(GroupId id, ApprovalList approved) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto known = detail(id);
+    if (!known) {
+        co_return known.error();
+    }
+    std::optional<SecretBytes> key;
+    if (const SecretBytes* open = parts_.vault.group_key(id)) {
+        key.emplace(open->clone());
+    }
+    GroupProtection before = std::move(known->protection);
+    auto after = co_await update_group(parts_.root, std::move(before), std::move(approved), std::move(key));
+    if (!after) {
+        co_return after.error();
+    }
+    known->protection = std::move(*after);
+    parts_.log.info("group {}: approval list {} (epoch {}) taken", id, known->protection.approved.sequence,
+                    known->protection.approved.epoch);
+    co_return co_await store(id, std::move(*known));
+}
+
+Task<Result<hwtpm::Quote>> Groups::quote(GroupId id, hwtpm::QuoteRequest request) {
+    auto known = detail(id);
+    if (!known) {
+        co_return known.error();
+    }
+    hwtpm::AttestationKey key = std::move(known->attestation);
+    co_return co_await parts_.root.quote(std::move(key), std::move(request));
+}
+
+Task<Result<SecretBytes>> Groups::activate(GroupId id, Bytes credential) {
+    auto known = detail(id);
+    if (!known) {
+        co_return known.error();
+    }
+    hwtpm::AttestationKey key = std::move(known->attestation);
+    co_return co_await parts_.root.activate_credential(std::move(key), std::move(credential));
+}
+
+Task<Result<void>> Groups::recover(GroupId id, SecretBytes shared) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto known = detail(id);
+    if (!known) {
+        co_return known.error();
+    }
+    const Uuid uuid = known->protection.approved.group;
+    auto key = recover_key(uuid, known->recovery, shared);
+    if (!key) {
+        co_return key.error();
+    }
+    auto recovery = keep_for_recovery(uuid, known->recovery.key, *key);
+    if (!recovery) {
+        co_return recovery.error();
+    }
+    auto protection = co_await protect_group_key(parts_.root, std::move(*key), known->protection.approver,
+                                                 known->protection.approved);
+    if (!protection) {
+        co_return protection.error();
+    }
+    hwtpm::AttestationKeyOptions options;
+    auto attestation = co_await parts_.root.attestation_key_create(std::move(options));
+    if (!attestation) {
+        co_return in_context(attestation.error(), "the group's new attestation key");
+    }
+    GroupDetail after{
+        .protection = std::move(*protection), .attestation = std::move(*attestation), .recovery = std::move(*recovery)};
+    parts_.log.info("group {} ({}): key recovered, sealed to {}", id, uuid, parts_.root.description());
+    co_return co_await store(id, std::move(after));
+}
+
+} // namespace vtpmd::manager
