@@ -20,6 +20,7 @@ ALLOWED = {
     "engine": {"tpm"},
     "store": {"tpm/version.hpp"},  # an image records the family of its TPM
     "hwtpm": {"tpm", "engine", "ring", "xen"},
+    "quote": {"hwtpm", "tpm"},
     "proto": {"tpm"},
     "guest": {"ring", "tpm", "xen"},
     "instance": {"guest", "engine", "store", "proto", "tpm", "ring", "xen"},

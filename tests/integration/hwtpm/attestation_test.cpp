@@ -8,6 +8,7 @@
 #include "hwtpm/driver_spec.hpp"
 #include "hwtpm/swtpm_device.hpp"
 #include "hwtpm/tpm12_client.hpp"
+#include "quote/hardware_quote.hpp"
 #include "tpm/commands.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
@@ -168,6 +169,12 @@ TEST_SUITE("hwtpm-2.0") {
             };
             CHECK(check(to_hex(nonce)) == 0);
             CHECK(check(to_hex(Bytes(32, std::byte{0x43}))) != 0);
+            // Our own verifier agrees.
+            quote::HardwareQuoteCheck ours{
+                .version = TpmVersion::tpm20, .key = key.key, .nonce = nonce, .pcrs = quote->values};
+            CHECK(quote::verify_hardware_quote(*quote, ours));
+            ours.nonce = Bytes(32, std::byte{0x43});
+            CHECK(quote::verify_hardware_quote(*quote, ours).error().code == Errc::mismatch);
             // What was quoted are these values: the digest is in the structure that is signed.
             Bytes all;
             for (const PcrValue& v : quote->values) {
@@ -261,6 +268,8 @@ TEST_SUITE("hwtpm-1.2") {
         REQUIRE(quote);
         CHECK(quote->values == loop.run(root->pcr_read({pcrs("sha1:0,4")})).value());
         CHECK(test::verify_sha1(key.key, quote->attested, quote->signature));
+        CHECK(quote::verify_hardware_quote(
+            *quote, {.version = TpmVersion::tpm12, .key = key.key, .nonce = nonce, .pcrs = quote->values}));
         { // TPM_QUOTE_INFO over the composite of those values, made by hand
             WireWriter composite;
             composite.be16(3).u8(0x11).u8(0).u8(0).be32(40);
