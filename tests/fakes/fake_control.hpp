@@ -55,6 +55,9 @@ class FakeControl final : public manager::Control {
 
   private:
     Result<void> asked(std::string_view what, const Uuid& uuid) {
+        if (what != "create" && !all.contains(uuid)) {
+            return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
+        }
         calls.push_back(fmt::format("{} {}", what, uuid));
         if (next_error) {
             Error e = *std::exchange(next_error, std::nullopt);

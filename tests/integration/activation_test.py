@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """As a service manager starts it: sockets passed in, readiness told, defaults and /etc/vtpmd for everything else."""
 import os
+import re
 import socket
 import subprocess
 
@@ -114,7 +115,7 @@ class Activation(harness.Case):
         copies = []
         for name in names:
             with open(os.path.join(units, name)) as f:
-                text = f.read().replace("/usr/sbin/vtpmd", harness.VTPMD)
+                text = re.sub(r"/usr/sbin/vtpm[\w-]*", harness.VTPMD, f.read())
             copies.append(self.path(name.replace("@", "@x") if name.endswith("@.service") else name))
             with open(copies[-1], "w") as f:
                 f.write(text)
