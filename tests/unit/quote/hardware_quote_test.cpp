@@ -1,10 +1,10 @@
 // Quotes as a TPM writes them, signed by OpenSSL. Those of real TPMs are in tests/integration/hwtpm.
 #include "quote/hardware_quote.hpp"
 
+#include "check.hpp"
 #include "openssl_key.hpp"
 #include "util/wire.hpp"
 
-#include <doctest/doctest.h>
 #include <openssl/evp.h>
 
 namespace hardware_quote_test {
