@@ -21,6 +21,9 @@ struct EngineState {
     SecretBytes permanent;      ///< NV, keys, owner; 1.2-10 KB and what the guest defines
     SecretBytes save_state;     ///< what TPM_SaveState / TPM2_Shutdown(STATE) left
     SecretBytes volatile_state; ///< a running TPM's registers (suspend, migration, PCR preset)
+    /// Not libtpms': of a state that came from another host and may not run before that has let go of it, what to show there
+    /// (instance/handover.hpp).
+    SecretBytes unconfirmed;
 };
 
 class Engine {

@@ -146,10 +146,17 @@ Task<Result<void>> do_command(ControlRequest request, TpmService& service, Endpo
         endpoint.locality = static_cast<std::uint8_t>(request.value);
         co_return Result<void>{};
     case ControlCommand::cancel:
+        if (service.version() == TpmVersion::tpm12) {
+            co_return make_error(Errc::tpm, "a TPM 1.2 runs its commands to the end"); // TPM_FAIL, as swtpm says
+        }
         service.cancel();
         co_return Result<void>{};
-    case ControlCommand::shutdown:     // the caller does it, after the answer
+    case ControlCommand::shutdown: // the caller does it, after the answer
+        co_return Result<void>{};
     case ControlCommand::lock_storage: // the image is locked for as long as this process lives
+        if (service.handed_over()) {
+            co_return make_error(Errc::unavailable, "another host has this TPM");
+        }
         co_return Result<void>{};
     default:
         co_return make_error(Errc::unsupported, "control command {}", static_cast<std::uint32_t>(request.command));

@@ -29,6 +29,8 @@ class TpmService {
 
     [[nodiscard]] virtual TpmVersion version() const = 0;
     [[nodiscard]] virtual bool running() const = 0;
+    /// Another host has this TPM now: it does not run here any more.
+    [[nodiscard]] virtual bool handed_over() const { return false; }
 
     /// Power cycle (CMD_INIT): PCRs reset, then TPM_Startup as the mode says; or, where volatile state was stored or set, back
     /// into that. As with swtpm `delete_volatile` says what becomes of stored state afterwards: here it is used up either way.

@@ -31,6 +31,12 @@ constexpr OptionSpec specs[] = {
      "where all guests are qemu:): and the TPM is off until the device model's INIT"},
     {"hwinitpcrs", "PCRS", "all, none (default) or a list such as 5,12-16: PCRs that start with the host's values"},
     {"maintcmds", "0|1", "1 allows the TPM 1.2 maintenance commands (default 0)"},
+    {"handover", "unix:PATH",
+     "where another host asks for this vTPM after a live migration (its --incoming, led here by the operator)"},
+    {"incoming", "WHERE",
+     "this vTPM comes from another host by live migration: unix:PATH leads to the --handover of the instance there; "
+     "unfenced: nobody is asked"},
+    {"rollback", "POLICY", "refuse (default) or allow: whether a snapshot may put the TPM back to what it was"},
     {"config", "FILE", "more options, name = value (default /etc/vtpmd/instance.conf if it exists)"},
     {"log-level", "LEVEL", "error, info (default) or debug", false, "loglevel"},
     {"help", "", "this text"},
@@ -78,6 +84,45 @@ Result<void> parse_places(const CommandLine& line, InstanceOptions& out) {
     return {};
 }
 
+Result<std::string> socket_path(std::string_view option, std::string_view text) {
+    constexpr std::string_view prefix = "unix:";
+    if (!text.starts_with(prefix) || text.size() <= prefix.size() || text[prefix.size()] != '/') {
+        return make_error(Errc::usage, "--{}={}: unix:PATH with an absolute path is needed", option, printable(text));
+    }
+    return std::string(text.substr(prefix.size()));
+}
+
+Result<void> parse_migration(const CommandLine& line, InstanceOptions& out) {
+    if (auto text = line.get("handover")) {
+        auto path = socket_path("handover", *text);
+        if (!path) {
+            return path.error();
+        }
+        out.handover_path = std::move(*path);
+    }
+    if (auto text = line.get("incoming")) {
+        out.incoming = true;
+        if (*text != "unfenced") {
+            auto path = socket_path("incoming", *text);
+            if (!path) {
+                return path.error();
+            }
+            out.incoming_path = std::move(*path);
+        }
+        if (out.startup != Startup::wait) {
+            return make_error(Errc::usage, "--incoming: the TPM must wait for its state, as with --guest=qemu: or "
+                                           "--startup=wait");
+        }
+    }
+    if (auto text = line.get("rollback")) {
+        if (*text != "refuse" && *text != "allow") {
+            return make_error(Errc::usage, "--rollback={}: refuse or allow is needed", printable(*text));
+        }
+        out.allow_rollback = *text == "allow";
+    }
+    return {};
+}
+
 Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
     if (auto text = line.get("startup")) {
         auto startup = parse_startup(*text);
@@ -100,6 +145,9 @@ Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
         return make_error(Errc::usage,
                           "--hwinitpcrs: PCRs can be given only to a TPM that is started for its guest, not "
                           "with --startup=none or wait (the default of --guest=qemu:)");
+    }
+    if (auto done = parse_migration(line, out); !done) {
+        return done;
     }
     for (const std::string& rule : line.all("locality-policy")) {
         if (auto added = out.localities.add(rule); !added) {

@@ -41,6 +41,7 @@ Task<Result<void>> Committer::write_slot() {
         }
     } restage{*this};
     staged->volatile_state = volatile_.clone();
+    staged->unconfirmed = unconfirmed_.clone();
     const SecretBytes blob = encode_state(engine_.version(), *staged);
     auto key = co_await image_.prepare(blob.view());
     if (!key) {
@@ -72,6 +73,11 @@ Task<Result<void>> Committer::offer_key() {
 void Committer::keep_volatile(SecretBytes state) {
     volatile_ = std::move(state);
     engine_.staged_failed(); // the same permanent state has to be written again, with this beside it
+}
+
+void Committer::keep_unconfirmed(SecretBytes token) {
+    unconfirmed_ = std::move(token);
+    engine_.staged_failed();
 }
 
 } // namespace vtpmd::instance

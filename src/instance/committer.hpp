@@ -33,6 +33,11 @@ class Committer {
 
     /// Volatile state to keep beside the rest (empty: none); durable with the next settle(), which then always writes.
     void keep_volatile(SecretBytes state);
+    /// Of a state that came from another host: not to be run before that is asked (empty: it may run). As above.
+    void keep_unconfirmed(SecretBytes token);
+    [[nodiscard]] const SecretBytes& unconfirmed() const { return unconfirmed_; }
+    /// Of what the disk has already.
+    void keep_stored_unconfirmed(SecretBytes token) { unconfirmed_ = std::move(token); }
     /// The same, of what the disk has already.
     void keep_stored(SecretBytes state) { volatile_ = std::move(state); }
     [[nodiscard]] const SecretBytes& kept_volatile() const { return volatile_; }
@@ -48,6 +53,7 @@ class Committer {
 
     std::optional<SecretBytes> in_doubt_; ///< the key of a slot that is written and perhaps not yet the manager's
     SecretBytes volatile_;
+    SecretBytes unconfirmed_;
 };
 
 } // namespace vtpmd::instance

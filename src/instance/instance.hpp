@@ -11,6 +11,7 @@
 #include "engine/engine.hpp"
 #include "guest/tpm_service.hpp"
 #include "instance/committer.hpp"
+#include "instance/handover.hpp"
 #include "instance/options.hpp"
 #include "instance/screen.hpp"
 #include "util/fifo_lock.hpp"
@@ -27,6 +28,10 @@ struct InstanceConfig {
     Startup startup = Startup::clear;
     std::vector<unsigned> hwinitpcrs;
     bool maintenance_commands = false;
+    /// SET_STATEBLOB makes the guest's TPM what it was before. This makes that a feature (snapshots) instead of an attack.
+    bool allow_rollback = false;
+    /// The vTPM comes from another host: the first state that is set is its own.
+    bool incoming = false;
     Clock::duration stop_patience = std::chrono::seconds(10); ///< for the last save
 };
 
@@ -39,6 +44,8 @@ struct InstanceParts {
     Clock& clock;
     const Log& log;
     std::function<void()> request_shutdown; ///< CMD_SHUTDOWN
+    /// With `incoming`: asks the host that has had this vTPM to let go of it. Empty: nobody is asked.
+    std::function<Task<Result<void>>(store::Digest)> confirm_incoming;
 };
 
 class Instance final : public guest::TpmService {
@@ -52,11 +59,14 @@ class Instance final : public guest::TpmService {
     /// saved. Not itself cancellable; nothing may be called afterwards. With `keep_registers` the running TPM is stored as it is,
     /// for a guest that may come back (Startup::save); any other start shuts it down in order first.
     Task<Result<void>> close(bool keep_registers = false);
+    /// Another host asks for this vTPM (handover.hpp). Errc::permission: it does not get it, and the TPM goes on here.
+    Task<Result<void>> hand_over(TakeRequest request);
 
     Task<Bytes> execute(Bytes command, std::uint8_t locality) override;
     void cancel() override;
     [[nodiscard]] TpmVersion version() const override { return engine_.version(); }
     [[nodiscard]] bool running() const override { return engine_.running(); }
+    [[nodiscard]] bool handed_over() const override { return taken_.has_value(); }
     Task<Result<void>> init(bool delete_volatile) override;
     Task<Result<void>> stop() override;
     void shutdown() override { request_shutdown_(); }
@@ -84,6 +94,10 @@ class Instance final : public guest::TpmService {
     Task<Result<void>> do_step(Turn turn, Step step);
     Task<Result<void>> do_init(Turn turn);
     Task<Result<void>> do_stop(Turn turn);
+    Task<Result<void>> do_hand_over(Turn turn, TakeRequest request);
+    Task<Result<void>> confirm();
+    [[nodiscard]] Result<void> may_power_on() const;
+    [[nodiscard]] Result<void> may_set_state() const;
     /// Runs `operation` to its end in the group whatever happens to the caller.
     Task<Result<void>> to_the_end(std::string what, Task<Result<void>> operation);
 
@@ -112,7 +126,12 @@ class Instance final : public guest::TpmService {
 
     InstanceCounters counters_;
     Committer committer_;
-    EngineState held_;       ///< while powered off: what the TPM starts with next
+    EngineState held_; ///< while powered off: what the TPM starts with next
+    const std::function<Task<Result<void>>(store::Digest)> confirm_incoming_;
+    std::array<std::optional<store::Digest>, 3> given_out_; ///< the blobs since the TPM did something last
+    std::array<store::Digest, 3> set_{};                    ///< the blobs that came
+    std::optional<store::Digest> taken_;                    ///< another host has it: what that had to show
+    bool at_home_ = false;   ///< its state is this host's; only the operator can allow another
     bool replaced_ = false;  ///< held_ came from outside (SET_STATEBLOB) and is not on the disk
     bool failing_ = false;   ///< the last attempt to settle failed (for the log)
     bool shut_down_ = false; ///< the guest's last command was TPM2_Shutdown or TPM_SaveState

@@ -45,6 +45,10 @@ struct InstanceOptions {
     Startup startup = Startup::clear;    ///< not given: wait if every guest is a device model, else clear
     std::vector<unsigned> hwinitpcrs;
     bool maintenance_commands = false; ///< --maintcmds
+    bool allow_rollback = false;       ///< --rollback=allow
+    std::string handover_path;         ///< --handover=unix:PATH; empty: none
+    bool incoming = false;             ///< --incoming
+    std::string incoming_path;         ///< empty: nobody is asked (unfenced)
     guest::LocalityPolicy localities;  ///< of Xen guests
 
     /// Listening sockets passed by the service manager: the guests' commands and control for the first socket endpoint

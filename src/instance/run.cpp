@@ -1,6 +1,7 @@
 #include "instance/run.hpp"
 
 #include "instance/guests.hpp"
+#include "instance/handover.hpp"
 #include "instance/instance.hpp"
 #include "instance/manager_link.hpp"
 #include "instance/open_vtpm.hpp"
@@ -9,6 +10,7 @@
 #include "util/when_free.hpp"
 
 #include <boost/asio/experimental/parallel_group.hpp>
+#include <optional>
 #include <vector>
 
 // GCC 12 takes the operator delete of an inlined coroutine frame for a stranger's.
@@ -21,6 +23,7 @@ namespace vtpmd::instance {
 namespace {
 
 constexpr Clock::duration stop_patience = std::chrono::seconds(10);
+constexpr Clock::duration take_patience = std::chrono::seconds(20); ///< a device model waits for it
 
 /// Serves until asked to stop.
 Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instance, Guests& guests) {
@@ -85,10 +88,15 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     if (!engine) {
         co_return std::move(engine).error();
     }
-    InstanceConfig config{options.uuid, options.startup, options.hwinitpcrs, options.maintenance_commands,
-                          stop_patience};
+    InstanceConfig config{options.uuid,           options.startup,  options.hwinitpcrs, options.maintenance_commands,
+                          options.allow_rollback, options.incoming, stop_patience};
     InstanceParts parts{
-        deps.executor, **engine, *opened->image, *manager, deps.clock, deps.log, [&deps] { deps.stop.request(); }};
+        deps.executor, **engine, *opened->image, *manager, deps.clock, deps.log, [&deps] { deps.stop.request(); }, {}};
+    if (!options.incoming_path.empty()) {
+        parts.confirm_incoming = [&options, &deps](store::Digest token) {
+            return take_over(options.incoming_path, TakeRequest{options.uuid, token}, deps.clock, take_patience);
+        };
+    }
     Instance instance(std::move(config), std::move(parts));
     auto started = co_await unless_stopped(deps.stop, instance.start(std::move(opened->state)));
     if (!started) {
@@ -97,7 +105,22 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     }
     deps.log.info("vTPM {}: TPM {} {} {}", options.uuid, to_string(version), opened->fresh ? "made in" : "loaded from",
                   options.state_path);
+    std::optional<HandoverServer> handover;
+    if (!options.handover_path.empty()) {
+        auto listener = guest::listen_unix(options.handover_path, options.socket_group);
+        if (!listener) {
+            (void)co_await instance.close();
+            co_return in_context(std::move(listener).error(), "--handover");
+        }
+        handover.emplace(
+            deps.executor, std::move(*listener), [&instance](TakeRequest r) { return instance.hand_over(r); },
+            deps.clock, deps.log);
+        handover->start();
+    }
     co_await serve(options, deps, instance, guests);
+    if (handover) {
+        co_await handover->stop();
+    }
     // A Xen guest that was saved is gone like one that was destroyed; only when it comes back is it known (--startup=save).
     auto ended = co_await instance.close(guests.had_xen_guest());
     if (ended) {

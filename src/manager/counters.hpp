@@ -8,8 +8,9 @@
 
 namespace vtpmd::manager {
 
-enum class Request : std::uint8_t { hello, save, load, boot_hash, tpm_command };
-inline constexpr std::array<std::string_view, 5> request_names{"hello", "save", "load", "boot_hash", "tpm_command"};
+enum class Request : std::uint8_t { hello, save, load, boot_hash, tpm_command, handed_over };
+inline constexpr std::array<std::string_view, 6> request_names{"hello",     "save",        "load",
+                                                               "boot_hash", "tpm_command", "handed_over"};
 
 struct ServiceCounters {
     struct Outcomes {

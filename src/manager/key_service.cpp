@@ -99,6 +99,21 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         Result<proto::BootHash> hash = info_.boot_hash;
         co_return count(Request::boot_hash, std::move(hash));
     }
+    Task<Result<void>> handed_over() override {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return count(Request::handed_over, std::move(open));
+        }
+        auto removed = co_await service_.parts_.vault.remove(*uuid_, TombstoneRecord::Reason::migrated);
+        // A tombstone that an older copy of the store might undo is one: the vTPM must not go on here.
+        if (!removed && service_.parts_.vault.registry().tombstone(*uuid_) != nullptr) {
+            service_.parts_.log.error("{}", removed.error().message);
+            removed = Result<void>{};
+        }
+        if (removed) {
+            service_.parts_.log.info("vTPM {} was handed over to another host", *uuid_);
+        }
+        co_return count(Request::handed_over, std::move(removed));
+    }
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         auto answer = co_await run_tpm_command(service_.parts_.root, std::move(command));
         co_return count(Request::tpm_command, std::move(answer));

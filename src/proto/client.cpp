@@ -80,6 +80,18 @@ class Client final : public ManagerClient {
         co_return parse_boot_hash_reply(*answer);
     }
 
+    Task<Result<void>> handed_over() override {
+        const Bytes request = encode_handed_over();
+        auto answer = co_await exchange("HANDED_OVER", request, &is_answer);
+        if (!answer && answer.error().code == Errc::tombstone) {
+            co_return Result<void>{}; // it was done, and the answer got lost with its link
+        }
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        co_return parse_save_reply(*answer);
+    }
+
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         if (command.size() < header_size || command.size() > frame_limit) {
             co_return make_error(Errc::usage, "a TPM command of {} bytes", command.size());

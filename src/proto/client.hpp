@@ -28,6 +28,8 @@ class ManagerClient {
     /// nullopt: registered, but nothing was ever saved.
     virtual Task<Result<std::optional<SecretBytes>>> load_hash_key() = 0;
     virtual Task<Result<BootHash>> boot_hash() = 0;
+    /// Another host has this vTPM: durable at the manager on success, which leaves a tombstone. Errc::unavailable: not known.
+    virtual Task<Result<void>> handed_over() = 0;
     /// Passes a TPM command to the manager's TPM (GetRandom, PcrRead of either family), as the manager
     /// allows.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;

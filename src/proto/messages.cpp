@@ -80,11 +80,15 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
         return SaveRequest{SecretBytes(body)};
     case ordinal::load_hash_key:
     case ordinal::get_boot_hash:
+    case ordinal::handed_over:
         if (!body.empty()) {
             return bad(Status::bad_param_size, fmt::format("ordinal {} with a body of {} bytes", h.code, body.size()));
         }
         if (h.code == ordinal::load_hash_key) {
             return LoadRequest{};
+        }
+        if (h.code == ordinal::handed_over) {
+            return HandedOverRequest{};
         }
         return BootHashRequest{};
     default:
@@ -152,6 +156,7 @@ Bytes encode_hello(const HelloRequest& request) {
 Bytes encode_save(ByteView hash_key) { return make_frame(tag::request, ordinal::save_hash_key, hash_key); }
 Bytes encode_load() { return make_frame(tag::request, ordinal::load_hash_key); }
 Bytes encode_get_boot_hash() { return make_frame(tag::request, ordinal::get_boot_hash); }
+Bytes encode_handed_over() { return make_frame(tag::request, ordinal::handed_over); }
 
 Result<ByteView> parse_response(ByteView frame) {
     auto header = parse_frame(frame);

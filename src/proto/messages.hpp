@@ -7,8 +7,9 @@
 //   0x56500001   HELLO          u16 protocol version (1), uuid[16],  u16 protocol version (1), u32 flags (1 known,
 //                               u8 TPM version (1: 1.2, 2: 2.0),     2 has a record, 4 may create), u8 TPM version
 //                               u32 flags (1 create; others 0)       (0 if not known)
+//   0x56500002   HANDED_OVER    -                                    -
 //
-// HELLO is ours, and outside the ranges of the Xen ordinals: on a socket it names the vTPM, once, before
+// HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. It and HELLO are ours. HELLO is and outside the ranges of the Xen ordinals: on a socket it names the vTPM, once, before
 // anything else. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every
 // other error answer has no body. A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM;
 // its answer is a TPM response.
@@ -38,6 +39,7 @@ inline constexpr std::uint32_t save_hash_key = 1;
 inline constexpr std::uint32_t load_hash_key = 2;
 inline constexpr std::uint32_t get_boot_hash = 3;
 inline constexpr std::uint32_t hello = 0x56500001;
+inline constexpr std::uint32_t handed_over = 0x56500002;
 } // namespace ordinal
 
 struct HelloRequest {
@@ -63,6 +65,7 @@ struct SaveRequest {
 };
 struct LoadRequest {};
 struct BootHashRequest {};
+struct HandedOverRequest {};
 /// A raw TPM command that any vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read.
 struct TpmCommand {
     Bytes command;
@@ -72,7 +75,8 @@ struct BadRequest {
     Bytes answer;
     std::string reason;
 };
-using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, TpmCommand, BadRequest>;
+using Request =
+    std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest, TpmCommand, BadRequest>;
 
 /// Any whole frame (parse_frame holds).
 [[nodiscard]] Request parse_request(ByteView frame);
@@ -95,6 +99,7 @@ enum class TpmRefusal { failed, no_such_command };
 [[nodiscard]] Bytes encode_save(ByteView hash_key);
 [[nodiscard]] Bytes encode_load();
 [[nodiscard]] Bytes encode_get_boot_hash();
+[[nodiscard]] Bytes encode_handed_over();
 
 /// The body of a success answer; what the manager's status says otherwise; Errc::protocol for anything but an
 /// answer.

@@ -77,6 +77,10 @@ class Session {
             auto hash = co_await handler_.boot_hash();
             co_return hash ? encode_success(*hash) : refuse("GET_BOOT_HASH", hash.error());
         }
+        if (std::holds_alternative<HandedOverRequest>(request)) {
+            auto done = co_await handler_.handed_over();
+            co_return done ? encode_success() : refuse("HANDED_OVER", done.error());
+        }
         co_return co_await answer_tpm(std::move(std::get<TpmCommand>(request)));
     }
 

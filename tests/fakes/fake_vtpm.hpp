@@ -259,6 +259,14 @@ class FakeManager final : public proto::ManagerClient {
         co_return std::optional<SecretBytes>(std::move(key));
     }
     Task<Result<proto::BootHash>> boot_hash() override { co_return proto::BootHash{}; }
+    Task<Result<void>> handed_over() override {
+        co_await points_.pass();
+        if (fault != Fault::none) {
+            co_return make_error(fault == Fault::refuses ? Errc::io : Errc::unavailable, "fake: not handed over");
+        }
+        gone = true;
+        co_return Result<void>{};
+    }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
     void close() override {}
 
@@ -266,6 +274,7 @@ class FakeManager final : public proto::ManagerClient {
     std::optional<Error> hello_error;
     std::uint64_t record = 0; ///< the save whose key is durable at the manager
     std::vector<std::uint64_t> offered;
+    bool gone = false; ///< handed over
     Fault fault = Fault::none;
 
   private:

@@ -1,7 +1,9 @@
 """Virtual machines of QEMU (TCG, no KVM needed) whose TPM is a vtpmd instance, with SeaBIOS, Debian's kernel and a small
 initial RAM disk. What they are made of, and the way to run commands in them, is the Xen lab's (tests/xen)."""
+import base64
 import glob
 import hashlib
+import json
 import os
 import sys
 
@@ -96,9 +98,21 @@ class Machine:
     def attach(self):
         self.guest = GuestShell(harness.connect(self.serial))
 
+    def qmp(self, command, **arguments):
+        """One command of QEMU's machine protocol, on a connection of its own."""
+        with harness.connect(self.monitor) as sock, sock.makefile("rw") as stream:
+            for number, (name, args) in enumerate([("qmp_capabilities", {}), (command, arguments)]):
+                stream.write(json.dumps({"execute": name, "arguments": args, "id": number}) + "\n")
+                stream.flush()
+                while (answer := json.loads(stream.readline())).get("id") != number:
+                    pass
+                if "error" in answer:
+                    raise AssertionError(f"{self.name}: {name}: {answer['error']}")
+            return answer["return"]
+
     def reboot(self):
         """The guest's own, through the firmware again."""
-        self.guest._sock.sendall(b"1 5 " + __import__("base64").b64encode(b"reboot -f") + b"\n")
+        self.guest._sock.sendall(b"1 5 " + base64.b64encode(b"reboot -f") + b"\n")
         self.guest.wait_ready()
 
     def power_off(self):

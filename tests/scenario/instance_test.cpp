@@ -19,6 +19,7 @@ namespace {
 struct Machine {
     explicit Machine(instance::Startup startup = instance::Startup::clear) {
         instance::InstanceConfig config;
+        config.allow_rollback = true;
         config.startup = startup;
         instance::InstanceParts parts{loop.io.get_executor(), engine, image, manager, loop.clock, loop.log,
                                       [this] { ++shutdowns; }};

@@ -1,8 +1,10 @@
 #include "check.hpp"
+#include "instance/handover.hpp"
 #include "instance/load_decision.hpp"
 #include "instance/screen.hpp"
 #include "instance/state_blob.hpp"
 #include "tpm/commands.hpp"
+#include "util/text.hpp"
 #include "util/wire.hpp"
 
 namespace instance_decisions_test {
@@ -78,11 +80,44 @@ TEST_SUITE("instance") {
         CHECK(decode_state(TpmVersion::tpm12, more).error().code == Errc::corrupt);
         CHECK(decode_state(TpmVersion::tpm20, blob.view()).error().code == Errc::mismatch);
         more = to_bytes(blob.view());
-        more[5] = std::byte{2};
+        more[5] = std::byte{3};
         CHECK(decode_state(TpmVersion::tpm12, more).error().code == Errc::version);
         const EngineState nothing;
         CHECK(decode_state(TpmVersion::tpm20, encode_state(TpmVersion::tpm20, nothing).view()).error().code ==
               Errc::corrupt);
+    }
+
+    TEST_CASE("state envelope: what is not confirmed says so in a version that older programs refuse") {
+        EngineState s;
+        s.permanent = SecretBytes(as_bytes("permanent"));
+        CHECK(encode_state(TpmVersion::tpm20, s).view()[5] == std::byte{1});
+        s.unconfirmed = SecretBytes(as_bytes("token"));
+        const SecretBytes blob = encode_state(TpmVersion::tpm20, s);
+        CHECK(blob.view()[5] == std::byte{2});
+        auto back = decode_state(TpmVersion::tpm20, blob.view());
+        REQUIRE(back);
+        CHECK(back->unconfirmed.equals(as_bytes("token")));
+        for (std::size_t n = 0; n < blob.size(); ++n) {
+            CHECK(decode_state(TpmVersion::tpm20, blob.view().first(n)).error().code == Errc::corrupt);
+        }
+    }
+
+    TEST_CASE("handover: golden question, every truncation, a byte behind, another ordinal") {
+        TakeRequest request;
+        request.uuid = *parse_uuid("00112233-4455-6677-8899-aabbccddeeff");
+        request.token.fill(std::byte{0x5A});
+        Bytes frame = encode_take(request);
+        CHECK(to_hex(ByteView(frame).first(26)) == "01c10000003a56500003"
+                                                   "00112233445566778899aabbccddeeff");
+        CHECK(*parse_take(frame) == request);
+        for (std::size_t n = 0; n < frame.size(); ++n) {
+            CHECK_FALSE(parse_take(ByteView(frame).first(n)));
+        }
+        frame.push_back(std::byte{0});
+        CHECK_FALSE(parse_take(frame));
+        frame.pop_back();
+        frame[9] = std::byte{4};
+        CHECK(parse_take(frame).error().code == Errc::protocol);
     }
 
     TEST_CASE("screen: sizes and localities") {

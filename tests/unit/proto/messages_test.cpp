@@ -53,6 +53,7 @@ TEST_SUITE("proto") {
         }
         CHECK(std::holds_alternative<LoadRequest>(parse_request(encode_load())));
         CHECK(std::holds_alternative<BootHashRequest>(parse_request(encode_get_boot_hash())));
+        CHECK(std::holds_alternative<HandedOverRequest>(parse_request(encode_handed_over())));
     }
 
     TEST_CASE("answers: round trip") {
@@ -83,8 +84,12 @@ TEST_SUITE("proto") {
     }
 
     TEST_CASE("requests: truncated at every length, and a trailing byte") {
-        const std::vector<Bytes> all = {encode_hello({uuid, TpmVersion::tpm20, true}), encode_save(key(52)),
-                                        encode_save(key(64)), encode_load(), encode_get_boot_hash()};
+        const std::vector<Bytes> all = {encode_hello({uuid, TpmVersion::tpm20, true}),
+                                        encode_save(key(52)),
+                                        encode_save(key(64)),
+                                        encode_load(),
+                                        encode_get_boot_hash(),
+                                        encode_handed_over()};
         for (const Bytes& whole : all) {
             for (std::size_t n = header_size; n < whole.size(); ++n) {
                 if (n == header_size + 52) {

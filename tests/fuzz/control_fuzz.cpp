@@ -1,0 +1,76 @@
+// A device model's control channel: any bytes. What the measure says is what the parser takes, and what it parsed is carried
+// out on a TPM behind it with an answer of the right form.
+#include "fake_service.hpp"
+#include "fuzz.hpp"
+#include "guest/control.hpp"
+#include "instance/handover.hpp"
+#include "loop.hpp"
+
+using namespace vtpmd;
+using namespace vtpmd::guest;
+
+namespace {
+
+Bytes request(std::initializer_list<std::uint32_t> words, std::size_t more = 0) {
+    WireWriter out;
+    out.u8(1);
+    for (const std::uint32_t w : words) {
+        out.be32(w);
+    }
+    out.zeros(more);
+    return out.take();
+}
+
+} // namespace
+
+std::vector<Bytes> fuzz::seeds() {
+    instance::TakeRequest take;
+    take.token.fill(std::byte{7});
+    Bytes handover = instance::encode_take(take);
+    handover.insert(handover.begin(), std::byte{0});
+    return {request({1}),        request({2, 1}),           request({5}, 1),
+            request({7, 3}, 3),  request({12, 1, 2, 0}),    request({13, 0, 1, 5}, 5),
+            request({17, 4096}), request({18, 0, 1, 0, 0}), handover};
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    static fakes::Loop loop;
+    static fakes::FakeService service;
+    static EndpointState endpoint;
+    if (size == 0) {
+        return 0;
+    }
+    service.on = (data[0] & 1U) != 0;
+    endpoint.state_blobs = (data[0] & 2U) != 0;
+    const ByteView bytes = view_of(data + 1, size - 1);
+    if (auto take = instance::parse_take(bytes)) {
+        const Bytes again = instance::encode_take(*take);
+        fuzz::fuzz_check(std::equal(again.begin(), again.end(), bytes.begin(), bytes.end()),
+                         "one form of each question");
+    }
+    std::size_t known = 0; // as GuestStream measures
+    for (;;) {
+        auto wanted = control_size(bytes.first(known));
+        if (!wanted) {
+            return 0;
+        }
+        fuzz::fuzz_check(*wanted >= known, "a request does not get shorter");
+        if (*wanted > bytes.size()) {
+            return 0;
+        }
+        if (*wanted == known) {
+            break;
+        }
+        known = *wanted;
+    }
+    auto parsed = parse_control(bytes.first(known));
+    if (!parsed) {
+        fuzz::fuzz_check(parsed.error().code == Errc::unsupported, "a request that is complete parses, or is unknown");
+        return 0;
+    }
+    const Bytes answer = loop.run(carry_out(std::move(*parsed), service, endpoint));
+    fuzz::fuzz_check(answer.size() >= 4, "every request is answered");
+    const bool error = WireReader(answer).be32() != 0;
+    fuzz::fuzz_check(!error || answer.size() == 4, "an error is the result alone");
+    return 0;
+}

@@ -1,0 +1,246 @@
+#!/usr/bin/python3
+"""A vTPM moves between two hosts (two managers with different TPMs), driven as a device model drives it, and broken at every
+step: exactly one side runs it, and nothing that was acknowledged is lost."""
+import os
+import struct
+
+import harness
+import tpm
+
+DATA = 0x01500002
+
+
+class Host:
+    def __init__(self, case, name):
+        self.manager = harness.Manager(case, name=name).start(create=True)
+
+
+class Handover(harness.Case):
+    def setUp(self):
+        super().setUp()
+        self.here, self.there = Host(self, "here"), Host(self, "there")
+        self.take = self.path("take")
+        self.source = harness.Instance(self, self.here.manager, name="source",
+                                       options=["--startup=wait", f"--handover=unix:{self.take}"]).start(create=True)
+        self.init(self.source)
+        with self.source.client() as guest:
+            self.startup(guest)
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"before..")
+            guest.pcr_extend(12, b"\x07" * 32)
+            self.pcr = guest.pcr_read(12)
+
+    def target(self, incoming=None, create=True, **kw):
+        self.dest = harness.Instance(self, self.there.manager, uuid=self.source.uuid, name="dest",
+                                     options=["--startup=wait", f"--incoming={incoming or 'unix:' + self.take}"])
+        return self.dest.start(create=create, **kw)
+
+    def startup(self, guest):
+        guest.must("TPM2_Startup", tpm.TPM_ST_NO_SESSIONS, 0x144, bytes(2))
+
+    def init(self, instance, flags=0):
+        with instance.control() as control:
+            return control.call(control.INIT, struct.pack(">I", flags))[0]
+
+    def get_blobs(self, instance):
+        blobs = []
+        with instance.control() as control:
+            for kind in (1, 2, 3):
+                head = control.must(control.GET_STATEBLOB, struct.pack(">III", 1, kind, 0), 12)
+                flags, total, size = struct.unpack(">III", head)
+                self.assertEqual((flags, total), (0, size))
+                blobs.append(control._client.read_exactly(size))
+        return blobs
+
+    def set_blobs(self, instance, blobs):
+        """As QEMU does: those that are not empty. The first result that is not 0, or 0."""
+        with instance.control() as control:
+            control.must(control.STOP)
+            for kind, blob in enumerate(blobs, 1):
+                if blob and (result := control.call(control.SET_STATEBLOB, struct.pack(">III", 0, kind, len(blob)) + blob)[0]):
+                    return result
+        return 0
+
+    def runs(self, instance):
+        """Whether this instance's TPM does what a guest asks; with what it has to have, if it does."""
+        with instance.client() as guest:
+            if guest.command(tpm.TPM_ST_NO_SESSIONS, 0x17B, struct.pack(">H", 8))[0]:
+                return False
+            self.assertEqual(guest.nv_read(DATA), b"before..")
+            self.assertEqual(guest.pcr_read(12), self.pcr)
+            return True
+
+    def assert_moved(self):
+        self.assertTrue(self.runs(self.dest))
+        self.assertFalse(self.runs(self.source))
+        self.assertNotEqual(self.init(self.source), 0)
+        self.source.process.terminate()
+        process = self.source.launch(create=True)
+        self.assertEqual(process.wait(), harness.EX_DATAERR, process.log())  # the tombstone
+        self.assertIn("migrated", process.log())
+        # And it is this host's: sealed by its manager.
+        with self.dest.client() as guest:
+            guest.nv_write(DATA, b"after...")
+        self.dest.process.terminate()
+        self.dest.options = ["--startup=wait"]
+        self.dest.start()
+        self.init(self.dest)
+        with self.dest.client() as guest:
+            self.startup(guest)
+            self.assertEqual(guest.nv_read(DATA), b"after...")
+
+    def assert_stayed(self):
+        self.assertTrue(self.runs(self.source))
+        self.assertFalse(self.runs(self.dest))
+        self.source.process.terminate()
+        self.source.start()
+        self.init(self.source)
+        with self.source.client() as guest:
+            self.startup(guest)
+            self.assertEqual(guest.nv_read(DATA), b"before..")
+
+    def test_moves(self):
+        self.target()
+        blobs = self.get_blobs(self.source)
+        self.assertTrue(self.runs_frozen())
+        self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        self.assertFalse(self.runs(self.dest))
+        self.assertEqual(self.init(self.dest, 1), 0)
+        with self.source.control() as control:
+            self.assertEqual(control.call(control.LOCK_STORAGE, struct.pack(">I", 3))[0], 0x1F)  # no falling back
+        self.assert_moved()
+
+    def runs_frozen(self):
+        """The source is not asked for anything: that would take back what it gave out."""
+        return self.source.process.running()
+
+    def test_the_source_went_on(self):
+        """State that is older than what the source has acknowledged since is not taken."""
+        self.target()
+        blobs = self.get_blobs(self.source)
+        self.assertTrue(self.runs(self.source))
+        self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        self.assertNotEqual(self.init(self.dest, 1), 0)
+        self.assert_stayed()
+
+    def test_other_state_than_the_source_gave(self):
+        self.target()
+        first = self.get_blobs(self.source)
+        with self.source.client() as guest:
+            guest.pcr_extend(13, b"\x01" * 32)
+        second = self.get_blobs(self.source)
+        self.assertEqual(self.set_blobs(self.dest, [first[0], first[1], first[2]]), 0)
+        self.assertNotEqual(self.init(self.dest, 1), 0)
+        self.assertEqual(self.set_blobs(self.dest, second), 0)
+        self.assertEqual(self.init(self.dest, 1), 0)  # tried again with the right one
+        self.assertTrue(self.runs(self.dest))
+        self.assertFalse(self.runs(self.source))
+
+    def test_damaged_on_the_way(self):
+        self.target()
+        blobs = self.get_blobs(self.source)
+        damaged = bytearray(blobs[0])
+        damaged[len(damaged) // 2] ^= 1
+        self.set_blobs(self.dest, [bytes(damaged), blobs[1], blobs[2]])
+        self.assertNotEqual(self.init(self.dest, 1), 0)
+        self.assert_stayed()
+
+    def test_the_new_hosts_manager_is_away(self):
+        self.target()
+        blobs = self.get_blobs(self.source)
+        self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        self.there.manager.process.kill()
+        with self.dest.control() as control:
+            control.sock.settimeout(3 * harness.PATIENCE)  # the instance waits for its manager, within bounds
+            self.assertNotEqual(control.call(control.INIT, struct.pack(">I", 1))[0], 0)
+        self.assert_stayed_without_dest()
+
+    def assert_stayed_without_dest(self):
+        self.assertTrue(self.runs(self.source))
+        self.dest.process.kill()
+
+    def test_the_new_host_dies_before_it_asked(self):
+        """It has the state on its disk, but not to run: neither then nor after a restart."""
+        self.target(incoming="unix:" + self.path("nowhere"))
+        blobs = self.get_blobs(self.source)
+        self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        with self.dest.control() as control:
+            control.sock.sendall(struct.pack(">II", control.INIT, 1))
+            harness.wait_until(lambda: self.there_has_record(), "the state on the new host's disk")
+            self.dest.process.kill()
+        self.assertTrue(self.runs(self.source))
+        self.dest.options = ["--startup=wait"]
+        process = self.dest.launch()
+        self.assertEqual(process.wait(), harness.EX_DATAERR, process.log())
+        self.assertIn("--incoming", process.log())
+        self.dest.options = ["--startup=wait", f"--incoming=unix:{self.take}"]
+        self.dest.start()
+        self.assertNotEqual(self.init(self.dest), 0)  # the source has gone on
+        self.assert_stayed()
+
+    def there_has_record(self):
+        """The second save of the new host: its fresh TPM was the first."""
+        with open(self.dest.image, "rb") as f:
+            data = f.read()
+        seen = getattr(self, "_seen", None)
+        self._seen = seen or data
+        return data != self._seen
+
+    def test_the_new_host_dies_after_the_yes(self):
+        """The source has let go; the new host, started again, asks again and runs it."""
+        self.target()
+        blobs = self.get_blobs(self.source)
+        self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        with self.dest.control() as control:
+            control.sock.sendall(struct.pack(">II", control.INIT, 1))
+            self.source.process.wait_log("another host has it now")
+            self.dest.process.kill()
+        self.assertFalse(self.runs(self.source))
+        process = self.dest.launch()
+        harness.wait_until(lambda: "VTPM attached" in process.log() or not process.running(), "its start")
+        if not process.running():  # it was quicker than the kill: the vTPM is its own already
+            self.assertEqual(process.wait(), harness.EX_CANTCREAT, process.log())
+            self.dest.options = ["--startup=wait"]
+            self.dest.start()
+        self.assertEqual(self.init(self.dest), 0)
+        with self.dest.client() as guest:
+            guest.command(tpm.TPM_ST_NO_SESSIONS, 0x144, bytes(2))  # the registers are gone with the guest, unless it was done
+            self.assertEqual(guest.nv_read(DATA), b"before..")
+
+    def test_unfenced(self):
+        self.target(incoming="unfenced")
+        self.assertEqual(self.set_blobs(self.dest, self.get_blobs(self.source)), 0)
+        self.assertEqual(self.init(self.dest, 1), 0)
+        self.assertTrue(self.runs(self.dest))
+        self.assertIn("must not run anywhere else", self.dest.process.log())
+
+    def test_only_the_first_state_that_comes(self):
+        """--incoming does not let a later snapshot through."""
+        self.target()
+        blobs = self.get_blobs(self.source)
+        self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        self.assertEqual(self.init(self.dest, 1), 0)
+        self.assertEqual(self.set_blobs(self.dest, blobs), 9)
+        self.assertEqual(self.init(self.dest), 0)
+
+    def test_snapshots(self):
+        """Going back to a snapshot is refused, and done and told of where the operator allows it."""
+        blobs = self.get_blobs(self.source)
+        with self.source.client() as guest:
+            guest.nv_write(DATA, b"later...")
+        self.assertEqual(self.set_blobs(self.source, blobs), 9)
+        self.assertEqual(self.init(self.source), 0)
+        with self.source.client() as guest:
+            self.startup(guest)
+            self.assertEqual(guest.nv_read(DATA), b"later...")
+        self.source.process.terminate()
+        self.source.options.append("--rollback=allow")
+        self.source.start()
+        self.assertEqual(self.set_blobs(self.source, blobs), 0)
+        self.assertEqual(self.init(self.source, 1), 0)
+        self.assertTrue(self.runs(self.source))
+        self.assertIn("replaced from outside", self.source.process.log())
+
+
+if __name__ == "__main__":
+    harness.main()
