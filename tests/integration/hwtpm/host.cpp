@@ -3,6 +3,7 @@
 #include "hwtpm/driver_spec.hpp"
 #include "hwtpm/hardware_root.hpp"
 #include "hwtpm/swtpm_device.hpp"
+#include "tpm/commands.hpp"
 #include "util/wire.hpp"
 
 #include <filesystem>
@@ -172,6 +173,16 @@ void Host::put_back(const Copy& copy) {
     put_back_tpm(copy);
     put_back_disk(copy.disk);
     power_ = {.disk = disk.get()};
+}
+
+void Host::measure() {
+    (void)off();
+    auto opened = device();
+    REQUIRE(opened);
+    const tpm::HashValue value{0x000B, Bytes(32, std::byte{0x5A})};
+    const Bytes command = version_ == TpmVersion::tpm12 ? tpm::extend_command(4, tpm::Sha1Digest{})
+                                                        : tpm::pcr_extend_command(4, std::span(&value, 1));
+    REQUIRE((*opened)->transmit(command, std::chrono::seconds(10)));
 }
 
 Result<void> Host::save(const Uuid& uuid, unsigned mark) {

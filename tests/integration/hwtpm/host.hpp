@@ -55,6 +55,9 @@ class Host {
     void put_back_disk(const Bytes& content) { disk = std::make_unique<FaultDisk>(content); }
     void put_back_tpm(const Copy& copy);
 
+    /// Extends PCR 4, as firmware that was updated would; the manager is off then.
+    void measure();
+
     Result<void> enrol(const Uuid& uuid) { return loop.run(vault->register_vtpm(uuid, TpmVersion::tpm20)); }
     Result<void> save(const Uuid& uuid, unsigned mark);
     /// The mark that was saved last, 0 for none.
