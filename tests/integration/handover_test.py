@@ -164,9 +164,10 @@ class Handover(harness.Case):
         self.target(incoming="unix:" + self.path("nowhere"))
         blobs = self.get_blobs(self.source)
         self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        before = self.records()
         with self.dest.control() as control:
             control.sock.sendall(struct.pack(">II", control.INIT, 1))
-            harness.wait_until(lambda: self.there_has_record(), "the state on the new host's disk")
+            harness.wait_until(lambda: self.saved_since(before), "the state on the new host's disk")
             self.dest.process.kill()
         self.assertTrue(self.runs(self.source))
         self.dest.options = ["--startup=wait"]
@@ -178,13 +179,16 @@ class Handover(harness.Case):
         self.assertNotEqual(self.init(self.dest), 0)  # the source has gone on
         self.assert_stayed()
 
-    def there_has_record(self):
-        """The second save of the new host: its fresh TPM was the first."""
-        with open(self.dest.image, "rb") as f:
-            data = f.read()
-        seen = getattr(self, "_seen", None)
-        self._seen = seen or data
-        return data != self._seen
+    def records(self):
+        """What makes a save of the new host durable: its slot, then its manager's record."""
+        content = []
+        for path in (self.dest.image, self.there.manager.store):
+            with open(path, "rb") as f:
+                content.append(f.read())
+        return content
+
+    def saved_since(self, before):
+        return all(now != then for now, then in zip(self.records(), before))
 
     def test_the_new_host_dies_after_the_yes(self):
         """The source has let go; the new host, started again, asks again and runs it."""
