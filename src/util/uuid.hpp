@@ -13,6 +13,7 @@ namespace vtpmd {
 
 struct Uuid {
     std::array<std::byte, 16> bytes{};
+    // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 takes a comparison with 0 inside <=> for one of a pointer
     friend auto operator<=>(const Uuid&, const Uuid&) = default;
     [[nodiscard]] bool is_nil() const noexcept { return *this == Uuid{}; }
 };
