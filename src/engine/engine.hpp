@@ -26,6 +26,11 @@ struct EngineState {
     SecretBytes unconfirmed;
 };
 
+/// Longest command and response that the TPM tells its users of.
+struct BufferSize {
+    std::uint32_t size = 0, min = 0, max = 0;
+};
+
 class Engine {
   public:
     /// Errc::busy if the process has one already.
@@ -67,6 +72,8 @@ class Engine {
     virtual Result<void> resume(const SecretBytes& volatile_state) = 0;
 
     [[nodiscard]] virtual TpmVersion version() const = 0;
+    /// Asks for that buffer size while the TPM is off (0: only tells); one out of range becomes the nearest that is possible.
+    virtual BufferSize buffer_size(std::uint32_t wanted) = 0;
     /// TPMLIB_GetInfo's JSON for the given flags (1 specification, 2 attributes, 4 features).
     [[nodiscard]] virtual std::string info(unsigned flags) const = 0;
     /// Why the last "failure" answer of execute() came about, as far as libtpms says; empty if there was none since

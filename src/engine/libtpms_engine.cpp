@@ -106,6 +106,7 @@ class LibtpmsEngine final : public Engine {
     Result<EngineState> snapshot() override;
     Result<void> resume(const SecretBytes& volatile_state) override;
     [[nodiscard]] TpmVersion version() const override { return version_; }
+    BufferSize buffer_size(std::uint32_t wanted) override;
     [[nodiscard]] std::string info(unsigned flags) const override;
     [[nodiscard]] std::string failure() const override { return failure_; }
     [[nodiscard]] bool established() const override;
@@ -357,6 +358,12 @@ Result<void> LibtpmsEngine::resume(const SecretBytes& volatile_state) {
     volatile_state_.clear();
     staged_ = staged_ || was_staged;
     return started;
+}
+
+BufferSize LibtpmsEngine::buffer_size(std::uint32_t wanted) {
+    BufferSize out;
+    out.size = TPMLIB_SetBufferSize(wanted, &out.min, &out.max);
+    return out;
 }
 
 std::string LibtpmsEngine::info(unsigned flags) const {

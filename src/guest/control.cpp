@@ -99,15 +99,14 @@ Task<Bytes> get_info(const ControlRequest& request, TpmService& service) {
     co_return control_answer(ControlResult::success, body.view());
 }
 
-Bytes set_buffersize(const ControlRequest& request, bool running) {
-    if (request.value != 0 && running) {
-        return control_answer(ControlResult::bad_ordinal);
+Task<Bytes> set_buffersize(const ControlRequest& request, TpmService& service) {
+    auto now = co_await service.buffer_size(request.value);
+    if (!now) {
+        co_return control_answer(result_of(now.error()));
     }
-    // There is one size; whoever asks for another is told so.
-    constexpr auto size = static_cast<std::uint32_t>(command_limit);
     WireWriter body;
-    body.be32(size).be32(size).be32(size);
-    return control_answer(ControlResult::success, body.view());
+    body.be32(now->size).be32(now->min).be32(now->max);
+    co_return control_answer(ControlResult::success, body.view());
 }
 
 Bytes be32_answer(std::uint32_t value) {
@@ -201,7 +200,7 @@ Task<Bytes> carry_out(ControlRequest request, TpmService& service, EndpointState
     case ControlCommand::get_info:
         co_return co_await get_info(request, service);
     case ControlCommand::set_buffersize:
-        co_return set_buffersize(request, service.running());
+        co_return co_await set_buffersize(request, service);
     default: {
         auto done = co_await do_command(std::move(request), service, endpoint);
         co_return control_answer(result_of(done));

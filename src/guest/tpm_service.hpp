@@ -46,6 +46,11 @@ class TpmService {
     virtual Task<Result<void>> hash_data(Bytes data) = 0;
     virtual Task<Result<void>> hash_end() = 0;
     virtual Task<Result<void>> store_volatile() = 0;
+    struct BufferSize {
+        std::uint32_t size = 0, min = 0, max = 0;
+    };
+    /// Sets the buffer size that the TPM tells the guest of, while it is off (0: only asks).
+    virtual Task<Result<BufferSize>> buffer_size(std::uint32_t wanted) = 0;
     /// TPMLIB_GetInfo's JSON.
     virtual Task<std::string> info(std::uint64_t flags) = 0;
 

@@ -564,6 +564,18 @@ Task<Result<void>> Instance::store_volatile() {
     });
 }
 
+Task<Result<guest::TpmService::BufferSize>> Instance::buffer_size(std::uint32_t wanted) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    if (wanted != 0 && engine_.running()) {
+        co_return make_error(Errc::unsupported, "the buffer size is set while the TPM is powered off");
+    }
+    const auto now = engine_.buffer_size(wanted);
+    co_return BufferSize{now.size, now.min, now.max};
+}
+
 Task<std::string> Instance::info(std::uint64_t flags) {
     auto turn = co_await lock_.acquire();
     if (!turn) {

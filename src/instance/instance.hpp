@@ -76,6 +76,7 @@ class Instance final : public guest::TpmService {
     Task<Result<void>> hash_data(Bytes data) override;
     Task<Result<void>> hash_end() override;
     Task<Result<void>> store_volatile() override;
+    Task<Result<BufferSize>> buffer_size(std::uint32_t wanted) override;
     Task<std::string> info(std::uint64_t flags) override;
     Task<Result<Bytes>> get_blob(std::uint32_t type) override;
     Task<Result<void>> set_blob(std::uint32_t type, Bytes blob) override;

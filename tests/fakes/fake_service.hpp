@@ -36,6 +36,13 @@ class FakeService final : public guest::TpmService {
     Task<Result<void>> hash_data(Bytes data) override { return answer(fmt::format("hash_data {}", data.size())); }
     Task<Result<void>> hash_end() override { return answer("hash_end"); }
     Task<Result<void>> store_volatile() override { return answer("store_volatile"); }
+    Task<Result<BufferSize>> buffer_size(std::uint32_t wanted) override {
+        if (wanted != 0 && on) {
+            co_return make_error(Errc::unsupported, "fake: running");
+        }
+        buffer = wanted == 0 ? buffer : wanted;
+        co_return BufferSize{buffer, 2808, 4096};
+    }
     Task<std::string> info(std::uint64_t) override { co_return "{}"; }
     Task<Result<Bytes>> get_blob(std::uint32_t type) override {
         const std::string text = fmt::format("blob{}", type);
@@ -47,6 +54,7 @@ class FakeService final : public guest::TpmService {
 
     bool on = true;
     unsigned commands = 0;
+    std::uint32_t buffer = 4096;
     std::size_t answer_body = 0; ///< bytes of each answer beside its header and last byte
     std::uint8_t last_locality = 255;
     std::string called;

@@ -120,6 +120,7 @@ class FakeEngine final : public Engine {
         return {};
     }
     [[nodiscard]] std::string failure() const override { return {}; }
+    BufferSize buffer_size(std::uint32_t) override { return {4096, 2808, 4096}; }
     [[nodiscard]] std::string info(unsigned) const override { return R"({"fake":true})"; }
     [[nodiscard]] bool established() const override { return false; }
     Result<void> reset_established(std::uint8_t) override { return {}; }

@@ -2,6 +2,7 @@
 """swtpm's own tools on the control channel, locality, power cycle, and what the command line says of the guest's TPM."""
 import hashlib
 import json
+import select
 import struct
 
 import harness
@@ -62,6 +63,45 @@ class Control(harness.Case):
                 self.assertEqual(guest.command(tpm.TPM_ST_SESSIONS, 0x182, extend)[0], 0)
                 control.must(control.SET_LOCALITY, b"\x00")
             self.assertEqual(guest.command(tpm.TPM_ST_SESSIONS, 0x182, extend)[0], 0x907)
+
+    def test_cancel_during_key_generation(self):
+        """CANCEL_TPM_CMD ends a key search under way, and spoils nothing."""
+        instance = self.begin()
+        with instance.client() as guest, instance.control() as control:
+            for attempt in range(60):  # until one is caught in the middle: a search can be short
+                # TPM2_CreatePrimary: owner hierarchy, RSA-2048 signing key, `attempt` makes it another key each time.
+                unique = struct.pack(">HI", 4, attempt)
+                public = struct.pack(">HHIH", 0x0001, 0x000B, 0x00040072, 0) + struct.pack(">HHHI", 0x10, 0x10, 2048, 0) + unique
+                body = (struct.pack(">IIIHBH", 0x40000001, 9, tpm.TPM_RS_PW, 0, 0, 0) + struct.pack(">HHH", 4, 0, 0)
+                        + struct.pack(">H", len(public)) + public + bytes(2) + bytes(4))
+                guest.sock.sendall(struct.pack(">HII", tpm.TPM_ST_SESSIONS, 10 + len(body), 0x131) + body)
+                while not select.select([guest.sock], [], [], 0.005)[0]:
+                    control.must(control.CANCEL)
+                _, size, result = struct.unpack(">HII", guest.read_exactly(10))
+                answer = guest.read_exactly(size - 10)
+                if result == 0x909:  # TPM_RC_CANCELED
+                    break
+                self.assertEqual(result, 0)
+                guest.must("TPM2_FlushContext", tpm.TPM_ST_NO_SESSIONS, 0x165, answer[:4])
+            else:
+                self.fail("no key search was ended early")
+            self.assertEqual(len(guest.get_random()), 8)
+
+    def test_buffer_size(self):
+        """QEMU's tpm-crb asks for 3968 bytes and must get them; the guest's TPM tells of them."""
+        instance = self.begin()
+        with instance.client() as guest, instance.control() as control:
+            self.assertEqual(control.call(control.SET_BUFFERSIZE, struct.pack(">I", 3968))[0], 0x0A)
+            control.must(control.STOP)
+            self.assertEqual(struct.unpack(">III", control.must(control.SET_BUFFERSIZE, struct.pack(">I", 3968), 12))[0], 3968)
+            control.must(control.INIT, bytes(4))
+            size, least, most = struct.unpack(">III", control.must(control.SET_BUFFERSIZE, bytes(4), 12))
+            self.assertEqual(size, 3968)
+            self.assertLessEqual(least, size)
+            self.assertEqual(most, 4096)
+            # TPM2_GetCapability(TPM_CAP_TPM_PROPERTIES, TPM_PT_MAX_COMMAND_SIZE, 1)
+            told = guest.must("TPM2_GetCapability", tpm.TPM_ST_NO_SESSIONS, 0x17A, struct.pack(">III", 6, 0x11E, 1))
+            self.assertEqual(struct.unpack(">II", told[-8:]), (0x11E, 3968))
 
     def test_malformed_control_commands(self):
         instance = self.begin()

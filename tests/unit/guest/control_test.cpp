@@ -89,7 +89,7 @@ TEST_SUITE("guest") {
                                       "00000000") == bad_parameter);
         CHECK(c.hex(C::set_buffersize, "00000000") == "00000000"
                                                       "00001000"
-                                                      "00001000"
+                                                      "00000af8"
                                                       "00001000");
         CHECK(c.hex(C::get_info, "0000000000000001"
                                  "00000000"
