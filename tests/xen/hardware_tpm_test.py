@@ -1,34 +1,39 @@
 #!/usr/bin/python3
 """The machine's own TPM, 1.2 and 2.0, as the manager's root of trust in dom0: through the registers and through the kernel.
 
-One disk goes through three machines: it is set up, found again after a power cut, and put beside another TPM.
+One disk goes through three machines: it is set up, found again after a power cut, and put beside another TPM. On the registers
+a guest's whole chain stands: xen-tpmfront, instance, manager, TPM; on the kernel's device an instance.
 """
 import lab
 from lab import harness
 
-VTPM = harness.new_uuid()
+VTPM, CHAIN = harness.new_uuid(), harness.new_uuid()  # an instance's, a guest's
 DATA = 0x01500002
 PORT = 2321
 TIS = ("--tpm=tis", "--tpm-locality=2")
 
 
 class Host:
-    """A manager and one instance in dom0, with what they keep on the disk."""
+    """A manager in dom0 with what it keeps on the disk: a guest's vTPM, or one whose instance is started by hand."""
 
-    def __init__(self, dom0, bank, tpm_options, store="tis"):
+    def __init__(self, dom0, bank, tpm_options=TIS, store="tis", options=("--xen=guests", "--spawn", "--auto-create", "--state-dir=/mnt")):
         self.dom0 = dom0
-        self.bank, self.tpm_options, self.store = bank, tpm_options, store
+        self.bank, self.tpm_options, self.store, self.options = bank, tpm_options, store, options
+        self.guest = lab.Guest(dom0, "chain", vtpm=f"backend=0,uuid={CHAIN}")
 
     def manager(self, *options):
         return lab.Daemon(self.dom0, f"manager-{self.store}", "--mode=manager", f"--store=/mnt/{self.store}.img", *self.tpm_options,
-                          f"--seal-pcrs={self.bank}:0,2,4,7", *options)
+                          f"--seal-pcrs={self.bank}:0,2,4,7", *self.options, *options)
 
     def instance(self, *options):
         return lab.Daemon(self.dom0, f"instance-{self.store}", "--mode=instance", f"--uuid={VTPM}",
                           f"--state=/mnt/{self.store}.vtpm.img", f"--guest=socket:tcp:{PORT}", *options)
 
-    def guest(self):
-        return self.dom0.tpm(PORT)
+    def boot_guest(self):
+        """The TPM of the guest, that has just booted."""
+        self.guest.create()
+        self.guest.load_driver()
+        return self.guest.tpm()
 
     def refusal(self, *options):
         """(exit status, log) of a manager that does not start."""
@@ -36,7 +41,7 @@ class Host:
         return daemon.wait(), daemon.log()
 
     def images(self):
-        return self.dom0.sh(f"sha256sum /mnt/{self.store}.img /mnt/{self.store}.vtpm.img")
+        return self.dom0.sh(f"sha256sum /mnt/{self.store}.img /mnt/{CHAIN}.img")
 
 
 class Stories:
@@ -67,59 +72,65 @@ class Stories:
         else:
             device.extend12(pcr, bytes([0x44]) * 20)
 
+    def assert_no_guest(self, host):
+        """Where the manager refused, the toolstack cannot give the guest its TPM, and says so."""
+        status, text = host.guest.create(ok=False)
+        self.assertNotEqual(status, 0)
+        self.assertIn("vtpm", text)
+
     def test_state_is_bound_to_the_machine(self):
         hardware, disk = lab.HardwareTpm(self, "hardware", self.VERSION), self.make_disk()
 
         # No kernel driver has ever run: the firmware's locality 0 is still active.
         machine = self.machine(hardware, disk)
-        host = Host(machine.dom0, self.BANK, TIS)
+        host = Host(machine.dom0, self.BANK)
         manager = host.manager("--create").start()
         self.assertIn(f"TPM {self.VERSION}: tis:0xfed40000", manager.log())
-        instance = host.instance("--create").start()
-        guest = host.guest()
+        guest = host.boot_guest()
         guest.nv_define(DATA, 8)
         guest.nv_write(DATA, b"precious")
         self.assertEqual(guest.nv_read(DATA), b"precious")
-        self.assertEqual(len(guest.get_random(16)), 16)
-        instance.terminate()
+        guest.pcr_extend(16, bytes(32))
         manager.terminate()
         manager.start()
-        instance.start()
-        self.assertEqual(guest.nv_read(DATA), b"precious")
         guest.nv_write(DATA, b"the last")
         machine.power_cut()
 
         # The same disk and the same TPM, with the kernel's driver bound.
         machine = self.machine(hardware, disk, kernel_options="")
-        host = Host(machine.dom0, self.BANK, TIS)
+        host = Host(machine.dom0, self.BANK)
         status, log = host.refusal()
         self.assertEqual(status, harness.EX_NOPERM, log)
         self.assertRegex(log, "its own driver is bound.*--tpm=device:/dev/tpm0")
 
         # Without a freshness counter: a TPM 1.2 steps only one of its counters from boot to boot, and that is the other store's.
-        kernel = Host(machine.dom0, self.BANK, ("--tpm=device:/dev/tpm0", "--freshness=off"), store="device")
+        kernel = Host(machine.dom0, self.BANK, ("--tpm=device:/dev/tpm0", "--freshness=off"), store="device",
+                      options=("--auto-create",))
         status, log = kernel.refusal("--create", "--tpm-locality=2")
         self.assertEqual(status, harness.EX_USAGE, log)
         manager = kernel.manager("--create").start()
         self.assertIn("/dev/tpm0", manager.log())
         instance = kernel.instance("--create").start()
-        kernel.guest().nv_define(DATA, 8)
-        kernel.guest().nv_write(DATA, b"by /dev/")
+        guest = machine.dom0.tpm(PORT)
+        guest.nv_define(DATA, 8)
+        guest.nv_write(DATA, b"by /dev/")
         instance.terminate()
         manager.terminate()
         manager.start()
         instance.start()
-        self.assertEqual(kernel.guest().nv_read(DATA), b"by /dev/")
+        self.assertEqual(guest.nv_read(DATA), b"by /dev/")
         instance.terminate()
         manager.terminate()
 
         self.unbind_kernel_driver(machine.dom0)
-        manager, instance = host.manager().start(), host.instance().start()
-        self.assertEqual(host.guest().nv_read(DATA), b"the last")
-        instance.terminate()
+        # The guest after the reboot: what it wrote last is there, its PCRs are as after power on.
+        manager, guest = host.manager().start(), host.boot_guest()
+        self.assertEqual(guest.nv_read(DATA), b"the last")
+        self.assertEqual(guest.pcr_read(16), bytes(32))
+        host.guest.destroy()
         manager.terminate()
 
-        # Something else was measured: refused, by both drivers, naming the PCR; nothing changes on the disk.
+        # Something else was measured: refused, by both drivers, naming the PCR; no guest gets a TPM, nothing changes on the disk.
         before = host.images()
         self.bind_kernel_driver(machine.dom0)
         self.extend_hardware(machine.dom0, 4)
@@ -133,16 +144,18 @@ class Stories:
             self.assertEqual(status, harness.EX_DATAERR, log)
             self.assertRegex(log, rf"{self.BANK}:4\b")
             self.assertNotRegex(log, rf"{self.BANK}:(0|2|7)\b.* now")
+        self.assert_no_guest(host)
         self.assertEqual(host.images(), before)
         machine.power_off()
 
         # The same disk beside another TPM.
         machine = self.machine(lab.HardwareTpm(self, "other", self.VERSION), disk)
-        host = Host(machine.dom0, self.BANK, TIS)
+        host = Host(machine.dom0, self.BANK)
         for options in ((), ("--create",)):
             status, log = host.refusal(*options)
             self.assertEqual(status, harness.EX_DATAERR, log)
             self.assertRegex(log, "another TPM|cleared")
+        self.assert_no_guest(host)
         self.assertEqual(host.images(), before)
         machine.power_off()
 

@@ -254,7 +254,6 @@ class Parts:
             packages()
             if not os.path.exists(self.kernel):
                 elf = kernel_payload(one("boot/vmlinuz-*"))
-                write_whole(self.kernel + ".gz", gzip.compress(elf, 1))
                 write_whole(self.kernel, elf)
             if not os.path.exists(self.xen):
                 with gzip.open(one("boot/xen-*.gz")) as f:
@@ -282,8 +281,9 @@ class Parts:
         tree.program(helper, "lib" + helper.split("/usr/lib")[-1])
         tree.program("/lib/x86_64-linux-gnu/libgcc_s.so.1", "lib64/libgcc_s.so.1")  # xl: pthread_cancel opens it by name
         tree.file("etc/xen/xl.conf", b'autoballoon="off"\n')
-        with open(self.kernel + ".gz", "rb") as f:
-            tree.file("boot/vmlinuz", f.read())
-        tree.file("boot/guest.cpio.gz", gzip.compress(guest.cpio(), 1))
+        # As they are: unpacking costs seconds a guest on an emulated processor.
+        with open(self.kernel, "rb") as f:
+            tree.file("boot/vmlinux", f.read())
+        tree.file("boot/guest.cpio", guest.cpio())
         write_whole(self.initrd, tree.cpio())
         write_whole(stamp, state.encode())
