@@ -1,0 +1,173 @@
+#include "engine/owner_auth.hpp"
+
+#include "tpm/commands.hpp"
+#include "util/wire.hpp"
+
+#include <algorithm>
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#include <optional>
+
+namespace vtpmd {
+
+namespace {
+
+using Hash = tpm::Sha1Digest;
+
+// Main part 1 section 13: authHandle, nonceOdd, continueAuthSession, authorisation value; nonceEven and the rest in the answer.
+constexpr std::size_t trailer_in = 4 + tpm::sha1_size + 1 + tpm::sha1_size;
+constexpr std::size_t trailer_out = tpm::sha1_size + 1 + tpm::sha1_size;
+constexpr std::uint32_t ord_owner_read_pubek = 0x7D; // Main part 3 section 30.4
+// Main part 2 section 4.16 (TPM_PROTOCOL_ID).
+constexpr std::uint16_t pid_oiap = 1;
+constexpr std::uint16_t pid_osap = 2;
+// libtpms' permanent state: u16 format, u16 tag, tpmProof[20], EKReset[20], ownerAuth[20].
+constexpr std::size_t owner_auth_at = 2 + 2 + 20 + 20;
+// A session in libtpms' volatile state: u32 handle, u16 protocol, u8 entity type, u8 ADIP scheme, nonceEven[20],
+// sharedSecret[20].
+constexpr std::size_t session_head = 4 + 2;
+constexpr std::size_t session_nonce_at = session_head + 2;
+constexpr std::size_t session_secret_at = session_nonce_at + tpm::sha1_size;
+constexpr std::size_t session_size = session_secret_at + tpm::sha1_size;
+
+struct Proof {
+    std::uint32_t handle = 0;
+    ByteView nonce_odd;
+    std::uint8_t more = 0;
+    ByteView value;
+};
+
+Hash sha1_of(std::initializer_list<ByteView> parts) {
+    WireWriter all;
+    for (ByteView p : parts) {
+        all.bytes(p);
+    }
+    Hash out{};
+    if (EVP_Digest(all.view().data(), all.size(), uchar_ptr(MutByteView(out)), nullptr, EVP_sha1(), nullptr) != 1) {
+        std::abort(); // a TPM 1.2 without SHA-1 would have come to nothing long before
+    }
+    return out;
+}
+
+/// Main part 1 section 13.2: over the parameters' digest, both nonces and the flag.
+Hash proof_over(ByteView key, ByteView digest, ByteView nonce_even, ByteView nonce_odd, std::uint8_t more) {
+    WireWriter w;
+    w.bytes(digest).bytes(nonce_even).bytes(nonce_odd).u8(more);
+    Hash out{};
+    unsigned size = 0;
+    if (HMAC(EVP_sha1(), key.data(), static_cast<int>(key.size()), uchar_ptr(w.view()), w.size(),
+             uchar_ptr(MutByteView(out)), &size) == nullptr) {
+        std::abort();
+    }
+    return out;
+}
+
+Bytes be32_bytes(std::uint32_t v) {
+    WireWriter w;
+    w.be32(v);
+    return w.take();
+}
+
+struct FoundSession {
+    SecretBytes key;
+    Bytes nonce_even;
+};
+
+/// The session for which the proof is right. More than one place may look like a session: only one can fit the proof.
+std::optional<FoundSession> find_session(const EngineState& state, const Proof& proof, ByteView digest) {
+    if (state.permanent.size() < owner_auth_at + tpm::sha1_size) {
+        return std::nullopt;
+    }
+    const ByteView all = state.volatile_state.view();
+    const ByteView owner = state.permanent.view().subspan(owner_auth_at, tpm::sha1_size);
+    for (std::uint16_t protocol : {pid_oiap, pid_osap}) {
+        WireWriter head;
+        head.be32(proof.handle).be16(protocol);
+        auto at = all.begin();
+        while ((at = std::search(at, all.end(), head.view().begin(), head.view().end())) != all.end()) {
+            const ByteView here = all.subspan(static_cast<std::size_t>(at - all.begin()));
+            ++at;
+            if (here.size() < session_size) {
+                break;
+            }
+            const ByteView nonce = here.subspan(session_nonce_at, tpm::sha1_size);
+            const ByteView key = protocol == pid_oiap ? owner : here.subspan(session_secret_at, tpm::sha1_size);
+            const Hash expected = proof_over(key, digest, nonce, proof.nonce_odd, proof.more);
+            if (CRYPTO_memcmp(expected.data(), proof.value.data(), expected.size()) == 0) {
+                return FoundSession{.key = SecretBytes(key), .nonce_even = to_bytes(nonce)};
+            }
+        }
+    }
+    return std::nullopt;
+}
+
+Bytes owner_read_pubek(const Proof& proof, ByteView value) {
+    WireWriter w;
+    w.be16(tpm::tag_rqu_auth1).be32(tpm::header_size + trailer_in).be32(ord_owner_read_pubek);
+    w.be32(proof.handle).bytes(proof.nonce_odd).u8(proof.more).bytes(value);
+    return w.take();
+}
+
+} // namespace
+
+std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView command, std::uint8_t locality) {
+    const tpm::Header header = tpm::peek_header(command);
+    if (header.tag != tpm::tag_rqu_auth1) {
+        return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::bad_tag);
+    }
+    if (command.size() < tpm::header_size + trailer_in) {
+        return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::bad_size);
+    }
+    const ByteView parameters = command.subspan(tpm::header_size, command.size() - tpm::header_size - trailer_in);
+    WireReader in(command.last(trailer_in));
+    Proof proof;
+    proof.handle = in.be32();
+    proof.nonce_odd = in.bytes(tpm::sha1_size);
+    proof.more = in.u8();
+    proof.value = in.bytes(tpm::sha1_size);
+
+    auto state = engine.snapshot();
+    if (!state) {
+        return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::failure);
+    }
+    auto session = find_session(*state, proof, sha1_of({be32_bytes(header.code), parameters}));
+    // Shown to libtpms as it came, the guest's value is certainly wrong: it was made for another command.
+    Bytes value = to_bytes(proof.value);
+    if (session) {
+        const Hash digest = sha1_of({be32_bytes(ord_owner_read_pubek)});
+        const Hash own = proof_over(session->key.view(), digest, session->nonce_even, proof.nonce_odd, proof.more);
+        value.assign(own.begin(), own.end());
+    }
+    Bytes answer = engine.execute(owner_read_pubek(proof, value), locality);
+    const tpm::Header said = tpm::peek_header(answer);
+    if (said.code != tpm::rc12::success || !session) {
+        return said.code != tpm::rc12::success ? std::move(answer)
+                                               : tpm::error_response(TpmVersion::tpm12, tpm::Refusal::failure);
+    }
+    if (answer.size() < tpm::header_size + trailer_out) {
+        return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::failure);
+    }
+    const ByteView body = ByteView(answer).subspan(tpm::header_size);
+    WireReader out(body.last(trailer_out));
+    OwnerAuthorised done;
+    done.ordinal = header.code;
+    done.parameters = to_bytes(parameters);
+    done.endorsement_key = to_bytes(body.first(body.size() - trailer_out));
+    done.nonce_even = to_bytes(out.bytes(tpm::sha1_size));
+    done.nonce_odd = to_bytes(proof.nonce_odd);
+    done.more = out.u8();
+    done.key = std::move(session->key);
+    return done;
+}
+
+Bytes authorised_response(const OwnerAuthorised& session, ByteView parameters) {
+    const Hash digest = sha1_of({be32_bytes(tpm::rc12::success), be32_bytes(session.ordinal), parameters});
+    const Hash value = proof_over(session.key.view(), digest, session.nonce_even, session.nonce_odd, session.more);
+    WireWriter w;
+    w.be16(tpm::tag_rsp_auth1).be32(static_cast<std::uint32_t>(tpm::header_size + parameters.size() + trailer_out));
+    w.be32(tpm::rc12::success).bytes(parameters).bytes(session.nonce_even).u8(session.more).bytes(value);
+    return w.take();
+}
+
+} // namespace vtpmd

@@ -1,0 +1,147 @@
+// Owner authorisation of vendor commands: the guest's side is the TPM 1.2 client that talks to hardware TPMs, which checks the
+// authorisation of every answer for itself.
+#include "engine/owner_auth.hpp"
+#include "hwtpm/device.hpp"
+#include "hwtpm/tpm12_client.hpp"
+#include "support.hpp"
+
+#include <variant>
+
+namespace vtpmd::test::owner_auth {
+
+namespace {
+
+/// A vTPM whose vendor command gives back what it was asked with, if its owner asks.
+class OwnedVtpm final : public hwtpm::TpmDevice {
+  public:
+    [[nodiscard]] std::string description() const override { return "a vTPM"; }
+    [[nodiscard]] bool exclusive() const override { return true; }
+    Result<Bytes> transmit(ByteView command, std::chrono::milliseconds /*limit*/) override {
+        if (tpm::peek_header(command).code != tpm::ord::vendor_deep_quote) {
+            return engine->execute(command, 0);
+        }
+        auto asked = authorise_as_owner(*engine, command, 0);
+        if (auto* refusal = std::get_if<Bytes>(&asked)) {
+            return *refusal;
+        }
+        const auto& session = std::get<OwnerAuthorised>(asked);
+        endorsement_key = session.endorsement_key;
+        return authorised_response(session, session.parameters);
+    }
+    std::unique_ptr<Engine> engine = started(v12);
+    Bytes endorsement_key;
+};
+
+const hwtpm::Digest12 owner_secret = [] {
+    hwtpm::Digest12 d{};
+    d.fill(std::byte{0x5a});
+    return d;
+}();
+
+constexpr std::uint32_t authfail = 1;            // Main part 2 section 16
+constexpr std::uint32_t invalid_authhandle = 34; // TPM_INVALID_AUTHHANDLE
+constexpr std::uint16_t et_owner = 2;            // TPM_ET_OWNER, section 4.3
+constexpr std::uint32_t kh_owner = 0x40000001;   // section 4.4.1
+constexpr std::uint16_t et_srk = 4;
+constexpr std::uint32_t kh_srk = 0x40000000;
+
+void put_rsa(WireWriter& w) { w.be32(1).be16(3).be16(1).be32(12).be32(2048).be32(2).be32(0); }
+
+/// Makes the endorsement key and takes ownership; SRK authorisation is zeros.
+Bytes take_ownership(hwtpm::Tpm12Client& client) {
+    WireWriter ek;
+    ek.zeros(20);
+    put_rsa(ek);
+    auto made =
+        client.run({.ordinal = tpm::ord::create_endorsement_key_pair, .parameters = ek.view(), .name = "making an EK"});
+    REQUIRE(made);
+    const Bytes pubkey(made->begin(), made->end() - 20); // then a checksum
+    const Bytes modulus(pubkey.end() - 256, pubkey.end());
+    const Bytes owner = hwtpm::encrypt_for_endorsement_key(modulus, owner_secret).value();
+    const Bytes srk = hwtpm::encrypt_for_endorsement_key(modulus, hwtpm::Digest12{}).value();
+    WireWriter w;
+    w.be16(5).be32(256).bytes(owner).be32(256).bytes(srk); // TPM_PID_OWNER
+    w.be32(0x01010000).be16(0x11).be32(0).u8(1).be32(1).be16(3).be16(1).be32(12).be32(2048).be32(2).be32(0);
+    w.be32(0).be32(0).be32(0);
+    auto session = client.oiap(SecretBytes(owner_secret)).value();
+    REQUIRE(client.run({.ordinal = tpm::ord::take_ownership, .parameters = w.view(), .name = "taking ownership"},
+                       std::span(&session, 1)));
+    return pubkey;
+}
+
+Result<Bytes> ask(hwtpm::Tpm12Client& client, hwtpm::Session12 session, std::string_view what) {
+    return client.run({.ordinal = tpm::ord::vendor_deep_quote, .parameters = as_bytes(what), .name = "asking"},
+                      std::span(&session, 1));
+}
+
+} // namespace
+
+TEST_CASE(
+    "a vendor command is the owner's: OIAP and OSAP are checked by libtpms, and answered under the same session") {
+    OwnedVtpm vtpm;
+    hwtpm::Tpm12Client client(vtpm);
+
+    // No owner yet: there is no secret that fits.
+    auto early = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "early");
+    REQUIRE(!early);
+    CHECK(early.error().detail != 0);
+
+    const Bytes pubkey = take_ownership(client);
+
+    SUBCASE("OIAP") {
+        auto answer = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "deep");
+        REQUIRE(answer);
+        CHECK(*answer == to_bytes(as_bytes("deep")));
+        CHECK(vtpm.endorsement_key == pubkey);
+    }
+    SUBCASE("OSAP of the owner") {
+        auto answer = ask(client, client.osap(et_owner, kh_owner, SecretBytes(owner_secret)).value(), "deep");
+        REQUIRE(answer);
+        CHECK(*answer == to_bytes(as_bytes("deep")));
+    }
+    SUBCASE("OSAP of another entity does not do, though its holder's proof fits its session") {
+        auto answer = ask(client, client.osap(et_srk, kh_srk, SecretBytes(hwtpm::Digest12{})).value(), "deep");
+        REQUIRE(!answer);
+        CHECK(answer.error().detail == authfail);
+    }
+    SUBCASE("another secret is refused, and its session is ended") {
+        hwtpm::Session12 wrong = client.oiap(SecretBytes(hwtpm::Digest12{})).value();
+        const std::uint32_t handle = wrong.handle;
+        auto refused = ask(client, std::move(wrong), "deep");
+        REQUIRE(!refused);
+        CHECK(refused.error().detail == authfail);
+        hwtpm::Session12 gone;
+        gone.handle = handle;
+        gone.key = SecretBytes(owner_secret);
+        auto again = ask(client, std::move(gone), "deep");
+        REQUIRE(!again);
+        CHECK(again.error().detail == invalid_authhandle);
+    }
+    SUBCASE("a session that was used up, or never was, is refused") {
+        hwtpm::Session12 session = client.oiap(SecretBytes(owner_secret)).value();
+        hwtpm::Session12 replay;
+        replay.handle = session.handle;
+        replay.nonce_even = session.nonce_even;
+        replay.key = session.key.clone();
+        REQUIRE(ask(client, std::move(session), "once"));
+        auto again = ask(client, std::move(replay), "once");
+        REQUIRE(!again);
+        CHECK(again.error().detail == invalid_authhandle);
+    }
+    SUBCASE("every length that is too short is refused, and nothing but AUTH1") {
+        WireWriter w;
+        w.be16(tpm::tag_rqu_auth1).be32(0).be32(tpm::ord::vendor_deep_quote).zeros(44);
+        for (std::size_t size = tpm::header_size; size <= w.size(); ++size) {
+            auto answer = authorise_as_owner(*vtpm.engine, w.view().first(size), 0);
+            REQUIRE(std::holds_alternative<Bytes>(answer));
+            CHECK(code_of(std::get<Bytes>(answer)) == tpm::rc12::bad_param_size);
+        }
+        WireWriter plain;
+        plain.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::vendor_deep_quote).zeros(45);
+        auto answer = authorise_as_owner(*vtpm.engine, plain.view(), 0);
+        REQUIRE(std::holds_alternative<Bytes>(answer));
+        CHECK(code_of(std::get<Bytes>(answer)) == tpm::rc12::bad_tag);
+    }
+}
+
+} // namespace vtpmd::test::owner_auth
