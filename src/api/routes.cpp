@@ -142,6 +142,8 @@ Task<Result<Response>> get_freshness(Call call) {
                                        {"owed", f.owed}});
 }
 
+Task<Result<Response>> get_description(Call call);
+
 Task<Result<Response>> get_metrics(Call call) {
     co_return Response{.status = 200,
                        .body = metrics_text(call.control.metrics()),
@@ -171,8 +173,54 @@ const std::vector<Route>& table() {
         {{"GET", "/v1/seal", "What the store is sealed to, and the PCRs as they are", {}}, get_seal},
         {{"GET", "/v1/freshness", "Rollback protection and the wear of the counter", {}}, get_freshness},
         {{"GET", "/metrics", "Figures in Prometheus' text format", {}}, get_metrics},
+        {{"GET", "/openapi.json", "This description (OpenAPI 3.0)", {}}, get_description},
     };
     return all;
+}
+
+json::object describe(const RouteInfo& route) {
+    json::object refusal{{"description", "code, message, and action: what to do about it"}};
+    json::object o{
+        {"summary", route.summary},
+        {"responses", json::object{{"2XX", json::object{{"description", "Done"}}}, {"default", std::move(refusal)}}}};
+    if (const std::size_t hole = route.path.find('{'); hole != std::string_view::npos) {
+        const std::string_view name = route.path.substr(hole + 1, route.path.find('}') - hole - 1);
+        o["parameters"] = json::array{json::object{
+            {"name", name}, {"in", "path"}, {"required", true}, {"schema", json::object{{"type", "string"}}}}};
+    }
+    if (!route.fields.empty()) {
+        json::object properties;
+        json::array required;
+        for (const Field& f : route.fields) {
+            properties[f.name] = json::object{{"type", f.type}, {"description", f.help}};
+            if (f.required) {
+                required.emplace_back(f.name);
+            }
+        }
+        json::object schema{{"type", "object"}, {"additionalProperties", false}, {"properties", std::move(properties)}};
+        if (!required.empty()) {
+            schema["required"] = std::move(required);
+        }
+        json::object content{{"application/json", json::object{{"schema", std::move(schema)}}}};
+        o["requestBody"] = json::object{{"content", std::move(content)}};
+    }
+    return o;
+}
+
+/// Made from the table that requests are served by, so it cannot say anything else.
+Task<Result<Response>> get_description(Call call) {
+    json::object paths;
+    for (const Route& route : table()) {
+        std::string method(route.info.method);
+        std::ranges::transform(method, method.begin(), [](char c) { return static_cast<char>(c | 0x20); });
+        json::value& path = paths[route.info.path];
+        if (!path.is_object()) {
+            path = json::object{};
+        }
+        path.get_object()[method] = describe(route.info);
+    }
+    json::object info{{"title", "vtpmd"}, {"version", call.control.host().version}};
+    co_return answer(200, json::object{{"openapi", "3.0.3"}, {"info", std::move(info)}, {"paths", std::move(paths)}});
 }
 
 /// Whether `path` has the form; the text in the place of {uuid}, if there is one.
@@ -289,7 +337,7 @@ Task<Response> handle(Control& control, Request request) {
     }
     if (found == nullptr && allow.empty()) {
         co_return error_body(404, "no_such_path", fmt::format("there is nothing at {}", printable(path)),
-                             "vtpmctl(1) and contrib/openapi.json say what there is");
+                             "vtpmctl(1) and GET /openapi.json say what there is");
     }
     if (found == nullptr) {
         Response r = error_body(405, "no_such_method",

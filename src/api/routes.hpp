@@ -35,7 +35,7 @@ struct Field {
     std::string_view help;
 };
 
-/// For the description (contrib/openapi.json) and its test.
+/// What GET /openapi.json describes.
 struct RouteInfo {
     std::string_view method;
     std::string_view path; ///< with {uuid}

@@ -5,6 +5,7 @@
 #include "fakes/run_task.hpp"
 
 #include <boost/json.hpp>
+#include <cctype>
 #include <doctest/doctest.h>
 
 namespace api_routes_test {
@@ -34,6 +35,41 @@ struct Fixture {
 } // namespace
 
 TEST_SUITE("api") {
+
+    TEST_CASE_FIXTURE(Fixture, "the OpenAPI description has every route with its fields, and no other") {
+        const Response r = call("GET", "/openapi.json", "", false);
+        REQUIRE(r.status == 200);
+        const json::object description = object(r);
+        CHECK(description.at("openapi").as_string() == "3.0.3");
+        CHECK(!description.at("info").at("version").as_string().empty());
+        std::size_t described = 0;
+        for (const auto& path : description.at("paths").as_object()) {
+            described += path.value().as_object().size();
+        }
+        CHECK(described == routes().size());
+        for (const RouteInfo& route : routes()) {
+            CAPTURE(route.path);
+            std::string method(route.method);
+            for (char& c : method) {
+                c = static_cast<char>(std::tolower(c));
+            }
+            const json::object& one = description.at("paths").at(route.path).at(method).as_object();
+            CHECK(one.at("summary").as_string() == route.summary);
+            CHECK((one.contains("parameters") && one.at("parameters").is_array()) ==
+                  (route.path.find('{') != std::string_view::npos));
+            REQUIRE(one.contains("requestBody") == !route.fields.empty());
+            if (route.fields.empty()) {
+                continue;
+            }
+            const json::object& schema =
+                one.at("requestBody").at("content").at("application/json").at("schema").as_object();
+            const json::object& properties = schema.at("properties").as_object();
+            CHECK(properties.size() == route.fields.size());
+            for (const Field& f : route.fields) {
+                CHECK(properties.at(f.name).at("type").as_string() == f.type);
+            }
+        }
+    }
 
     TEST_CASE_FIXTURE(Fixture, "a vTPM is made, listed, shown, started, stopped and deleted") {
         CHECK(object(call("GET", "/v1/vtpms")).at("vtpms").as_array().empty());
