@@ -4,6 +4,7 @@
 #include <csignal>
 #include <fcntl.h>
 #include <spawn.h>
+#include <string_view>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -97,9 +98,18 @@ class PosixSpawner final : public Spawner {
             argv.push_back(w.data());
         }
         argv.push_back(nullptr);
+        // The service manager's socket is ours: it would take an instance's "ready" and "stopping" for the manager's own, where
+        // its unit says NotifyAccess=all.
+        std::vector<char*> environment;
+        for (char** variable = environ; *variable != nullptr; ++variable) {
+            if (!std::string_view(*variable).starts_with("NOTIFY_SOCKET=")) {
+                environment.push_back(*variable);
+            }
+        }
+        environment.push_back(nullptr);
         pid_t pid = 0;
-        if (int err =
-                ::posix_spawn(&pid, executable.c_str(), &setup.actions, &setup.attributes, argv.data(), environ)) {
+        if (int err = ::posix_spawn(&pid, executable.c_str(), &setup.actions, &setup.attributes, argv.data(),
+                                    environment.data())) {
             return errno_error(err, executable);
         }
         UniqueFd pidfd = open_pidfd(pid);

@@ -2,6 +2,8 @@
 """--spawn: the manager starts the instances it knows, starts one again that died, and takes them along when it stops."""
 import os
 import signal
+import socket
+from unittest import mock
 
 import harness
 import tpm
@@ -25,6 +27,24 @@ class Spawn(harness.Case):
                 if word.startswith("--uuid="):
                     found[word[7:]] = int(pid)
         return found
+
+    def test_an_instance_does_not_speak_to_the_managers_service_manager(self):
+        manager = harness.Manager(self).start(create=True)
+        uuid = harness.new_uuid()
+        harness.Instance(self, manager, uuid=uuid, name=uuid).start(create=True).process.terminate()
+        manager.process.terminate()
+        heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(heard.close)
+        heard.bind(self.path("notify"))
+        heard.settimeout(harness.PATIENCE)
+        os.mkdir(self.path("run"))
+        manager.options += ["--spawn", f"--run-dir={self.path('run')}"]
+        with mock.patch.dict(os.environ, {"NOTIFY_SOCKET": self.path("notify")}):
+            manager.start()
+        self.assertIn(b"READY=1", heard.recv(4096))
+        pid = harness.wait_until(lambda: self.children_of(manager.process).get(uuid), "the instance")
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            self.assertNotIn(b"NOTIFY_SOCKET", f.read())
 
     def test_spawned_instances(self):
         manager = harness.Manager(self).start(create=True)
