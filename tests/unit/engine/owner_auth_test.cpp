@@ -76,71 +76,81 @@ Result<Bytes> ask(hwtpm::Tpm12Client& client, hwtpm::Session12 session, std::str
 
 } // namespace
 
-TEST_CASE(
-    "a vendor command is the owner's: OIAP and OSAP are checked by libtpms, and answered under the same session") {
-    OwnedVtpm vtpm;
-    hwtpm::Tpm12Client client(vtpm);
+TEST_SUITE("engine") {
 
-    // No owner yet: there is no secret that fits.
-    auto early = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "early");
-    REQUIRE(!early);
-    CHECK(early.error().detail != 0);
+    TEST_CASE(
+        "a vendor command is the owner's: OIAP and OSAP are checked by libtpms, and answered under the same session") {
+        OwnedVtpm vtpm;
+        hwtpm::Tpm12Client client(vtpm);
 
-    const Bytes pubkey = take_ownership(client);
+        // No owner yet: there is no secret that fits.
+        auto early = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "early");
+        REQUIRE(!early);
+        CHECK(early.error().detail != 0);
 
-    SUBCASE("OIAP") {
-        auto answer = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "deep");
-        REQUIRE(answer);
-        CHECK(*answer == to_bytes(as_bytes("deep")));
-        CHECK(vtpm.endorsement_key == pubkey);
-    }
-    SUBCASE("OSAP of the owner") {
-        auto answer = ask(client, client.osap(et_owner, kh_owner, SecretBytes(owner_secret)).value(), "deep");
-        REQUIRE(answer);
-        CHECK(*answer == to_bytes(as_bytes("deep")));
-    }
-    SUBCASE("OSAP of another entity does not do, though its holder's proof fits its session") {
-        auto answer = ask(client, client.osap(et_srk, kh_srk, SecretBytes(hwtpm::Digest12{})).value(), "deep");
-        REQUIRE(!answer);
-        CHECK(answer.error().detail == authfail);
-    }
-    SUBCASE("another secret is refused, and its session is ended") {
-        hwtpm::Session12 wrong = client.oiap(SecretBytes(hwtpm::Digest12{})).value();
-        const std::uint32_t handle = wrong.handle;
-        auto refused = ask(client, std::move(wrong), "deep");
-        REQUIRE(!refused);
-        CHECK(refused.error().detail == authfail);
-        hwtpm::Session12 gone;
-        gone.handle = handle;
-        gone.key = SecretBytes(owner_secret);
-        auto again = ask(client, std::move(gone), "deep");
-        REQUIRE(!again);
-        CHECK(again.error().detail == invalid_authhandle);
-    }
-    SUBCASE("a session that was used up, or never was, is refused") {
-        hwtpm::Session12 session = client.oiap(SecretBytes(owner_secret)).value();
-        hwtpm::Session12 replay;
-        replay.handle = session.handle;
-        replay.nonce_even = session.nonce_even;
-        replay.key = session.key.clone();
-        REQUIRE(ask(client, std::move(session), "once"));
-        auto again = ask(client, std::move(replay), "once");
-        REQUIRE(!again);
-        CHECK(again.error().detail == invalid_authhandle);
-    }
-    SUBCASE("every length that is too short is refused, and nothing but AUTH1") {
-        WireWriter w;
-        w.be16(tpm::tag_rqu_auth1).be32(0).be32(tpm::ord::vendor_deep_quote).zeros(44);
-        for (std::size_t size = tpm::header_size; size <= w.size(); ++size) {
-            auto answer = authorise_as_owner(*vtpm.engine, w.view().first(size), 0);
+        const Bytes pubkey = take_ownership(client);
+
+        // One vTPM for all: it takes two RSA keys to make. What it counts as guesses comes last.
+        {
+            INFO("every length that is too short is refused, and nothing but AUTH1");
+            WireWriter w;
+            w.be16(tpm::tag_rqu_auth1).be32(0).be32(tpm::ord::vendor_deep_quote).zeros(44);
+            for (std::size_t size = tpm::header_size; size <= w.size(); ++size) {
+                auto answer = authorise_as_owner(*vtpm.engine, w.view().first(size), 0);
+                REQUIRE(std::holds_alternative<Bytes>(answer));
+                CHECK(code_of(std::get<Bytes>(answer)) == tpm::rc12::bad_param_size);
+            }
+            WireWriter plain;
+            plain.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::vendor_deep_quote).zeros(45);
+            auto answer = authorise_as_owner(*vtpm.engine, plain.view(), 0);
             REQUIRE(std::holds_alternative<Bytes>(answer));
-            CHECK(code_of(std::get<Bytes>(answer)) == tpm::rc12::bad_param_size);
+            CHECK(code_of(std::get<Bytes>(answer)) == tpm::rc12::bad_tag);
         }
-        WireWriter plain;
-        plain.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::vendor_deep_quote).zeros(45);
-        auto answer = authorise_as_owner(*vtpm.engine, plain.view(), 0);
-        REQUIRE(std::holds_alternative<Bytes>(answer));
-        CHECK(code_of(std::get<Bytes>(answer)) == tpm::rc12::bad_tag);
+        {
+            INFO("OIAP");
+            auto answer = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "deep");
+            REQUIRE(answer);
+            CHECK(*answer == to_bytes(as_bytes("deep")));
+            CHECK(vtpm.endorsement_key == pubkey);
+        }
+        {
+            INFO("OSAP of the owner");
+            auto answer = ask(client, client.osap(et_owner, kh_owner, SecretBytes(owner_secret)).value(), "deep");
+            REQUIRE(answer);
+            CHECK(*answer == to_bytes(as_bytes("deep")));
+        }
+        {
+            INFO("a session that was used up, or never was, is refused");
+            hwtpm::Session12 session = client.oiap(SecretBytes(owner_secret)).value();
+            hwtpm::Session12 replay;
+            replay.handle = session.handle;
+            replay.nonce_even = session.nonce_even;
+            replay.key = session.key.clone();
+            REQUIRE(ask(client, std::move(session), "once"));
+            auto again = ask(client, std::move(replay), "once");
+            REQUIRE(!again);
+            CHECK(again.error().detail == invalid_authhandle);
+        }
+        {
+            INFO("OSAP of another entity does not do, though its holder's proof fits its session");
+            auto answer = ask(client, client.osap(et_srk, kh_srk, SecretBytes(hwtpm::Digest12{})).value(), "deep");
+            REQUIRE(!answer);
+            CHECK(answer.error().detail == authfail);
+        }
+        {
+            INFO("another secret is refused, and its session is ended");
+            hwtpm::Session12 wrong = client.oiap(SecretBytes(hwtpm::Digest12{})).value();
+            const std::uint32_t handle = wrong.handle;
+            auto refused = ask(client, std::move(wrong), "deep");
+            REQUIRE(!refused);
+            CHECK(refused.error().detail == authfail);
+            hwtpm::Session12 gone;
+            gone.handle = handle;
+            gone.key = SecretBytes(owner_secret);
+            auto again = ask(client, std::move(gone), "deep");
+            REQUIRE(!again);
+            CHECK(again.error().detail == invalid_authhandle);
+        }
     }
 }
 
