@@ -70,6 +70,37 @@ class CommandLine(harness.Case):
         self.assertEqual(status, 0)
         self.assertRegex(text, r"^vtpmd \d+\.\d+")
 
+    def test_tis_refusals(self):
+        """--tpm=tis where it cannot be: real opens and mappings, on a file in /dev/mem's place that has no TPM, or a CRB part.
+
+        The kernel's driver bound, the fifth, is hardware_tpm_test's in the Xen lab, where the kernel refuses the mapping.
+        """
+        memory, base, interface_id, did_vid = self.path("mem"), 0xFED40000, 0x30, 0xF00
+        with open(memory, "wb") as f:
+            f.truncate(base + 0x5000)
+        os.chmod(memory, 0o600)
+        # A /dev of our own, in a mount namespace: what is there of the machine's, and "mem" if the file is there.
+        script = ('mount -t tmpfs -o mode=755 none "$1" && for n in null zero random urandom; do touch "$1/$n" && '
+                  'mount --bind "/dev/$n" "$1/$n"; done && if [ -e "$2" ]; then touch "$1/mem" && mount --bind "$2" "$1/mem"; fi && '
+                  'mount --rbind "$1" /dev && shift 2 && exec "$@"')
+        os.mkdir(self.path("dev"))
+        os.chmod(self.dir, 0o755)
+
+        def inside(memory):
+            return ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh", self.path("dev"), memory]
+
+        args = self.manager(tpm="tis", create=True)
+        self.refused(args, harness.EX_NOINPUT, "no /dev/mem", "--tpm=device:/dev/tpm0", prefix=inside("/nonexistent"))
+        self.refused(args, harness.EX_NOINPUT, "tis:0xfed40000", "no TPM at this address", prefix=inside(memory))
+        self.refused(args, harness.EX_NOPERM, "/dev/mem needs root and CAP_SYS_RAWIO", prefix=inside(memory) + self.NOBODY)
+        with open(memory, "r+b") as f:
+            f.seek(base + interface_id)
+            f.write(struct.pack("<I", 0x1))
+            f.seek(base + did_vid)
+            f.write(struct.pack("<I", 0x00011AE0))
+        self.refused(args, harness.EX_UNAVAILABLE, "CRB", "--tpm=device:/dev/tpm0", prefix=inside(memory))
+        self.assertFalse(os.path.exists(self.path("m.img")), "nothing was made")
+
     def test_wrong_options(self):
         self.refused([], harness.EX_USAGE, "--mode")
         self.refused(["--mode=other"], harness.EX_USAGE, "other", "manager", "instance")
