@@ -182,6 +182,9 @@ Task<Result<void>> Instance::start(EngineState state) {
         co_return make_error(Errc::exists, "--incoming: this vTPM has a state of its own here; leave the option out");
     }
     at_home_ = !config_.incoming;
+    if (config_.incoming && !unconfirmed) {
+        co_return Result<void>{}; // nothing is made or kept before its state comes
+    }
     committer_.keep_stored_unconfirmed(std::move(state.unconfirmed));
     state.unconfirmed = {};
     const bool firmware = config_.startup == Startup::none || config_.startup == Startup::wait;
@@ -361,6 +364,9 @@ Task<Result<void>> Instance::do_init(Turn turn) {
 Result<void> Instance::may_power_on() const {
     if (taken_) {
         return make_error(Errc::tombstone, "another host has this vTPM");
+    }
+    if (!at_home_ && !replaced_ && committer_.unconfirmed().empty()) {
+        return make_error(Errc::permission, "--incoming: its state has not come from the other host yet");
     }
     return {};
 }

@@ -10,6 +10,13 @@ LoadDecision refuse(Errc code, std::string message) { return {LoadAction::refuse
 LoadDecision go(LoadAction action) { return {action, Errc{}, {}}; }
 
 LoadDecision without_record(const LoadFacts& facts, const Uuid& uuid, const std::string& path) {
+    if (facts.image == ImageFact::has_state && facts.incoming) {
+        return refuse(
+            Errc::mismatch,
+            fmt::format("{}: this image is of vTPM {} as it was before it was migrated away; nobody has its key "
+                        "any more; move it away (or zero the device), then it can come back",
+                        path, uuid));
+    }
     if (facts.image == ImageFact::has_state) {
         return refuse(
             Errc::mismatch,

@@ -30,6 +30,7 @@ struct LoadFacts {
     ImageFact image = ImageFact::absent;
     ManagerFact manager = ManagerFact::nothing;
     bool create_asked = false;
+    bool incoming = false; ///< for the message: its state comes from another host
 };
 
 struct LoadDecision {

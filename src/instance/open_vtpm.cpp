@@ -111,6 +111,7 @@ Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo&
     }
     LoadFacts facts;
     facts.manager = *known;
+    facts.incoming = request.incoming;
     facts.create_asked = request.create || may_create;
     if (found.image) {
         facts.image = found.image->had_state() ? ImageFact::has_state : ImageFact::empty;

@@ -37,6 +37,7 @@ struct OpenRequest {
     Uuid uuid;
     std::string path;
     bool create = false;
+    bool incoming = false;
 };
 /// Says hello and loads, creates or refuses.
 Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo& io, proto::ManagerClient& manager,

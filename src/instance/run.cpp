@@ -75,10 +75,10 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
         co_return std::move(connect).error();
     }
     proto::ClientOptions client;
-    client.greeting = {options.uuid, version, options.create};
+    client.greeting = {options.uuid, version, options.create, options.incoming};
     auto manager = proto::make_manager_client(deps.executor, client, std::move(*connect), deps.clock, deps.log);
 
-    OpenRequest request{options.uuid, options.state_path, options.create};
+    OpenRequest request{options.uuid, options.state_path, options.create, options.incoming};
     auto opened =
         co_await unless_stopped(deps.stop, open_vtpm(std::move(request), std::move(found), io, *manager, deps.log));
     if (!opened) {

@@ -146,6 +146,19 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         co_return Result<void>{};
     }
 
+    /// Why the vTPM does not run here, if so; one that was migrated away may come back, but only from where it is now.
+    [[nodiscard]] std::optional<TombstoneRecord::Reason> why_gone(const proto::HelloRequest& request) const {
+        using Reason = TombstoneRecord::Reason;
+        const Registry& registry = service_.parts_.vault.registry();
+        const auto* gone = registry.tombstone(request.uuid);
+        const auto* known = registry.find(request.uuid);
+        if (gone != nullptr && gone->reason != Reason::migrated) {
+            return gone->reason;
+        }
+        const bool away = gone != nullptr || (known != nullptr && known->returned);
+        return away && !request.incoming ? std::optional(Reason::migrated) : std::nullopt;
+    }
+
     Task<Result<proto::HelloReply>> greet(proto::HelloRequest request) {
         const Log& log = service_.parts_.log;
         if (info_.made_for && *info_.made_for != request.uuid) {
@@ -157,10 +170,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return claimed.error();
         }
         Vault& vault = service_.parts_.vault;
-        if (const auto* gone = vault.registry().tombstone(request.uuid)) {
-            log.warning("{}: vTPM {} was {}: refused", peer(), request.uuid, reason_text(gone->reason));
+        if (const auto reason = why_gone(request)) {
+            log.warning("{}: vTPM {} was {}: refused", peer(), request.uuid, reason_text(*reason));
             co_return make_error(Errc::tombstone, "vTPM {} was {}; an old image of it must not come back", request.uuid,
-                                 reason_text(gone->reason));
+                                 reason_text(*reason));
         }
         // What is said of the vTPM must be what a restart would say.
         if (auto settled = co_await vault.settle(); !settled) {
@@ -168,8 +181,13 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
                                  settled.error().message);
         }
         if (vault.registry().find(request.uuid) == nullptr) {
-            if (auto made = co_await enrol(request); !made) {
-                co_return made.error();
+            const bool back = vault.registry().tombstone(request.uuid) != nullptr;
+            auto made = back ? vault.take_back(request.uuid, request.version) : enrol(request);
+            if (auto done = co_await std::move(made); !done) {
+                co_return done.error();
+            }
+            if (back) {
+                log.info("vTPM {} was migrated away and is to come back", request.uuid);
             }
         }
         const auto* vtpm = vault.registry().find(request.uuid);

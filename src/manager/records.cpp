@@ -6,6 +6,7 @@
 //   5 freshness  u64 counter
 //   6 detail     u32 id, u32 n, bytes[n] (group_detail.cpp)
 //   7 group gone u32 id
+//   8 returned   as vtpm, which was migrated away and comes back
 #include "manager/records.hpp"
 
 #include "util/wire.hpp"
@@ -23,7 +24,8 @@ enum class Type : std::uint8_t {
     tombstone = 4,
     freshness = 5,
     detail = 6,
-    group_gone = 7
+    group_gone = 7,
+    returned = 8
 };
 constexpr std::uint8_t layout_version = 1;
 
@@ -33,7 +35,11 @@ struct Encoder {
 
     void operator()(const GroupRecord& r) { begin(Type::group).be32(r.id).bytes(r.uuid.bytes).be64(r.created); }
     void operator()(const VtpmRecord& r) {
-        begin(Type::vtpm).bytes(r.uuid.bytes).be32(r.group).u8(static_cast<std::uint8_t>(r.version)).be64(r.created);
+        begin(r.returned ? Type::returned : Type::vtpm)
+            .bytes(r.uuid.bytes)
+            .be32(r.group)
+            .u8(static_cast<std::uint8_t>(r.version))
+            .be64(r.created);
     }
     void operator()(const KeyRecord& r) {
         begin(Type::key).bytes(r.uuid.bytes).be64(r.sequence).u8(r.key.size()).bytes(r.key.view());
@@ -65,8 +71,9 @@ Result<Record> decode_group(WireReader& in, std::size_t size) {
     return r;
 }
 
-Result<Record> decode_vtpm(WireReader& in, std::size_t size) {
+Result<Record> decode_vtpm(WireReader& in, std::size_t size, Type type) {
     VtpmRecord r;
+    r.returned = type == Type::returned;
     r.uuid = read_uuid(in);
     r.group = in.be32();
     r.version = static_cast<TpmVersion>(in.u8());
@@ -160,7 +167,8 @@ Result<Record> decode(ByteView bytes) {
     case Type::group:
         return decode_group(in, bytes.size());
     case Type::vtpm:
-        return decode_vtpm(in, bytes.size());
+    case Type::returned:
+        return decode_vtpm(in, bytes.size(), static_cast<Type>(type));
     case Type::key:
         return decode_key(in, bytes.size());
     case Type::tombstone:

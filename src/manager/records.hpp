@@ -64,12 +64,15 @@ struct GroupGoneRecord {
     friend bool operator==(const GroupGoneRecord&, const GroupGoneRecord&) = default;
 };
 
-/// A vTPM is registered. There is no going back but a tombstone.
+/// A vTPM is registered.
 struct VtpmRecord {
     Uuid uuid;
     GroupId group = 0;
     TpmVersion version = TpmVersion::tpm20;
     std::uint64_t created = 0; ///< seconds since 1970, for people
+    /// It was migrated away and comes back: takes its tombstone away. Until its first key only an instance that waits for its
+    /// state from another host (--incoming) gets it.
+    bool returned = false;
     friend bool operator==(const VtpmRecord&, const VtpmRecord&) = default;
 };
 

@@ -20,11 +20,20 @@ Result<void> Registry::on(const VtpmRecord& r) {
     if (group == groups_.end()) {
         return make_error(Errc::corrupt, "vTPM {} belongs to group {}, which is not there", r.uuid, r.group);
     }
-    if (tombstones_.contains(r.uuid)) {
+    const auto gone = tombstones_.find(r.uuid);
+    const bool back =
+        r.returned && gone != tombstones_.end() && gone->second.reason == TombstoneRecord::Reason::migrated;
+    if (gone != tombstones_.end() && !back) {
         return make_error(Errc::corrupt, "vTPM {} is registered after its tombstone", r.uuid);
     }
-    if (!vtpms_.try_emplace(r.uuid, Vtpm{.created = r.created, .group = r.group, .version = r.version}).second) {
+    if (!vtpms_
+             .try_emplace(r.uuid,
+                          Vtpm{.created = r.created, .group = r.group, .version = r.version, .returned = r.returned})
+             .second) {
         return make_error(Errc::corrupt, "vTPM {} is registered twice", r.uuid);
+    }
+    if (back) {
+        tombstones_.erase(gone);
     }
     ++group->second.vtpms;
     return {};
@@ -40,6 +49,7 @@ Result<void> Registry::on(const KeyRecord& r) {
     }
     it->second.sequence = r.sequence;
     it->second.key = r.key;
+    it->second.returned = false;
     return {};
 }
 
@@ -87,7 +97,8 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
         }
     }
     for (const auto& [uuid, v] : vtpms_) {
-        emit(VtpmRecord{.uuid = uuid, .group = v.group, .version = v.version, .created = v.created});
+        emit(VtpmRecord{
+            .uuid = uuid, .group = v.group, .version = v.version, .created = v.created, .returned = v.returned});
         if (v.sequence != 0) {
             emit(KeyRecord{.uuid = uuid, .sequence = v.sequence, .key = v.key});
         }

@@ -20,6 +20,7 @@ class Registry {
         std::uint64_t sequence = 0; ///< of the key; 0: nothing was ever saved
         GroupId group = 0;
         TpmVersion version = TpmVersion::tpm20;
+        bool returned = false; ///< records.hpp
         WrappedKey key;
     };
     struct Group {

@@ -69,6 +69,16 @@ Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId g
     co_return co_await commit(std::move(record));
 }
 
+Task<Result<void>> Vault::take_back(Uuid uuid, TpmVersion version) {
+    const auto* gone = registry_.tombstone(uuid);
+    if (gone == nullptr || gone->reason != TombstoneRecord::Reason::migrated) {
+        co_return make_error(Errc::tombstone, "vTPM {} was not migrated away from here", uuid);
+    }
+    Record record =
+        VtpmRecord{.uuid = uuid, .group = 0, .version = version, .created = parts_.unix_time(), .returned = true};
+    co_return co_await commit(std::move(record));
+}
+
 Task<Result<void>> Vault::save_key(Uuid uuid, SecretBytes hash_key) {
     const auto* vtpm = registry_.find(uuid);
     if (vtpm == nullptr) {

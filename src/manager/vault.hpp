@@ -56,6 +56,8 @@ class Vault final : private store::JournalClient {
     /// Into a group (0: the store's own; Errc::not_found, pcr_mismatch: it is closed). The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
     /// for those that are there only.
     Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0);
+    /// A vTPM that was migrated away comes back, for now without a state: its tombstone goes. Errc::tombstone: it was deleted.
+    Task<Result<void>> take_back(Uuid uuid, TpmVersion version);
     /// Errc::pcr_mismatch, here and below: its group is closed.
     /// 52 or 64 bytes, of a registered vTPM; not two at once for one vTPM.
     Task<Result<void>> save_key(Uuid uuid, SecretBytes hash_key);

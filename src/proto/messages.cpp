@@ -17,6 +17,7 @@ constexpr std::uint32_t tpm20_rc_failure = 0x101;
 constexpr std::uint32_t tpm20_rc_command_code = 0x143;
 
 constexpr std::uint32_t hello_create = 1;
+constexpr std::uint32_t hello_incoming = 2;
 constexpr std::uint32_t reply_known = 1;
 constexpr std::uint32_t reply_has_record = 2;
 constexpr std::uint32_t reply_may_create = 4;
@@ -53,12 +54,13 @@ Request parse_hello(ByteView body) {
         return bad(Status::bad_param_size, fmt::format("HELLO with a body of {} bytes", body.size()));
     }
     const auto tpm_version = version_from(tpm);
-    if (!tpm_version || (flags & ~hello_create) != 0 || hello.uuid.is_nil()) {
+    if (!tpm_version || (flags & ~(hello_create | hello_incoming)) != 0 || hello.uuid.is_nil()) {
         return bad(Status::bad_parameter,
                    fmt::format("HELLO with TPM version {}, flags 0x{:x}, uuid {}", tpm, flags, hello.uuid));
     }
     hello.version = *tpm_version;
     hello.create = (flags & hello_create) != 0;
+    hello.incoming = (flags & hello_incoming) != 0;
     return hello;
 }
 
@@ -149,7 +151,7 @@ Bytes encode_tpm_refusal(std::uint16_t command_tag, TpmRefusal why) {
 Bytes encode_hello(const HelloRequest& request) {
     WireWriter out;
     out.be16(protocol_version).bytes(request.uuid.bytes).u8(static_cast<std::uint8_t>(request.version));
-    out.be32(request.create ? hello_create : 0);
+    out.be32((request.create ? hello_create : 0) | (request.incoming ? hello_incoming : 0));
     return make_frame(tag::request, ordinal::hello, out.view());
 }
 

@@ -6,7 +6,7 @@
 //   3            GET_BOOT_HASH  -                                    20 bytes
 //   0x56500001   HELLO          u16 protocol version (1), uuid[16],  u16 protocol version (1), u32 flags (1 known,
 //                               u8 TPM version (1: 1.2, 2: 2.0),     2 has a record, 4 may create), u8 TPM version
-//                               u32 flags (1 create; others 0)       (0 if not known)
+//                               u32 flags (1 create, 2 incoming)     (0 if not known)
 //   0x56500002   HANDED_OVER    -                                    -
 //
 // HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. It and HELLO are ours. HELLO is and outside the ranges of the Xen ordinals: on a socket it names the vTPM, once, before
@@ -46,6 +46,8 @@ struct HelloRequest {
     Uuid uuid;
     TpmVersion version = TpmVersion::tpm20;
     bool create = false; ///< register the UUID if it is new (--create)
+    bool incoming =
+        false; ///< its state comes from another host (--incoming): a vTPM that was migrated away may come back
 };
 
 /// What the manager says of a vTPM when it is greeted.

@@ -114,6 +114,57 @@ class Handover(harness.Case):
         """The source is not asked for anything: that would take back what it gave out."""
         return self.source.process.running()
 
+    def test_and_back(self):
+        """A -> B -> A: the tombstone gives way to the vTPM's own return, and to nothing else."""
+        back = self.path("back")
+        self.dest = harness.Instance(self, self.there.manager, uuid=self.source.uuid, name="dest", options=[
+            "--startup=wait", f"--incoming=unix:{self.take}", f"--handover=unix:{back}"]).start(create=True)
+        self.assertNotEqual(self.init(self.dest), 0)  # no state has come, and none is made
+        self.dest.process.kill()
+        self.dest.start(create=True)  # tried again
+        self.assertEqual(self.set_blobs(self.dest, self.get_blobs(self.source)), 0)
+        self.assertEqual(self.init(self.dest, 1), 0)
+        self.source.process.terminate()
+        self.source.process.wait()
+        coming = ["--startup=wait", f"--incoming=unix:{back}"]
+        for options, keep, said in ((coming, True, "before it was migrated away"), (["--startup=wait"], False, "migrated away")):
+            self.source.options = options
+            process = self.source.launch(create=True)
+            self.assertEqual(process.wait(), harness.EX_DATAERR, process.log())
+            self.assertIn(said, process.log())
+            if keep:
+                os.rename(self.source.image, self.source.image + ".old")
+        self.source.options = coming
+        for _ in range(2):
+            self.source.start(create=True)
+            self.assertNotEqual(self.init(self.source), 0)
+            self.source.process.terminate()
+            self.source.process.wait()
+            self.source.options = ["--startup=wait"]
+            self.assertEqual(self.source.launch(create=True).wait(), harness.EX_DATAERR)  # still the other host's
+            self.source.options = coming
+        self.source.start(create=True)
+        self.assertEqual(self.set_blobs(self.source, self.get_blobs(self.dest)), 0)
+        self.assertEqual(self.init(self.source, 1), 0)
+        self.assertTrue(self.runs(self.source))
+        self.assertFalse(self.runs(self.dest))
+        self.source.process.terminate()
+        self.source.options = ["--startup=wait"]
+        self.source.start()
+        self.assertEqual(self.init(self.source), 0)
+        with self.source.client() as guest:
+            self.startup(guest)
+            self.assertEqual(guest.nv_read(DATA), b"before..")
+
+    def test_one_image_for_both_hosts(self):
+        """Storage that both hosts see: the new host's instance keeps its hands off the old one's image."""
+        self.dest = harness.Instance(self, self.there.manager, uuid=self.source.uuid, name="dest",
+                                     options=["--startup=wait", f"--incoming=unix:{self.take}"])
+        self.dest.image = self.source.image
+        process = self.dest.launch(create=True)
+        self.assertEqual(process.wait(), harness.EX_TEMPFAIL, process.log())
+        self.assertTrue(self.runs(self.source))
+
     def test_the_source_went_on(self):
         """State that is older than what the source has acknowledged since is not taken."""
         self.target()

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import struct
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -44,6 +45,15 @@ def boot_files():
     return kernel, initrd
 
 
+def make_qcow2(path):
+    """An empty disk of 1 MiB that can hold snapshots (QEMU's docs/interop/qcow2): header, refcount table, its block, L1 table."""
+    cluster = 1 << 16
+    header = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, 1 << 20, 0, 1, 3 * cluster, cluster, 1, 0, 0)
+    with open(path, "wb") as f:
+        for data in (header, struct.pack(">Q", 2 * cluster), struct.pack(">HHHH", 1, 1, 1, 1), b""):
+            f.write(data.ljust(cluster, b"\0"))
+
+
 class GuestShell(lab.Dom0):
     name = "guest"
 
@@ -56,7 +66,8 @@ class Vtpm(harness.Instance):
         self.control_path = case.path(f"{self.name}.qemu")
 
     def args(self, create):
-        return [a if not a.startswith("--guest=") else f"--guest=qemu:{self.control_path}" for a in super().args(create)]
+        own = f"--guest=socket:unix:{self.socket}"
+        return [f"--guest=qemu:{self.control_path}" if a == own else a for a in super().args(create)]
 
     def control(self):
         import tpm

@@ -248,6 +248,43 @@ TEST_SUITE("manager service") {
         CHECK(late.link_ended());
         CHECK(rig.service->open_count() == 0);
     }
+    TEST_CASE("a vTPM that was migrated away comes back from another host only, a deleted one never") {
+        Rig rig;
+        auto ask = [&](unsigned n, bool incoming) {
+            Peer p(rig);
+            proto::HelloRequest request{.uuid = uuid_of(n), .create = true, .incoming = incoming};
+            Bytes a = p.ask(proto::encode_hello(request));
+            auto reply = proto::parse_hello_reply(a);
+            p.hang_up();
+            return reply;
+        };
+        {
+            Peer p(rig);
+            REQUIRE(p.hello(1));
+            REQUIRE(p.save(1));
+            CHECK(proto::parse_save_reply(p.ask(proto::encode_handed_over())));
+            p.hang_up();
+        }
+        CHECK(ask(1, false).error().code == Errc::tombstone);
+        auto back = ask(1, true);
+        REQUIRE(back);
+        CHECK_FALSE(back->has_record);                        // the state that it left is nobody's
+        CHECK(ask(1, false).error().code == Errc::tombstone); // it has not come yet
+        {
+            Peer p(rig);
+            proto::HelloRequest request{.uuid = uuid_of(1), .create = true, .incoming = true};
+            Bytes a = p.ask(proto::encode_hello(request));
+            REQUIRE(proto::parse_hello_reply(a));
+            REQUIRE(p.save(2));
+            p.hang_up();
+        }
+        auto home = ask(1, false);
+        REQUIRE(home);
+        CHECK(home->has_record);
+        REQUIRE(ask(2, false));
+        REQUIRE(rig.m.loop.run(rig.m.vault->remove(uuid_of(2), TombstoneRecord::Reason::deleted)));
+        CHECK(ask(2, true).error().code == Errc::tombstone);
+    }
     TEST_CASE("nothing before the hello, and no second one") {
         Rig rig;
         Peer p(rig);

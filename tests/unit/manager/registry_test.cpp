@@ -92,6 +92,22 @@ TEST_SUITE("manager") {
         must(registry.apply(FreshnessRecord{.counter = 9})); // says nothing new
         CHECK((records_of(registry) == before));
     }
+    TEST_CASE("registry: a vTPM that was migrated away comes back, a deleted one does not") {
+        Registry registry = with_group();
+        must(registry.apply(TombstoneRecord{.uuid = uuid_of(1), .reason = TombstoneRecord::Reason::migrated}));
+        must(registry.apply(TombstoneRecord{.uuid = uuid_of(2), .reason = TombstoneRecord::Reason::deleted}));
+        must_not(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));
+        must_not(registry.apply(VtpmRecord{.uuid = uuid_of(2), .returned = true}));
+        const Record back = VtpmRecord{.uuid = uuid_of(1), .returned = true};
+        CHECK(decode(encode(back)).value() == back);
+        must(registry.apply(back));
+        CHECK(registry.tombstone(uuid_of(1)) == nullptr);
+        Registry copy;
+        registry.snapshot([&](const Record& r) { must(copy.apply(r)); });
+        CHECK(copy.find(uuid_of(1))->returned);
+        must(copy.apply(key_of(1, 1)));
+        CHECK_FALSE(copy.find(uuid_of(1))->returned);
+    }
     TEST_CASE("registry: a snapshot rebuilds all of it") {
         Registry registry = with_group();
         must(registry.apply(GroupRecord{.id = 3, .uuid = uuid_of(1003)}));

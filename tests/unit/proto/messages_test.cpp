@@ -134,7 +134,7 @@ TEST_SUITE("proto") {
         CHECK(with(1, 2) == 0x409); // protocol version
         CHECK(with(18, 0) == 3);    // TPM version
         CHECK(with(18, 3) == 3);
-        CHECK(with(22, 2) == 3); // an unknown flag
+        CHECK(with(22, 4) == 3); // an unknown flag
         CHECK(status_in(parse_request(encode_hello({Uuid{}, TpmVersion::tpm20, true}))) == 3);
     }
 
