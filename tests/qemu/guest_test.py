@@ -68,6 +68,42 @@ class Guest(machine.Case):
         self.assertEqual(client.pcr_read(12), ZERO)
         self.assertEqual(self.measured(box.guest), measured)
 
+    def test_snapshots(self):
+        """loadvm puts the TPM back to what it was only where the operator says so."""
+        self.begin()
+        disk = self.path("snapshots.qcow2")
+        machine.make_qcow2(disk)
+        drive = ["-drive", f"if=none,id=snapshots,format=qcow2,file={disk}"]
+        box = machine.Machine(self, self.vtpm, "crb", options=drive).power_on()
+        client = box.guest.tpm()
+        client.nv_define(DATA, 8)
+        client.nv_write(DATA, b"first...")
+        client.pcr_extend(12, b"\x01" * 32)
+        self.assertEqual(box.qmp("human-monitor-command", **{"command-line": "savevm s1"}), "")
+        client.nv_write(DATA, b"later...")
+        client.pcr_extend(12, b"\x02" * 32)
+        self.assertNotEqual(box.qmp("human-monitor-command", **{"command-line": "loadvm s1"}), "")
+        self.assertIn("a state from outside was refused", self.vtpm.process.log())
+        box.qemu.kill()
+        self.vtpm.process.wait_log("the device model is gone")
+        self.vtpm.process.terminate()
+        self.vtpm.process.wait()
+        beside = self.path("beside")
+        self.vtpm.options = ["--rollback=allow", "--startup=wait", f"--guest=socket:unix:{beside}"]
+        self.vtpm.start()
+        with tpm.Control(harness.connect(beside + ".ctrl")) as control, tpm.Client(harness.connect(beside)) as guest:
+            control.must(control.INIT, bytes(4))
+            guest.must("TPM2_Startup", tpm.TPM_ST_NO_SESSIONS, 0x144, bytes(2))
+            self.assertEqual(guest.nv_read(DATA), b"later...")  # nothing was put back
+            control.must(control.STOP)
+        box.options = [*drive, "-loadvm", "s1"]
+        box.launch()
+        box.attach()
+        client = box.guest.tpm()
+        self.assertEqual(client.nv_read(DATA), b"first...")
+        self.assertEqual(client.pcr_read(12), tpm.extended(ZERO, b"\x01" * 32))
+        self.assertIn("replaced from outside (--rollback=allow)", self.vtpm.process.log())
+
     def test_tpm12_tis(self):
         self.begin("1.2")
         box = machine.Machine(self, self.vtpm, "tis").power_on()
