@@ -192,6 +192,7 @@ bool BackEnd::spin() {
         return false;
     }
     spin_pays_ = false;
+    ++parts_.counters.spins;
     do {
         for (int i = 0; i < 32; ++i) {
             const auto seen = page_.state();

@@ -31,7 +31,8 @@ struct RingCounters {
     std::uint64_t rejected = 0;  ///< dropped for their length or pages
     std::uint64_t cancels = 0;   ///< CANCELs seen
     std::uint64_t bad_state = 0; ///< looks that found a state that does not exist
-    std::uint64_t spun = 0;      ///< requests found while spinning
+    std::uint64_t spins = 0;     ///< times the page was watched after an answer
+    std::uint64_t spun = 0;      ///< requests found by that
 };
 
 class BackEnd {
