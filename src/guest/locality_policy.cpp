@@ -2,6 +2,8 @@
 
 #include "util/text.hpp"
 
+#include <algorithm>
+
 namespace vtpmd::guest {
 
 namespace {
@@ -60,6 +62,10 @@ Result<void> LocalityPolicy::add(std::string_view rule) {
     }
     rules_.push_back(std::move(parsed));
     return {};
+}
+
+bool LocalityPolicy::has_labels() const noexcept {
+    return std::ranges::any_of(rules_, [](const Rule& rule) { return rule.label.has_value(); });
 }
 
 Localities LocalityPolicy::of(xen::DomId domain, const std::optional<std::string>& label) const {

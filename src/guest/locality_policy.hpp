@@ -35,6 +35,8 @@ class LocalityPolicy {
     /// One rule behind those that are there. Errc::usage.
     Result<void> add(std::string_view rule);
     [[nodiscard]] Localities of(xen::DomId domain, const std::optional<std::string>& label) const;
+    /// True if a rule asks for a label.
+    [[nodiscard]] bool has_labels() const noexcept;
     [[nodiscard]] bool empty() const noexcept { return rules_.empty(); }
 
   private:

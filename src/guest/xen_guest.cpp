@@ -11,11 +11,25 @@ XenGuest::XenGuest(XenGuestOptions options, xen::Fabric& fabric, Clock& clock, c
                .spin = options.spin,
                .patience = options.patience},
               {fabric, clock, log})
-    , commands_(options.localities.of(options.endpoint.domid, std::nullopt)) {}
+    , commands_(options.endpoint.domid, std::move(options.localities), log) {}
 
 void XenGuest::open(TpmService& service) {
     commands_.service = &service;
     device_.open(commands_);
+}
+
+void XenGuest::Commands::connected(const Result<std::optional<std::string>>& label) {
+    if (label || !policy_.has_labels()) {
+        localities_ = policy_.of(domain_, label ? *label : std::nullopt);
+        return;
+    }
+    // It may be the one that a rule is to keep from something.
+    localities_ = Localities();
+    localities_.allow(0);
+    if (auto verdict = limit_.allow(std::chrono::steady_clock::now()); verdict.allowed) {
+        log_.warning("domain {}: locality 0 only, since --locality-policy names labels and its own is not known: {}",
+                     domain_, label.error().message);
+    }
 }
 
 Task<Bytes> XenGuest::Commands::execute(Bytes request, std::uint8_t locality) {

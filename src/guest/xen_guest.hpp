@@ -40,15 +40,23 @@ class XenGuest {
     /// What the ring hands over, on its way to the TPM.
     class Commands final : public ring::CommandSink {
       public:
-        explicit Commands(Localities localities)
-            : localities_(localities) {}
+        Commands(xen::DomId domain, LocalityPolicy policy, const Log& log)
+            : domain_(domain)
+            , policy_(std::move(policy))
+            , log_(log)
+            , localities_(policy_.of(domain_, std::nullopt)) {}
+        void connected(const Result<std::optional<std::string>>& label) override;
         Task<Bytes> execute(Bytes request, std::uint8_t locality) override;
         void cancel() override { service->cancel(); }
         TpmService* service = nullptr;
         XenGuestCounters counters;
 
       private:
-        const Localities localities_;
+        const xen::DomId domain_;
+        const LocalityPolicy policy_;
+        const Log& log_;
+        Localities localities_; ///< of who is connected
+        RateLimit limit_;
     };
 
     ring::BackDevice device_;

@@ -23,8 +23,8 @@ struct LinkInfo {
     bool named_by_transport = false;
     /// Tells whether the peer is gone, though nobody may have read the end of the stream yet. Empty: not known.
     std::function<bool()> peer_gone;
-    /// Answer to GET_BOOT_HASH: SHA-1 of the peer's XSM label (WIRE: "kernel hash"). A process on this host has no label,
-    /// so zeros, which no configured kernel hash can be.
+    /// Answer to GET_BOOT_HASH: SHA-1 of the peer's XSM label (WIRE: "kernel hash"). A process on this host, or a Xen without
+    /// XSM, has no label, so zeros, which no configured kernel hash can be.
     proto::BootHash boot_hash{};
 };
 

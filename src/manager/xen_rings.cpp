@@ -2,6 +2,8 @@
 
 #include "util/wake.hpp"
 
+#include <openssl/evp.h>
+
 namespace vtpmd::manager {
 
 /// One request and its answer, handed over between the ring's task and the session's.
@@ -77,6 +79,7 @@ void RingLink::start_session() {
     LinkInfo link;
     link.made_for = uuid_;
     link.named_by_transport = true;
+    link.boot_hash = boot_hash_;
     link.peer_gone = [exchange = exchange_] { return exchange->closed; };
     parts_.links.spawn(peer_, parts_.service.serve(std::move(channel), std::move(link)));
 }
@@ -85,6 +88,18 @@ void RingLink::end_session() {
     if (exchange_) {
         exchange_->close();
         exchange_.reset();
+    }
+}
+
+void RingLink::connected(const Result<std::optional<std::string>>& label) {
+    // Without a label, or without the right to know it: zeros, as for everybody else who has none.
+    const proto::BootHash before = std::exchange(boot_hash_, proto::BootHash{});
+    if (label && *label) {
+        (void)EVP_Digest((*label)->data(), (*label)->size(), reinterpret_cast<unsigned char*>(boot_hash_.data()),
+                         nullptr, EVP_sha1(), nullptr);
+    }
+    if (boot_hash_ != before) {
+        end_session(); // the next request begins one that knows
     }
 }
 

@@ -24,6 +24,7 @@ class RingLink final : public ring::CommandSink {
     RingLink& operator=(const RingLink&) = delete;
     ~RingLink() override;
 
+    void connected(const Result<std::optional<std::string>>& label) override;
     Task<Bytes> execute(Bytes request, std::uint8_t locality) override;
     /// Requests of this protocol are not cancelled: each must be done or not.
     void cancel() override {}
@@ -37,6 +38,7 @@ class RingLink final : public ring::CommandSink {
     Parts parts_;
     const Uuid uuid_;
     const std::string peer_;
+    proto::BootHash boot_hash_{};        ///< of the domain that is connected
     std::shared_ptr<Exchange> exchange_; ///< with the present session; nullptr: none
 };
 

@@ -267,6 +267,7 @@ Task<Result<void>> BackDevice::connect(RingOffer offer) {
         warn(fmt::format("cannot be connected: {}", channel.error().message));
         co_return Result<void>{};
     }
+    sink_->connected((*channel)->peer_label());
     BackEndOptions options{.name = "frontend " + to_string(options_.id), .spin = options_.spin};
     ring_ = std::make_unique<BackEnd>(std::move(options),
                                       BackEnd::Parts{parts_.fabric, *sink_, parts_.log, counters_, limit_},

@@ -1,5 +1,6 @@
 // The real devices: libxenevtchn, libxengnttab and xenstored. The libraries own their descriptors.
 #include "xen/fabric.hpp"
+#include "xen/flask.hpp"
 
 #ifdef VTPMD_HAVE_XEN
 
@@ -76,6 +77,7 @@ class RealPorts final : public PortDevice {
         return static_cast<Port>(port);
     }
     void unbind(Port port) override { (void)xenevtchn_unbind(handle_, port); }
+    Result<std::optional<std::string>> peer_label(Port port) override { return labels_.of_peer(port); }
 
   private:
     static Result<void> check(int rc, std::string_view what, Port port) {
@@ -85,6 +87,7 @@ class RealPorts final : public PortDevice {
         return {};
     }
     xenevtchn_handle* handle_;
+    FlaskLabels labels_;
 };
 
 class MappedPages final : public Pages {

@@ -42,6 +42,8 @@ EventChannel::~EventChannel() {
 
 Result<void> EventChannel::notify() { return hub_.device_->notify(port_); }
 
+Result<std::optional<std::string>> EventChannel::peer_label() { return hub_.device_->peer_label(port_); }
+
 Task<error_code> EventChannel::wait() {
     if (hub_.stopped_) {
         co_return error_code{asio::error::eof};

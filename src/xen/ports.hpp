@@ -13,6 +13,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <unordered_map>
 
 namespace vtpmd::xen {
@@ -30,6 +31,8 @@ class PortDevice {
     virtual Result<Port> bind_unbound(DomId remote) = 0;
     virtual Result<Port> bind_interdomain(DomId remote, Port remote_port) = 0;
     virtual void unbind(Port port) = 0;
+    /// The XSM label of the domain at the other end; nullopt where there are no labels.
+    virtual Result<std::optional<std::string>> peer_label(Port port) = 0;
 };
 
 class PortHub;
@@ -46,6 +49,8 @@ class EventChannel {
     [[nodiscard]] DomId remote() const noexcept { return remote_; }
     /// Tells the other end. An error means that the port is no longer bound (the peer is gone).
     Result<void> notify();
+    /// The XSM label of the other end's domain; nullopt where Xen has none.
+    [[nodiscard]] Result<std::optional<std::string>> peer_label();
     /// Until the other end notified, once or more, since the last wait returned. operation_aborted when cancelled, eof
     /// when the hub has stopped.
     Task<error_code> wait();

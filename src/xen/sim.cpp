@@ -36,6 +36,8 @@ class SimMachine {
     std::mutex mutex;
     std::map<PortKey, SimPort> ports;
     std::map<DomId, Port> next_port;
+    std::map<DomId, std::string> labels;
+    bool labels_fail = false;
     std::atomic<std::uint64_t> notifications{0};
 
     struct Grant {
@@ -134,6 +136,15 @@ class SimPorts final : public PortDevice {
             far->second.remote_port = 0; // the other end is unbound again and can be bound anew
         }
         machine_->ports.erase(it);
+    }
+    Result<std::optional<std::string>> peer_label(Port port) override {
+        std::lock_guard lock(machine_->mutex);
+        if (machine_->labels_fail) {
+            return errno_error(EACCES, fmt::format("XSM label of the peer of event channel {}", port));
+        }
+        auto it = machine_->ports.find({domain_, port});
+        auto label = it == machine_->ports.end() ? machine_->labels.end() : machine_->labels.find(it->second.remote);
+        return label == machine_->labels.end() ? std::optional<std::string>{} : std::optional(label->second);
     }
 
   private:
@@ -306,6 +317,16 @@ void SimHost::remove_vtpm(DomId back, DomId front, unsigned handle) {
     if (store_.list(parent).empty()) { // as libxl does
         store_.remove(parent);
     }
+}
+
+void SimHost::set_label(DomId domain, std::string label) {
+    std::lock_guard lock(machine_->mutex);
+    machine_->labels.insert_or_assign(domain, std::move(label));
+}
+
+void SimHost::keep_labels_secret() {
+    std::lock_guard lock(machine_->mutex);
+    machine_->labels_fail = true;
 }
 
 std::uint64_t SimHost::notifications() const noexcept { return machine_->notifications.load(); }

@@ -31,6 +31,10 @@ class SimHost {
     void remove_vtpm(DomId back, DomId front, unsigned handle);
     static std::string back_dir(DomId back, DomId front, unsigned handle);
     static std::string front_dir(DomId front, unsigned handle);
+    /// The domain's XSM label; without one, this Xen has no labels for it.
+    void set_label(DomId domain, std::string label);
+    /// From now on every question for a label fails, as without the right to ask.
+    void keep_labels_secret();
     /// Notifications sent by all domains so far.
     [[nodiscard]] std::uint64_t notifications() const noexcept;
 

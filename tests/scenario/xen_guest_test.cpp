@@ -302,6 +302,35 @@ Task<> localities(Stage& s) {
     co_await s.finish();
 }
 
+/// What a label allows, and what is left without the right to know it.
+Task<> labels(Stage& s, const char* label, bool secret, bool allowed) {
+    guest::LocalityPolicy policy;
+    REQUIRE(policy.add("label:system_u:system_r:domHU_t=2"));
+    REQUIRE(policy.add("label:system_u:system_r:locked_t=0"));
+    REQUIRE(policy.add("*=0-4"));
+    s.host.add_vtpm(back_domain, guest_domain, 0, uuid_a);
+    if (label != nullptr) {
+        s.host.set_label(guest_domain, label);
+    }
+    if (secret) {
+        s.host.keep_labels_secret();
+    }
+    s.start(uuid_a, std::move(policy));
+    s.guest->open(s.service);
+    bool waiting = co_await s.until_back_state("2");
+    CHECK(waiting);
+    ring::FrontDevice device({}, *s.front);
+    auto connected = co_await device.connect();
+    REQUIRE(connected);
+    const Bytes request = command(1);
+    auto sent = device.ring()->submit(request, 2);
+    CHECK(sent);
+    auto answer = co_await device.ring()->answer();
+    REQUIRE(answer);
+    CHECK(s.service.commands == (allowed ? 1 : 0));
+    co_await s.finish();
+}
+
 } // namespace
 
 TEST_SUITE("xen guest") {
@@ -362,6 +391,23 @@ TEST_SUITE("xen guest") {
         test::Loop loop;
         Stage stage(loop);
         loop.run(localities(stage));
+    }
+
+    TEST_CASE("localities by XSM label; one that cannot be known has locality 0 alone") {
+        struct Row {
+            const char* label;
+            bool secret;
+            bool allowed;
+        };
+        for (const Row& row :
+             {Row{"system_u:system_r:domHU_t", false, true}, Row{"system_u:system_r:locked_t", false, false},
+              Row{"system_u:system_r:other_t", false, true}, Row{nullptr, false, true},
+              Row{"system_u:system_r:domHU_t", true, false}}) {
+            test::Loop loop;
+            Stage stage(loop);
+            loop.run(labels(stage, row.label, row.secret, row.allowed));
+            CHECK(loop.lines.empty() != row.secret);
+        }
     }
 
 } // TEST_SUITE
