@@ -2,6 +2,7 @@
 #include "hardware.hpp"
 #include "measure.hpp"
 #include "report.hpp"
+#include "ring.hpp"
 
 #include "tpm/commands.hpp"
 
@@ -66,7 +67,7 @@ std::optional<Options> parse(int argc, char** argv) {
     add("dir", po::value<std::string>()->default_value("/var/tmp"), "where state is kept: a disk, not a tmpfs");
     add("json", po::value<std::string>(), "also write the results here");
     add("quick", "a smoke test of some seconds: its numbers mean little");
-    add("only", po::value(&only), "trips, nv, start, memory or hardware (repeatable)");
+    add("only", po::value(&only), "trips, rings, nv, start, memory or hardware (repeatable)");
     po::variables_map vm;
     po::store(po::parse_command_line(argc, argv, d), vm);
     po::notify(vm);
@@ -153,6 +154,35 @@ struct Bench {
         }
     }
 
+    void rings() const {
+        say("round trips of simulated rings");
+        const vtpmd::Bytes random = vtpmd::tpm::get_random_command(vtpmd::TpmVersion::tpm20, 16);
+        const RingTrips r = ring_round_trips(random, extent);
+        const Latency theirs_now = round_trips({&theirs}, random, extent)[0];
+        const auto row = [&](const char* how, const Latency& l, std::optional<double> wanted) {
+            report.add({.name = fmt::format("GetRandom over a ring, {}, p50 (beside: swtpm's socket)", how),
+                        .unit = "us",
+                        .ours = l.p50_us,
+                        .theirs = theirs_now.p50_us,
+                        .at_most = wanted});
+            report.add({.name = fmt::format("GetRandom over a ring, {}, p99 (beside: swtpm's socket)", how),
+                        .unit = "us",
+                        .ours = l.p99_us,
+                        .theirs = theirs_now.p99_us});
+        };
+        row("both ends look for 50 us before they sleep", r.polled, 0.35);
+        row("the guest sleeps", r.slept, std::nullopt);
+        row("both sleep", r.no_spin, std::nullopt);
+        for (std::size_t n : {std::size_t{1}, std::size_t{16}, std::size_t{64}, std::size_t{256}, std::size_t{1024}}) {
+            report.add({.name = fmt::format("commands served on {} ring{} by one loop", n, n == 1 ? "" : "s"),
+                        .unit = "1/s",
+                        .ours = rings_per_second(n, random, extent.nv_time)});
+        }
+        report.note(
+            "rings: simulated Xen, guest and back end on two threads, libtpms behind the ring, no grant or event "
+            "channel hypercalls.");
+    }
+
     void nv(const fs::path& dir) const {
         say("durable NV writes");
         const Latency disk = disk_sync(dir, extent);
@@ -236,6 +266,9 @@ void compare_fleets(const Options& o, const ScratchDir& dir, const Extent& exten
     Bench::run(*theirs, 0);
     if (o.wants("trips")) {
         bench.trips();
+    }
+    if (o.wants("rings")) {
+        bench.rings();
     }
     if (o.wants("start")) {
         bench.start();
