@@ -5,6 +5,7 @@
 #include "hwtpm/hardware_root.hpp"
 #include "hwtpm/kernel_device.hpp"
 #include "hwtpm/probe.hpp"
+#include "hwtpm/ring_device.hpp"
 #include "hwtpm/swtpm_device.hpp"
 #include "hwtpm/tis_device.hpp"
 
@@ -61,9 +62,9 @@ Result<std::unique_ptr<TpmDevice>> open_device(const DriverSpec& spec, unsigned 
     case DriverKind::automatic:
         return open_automatic(spec, locality, log);
     case DriverKind::xen:
-        break;
+        return open_ring_device(static_cast<std::uint32_t>(spec.address), locality, log);
     }
-    return make_error(Errc::unsupported, "--tpm={}: this driver is not built in yet", to_string(spec));
+    return make_error(Errc::unsupported, "--tpm={}: no such driver", to_string(spec));
 }
 
 } // namespace
