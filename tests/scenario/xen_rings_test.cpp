@@ -302,7 +302,7 @@ TEST_SUITE("xen rings") {
             REQUIRE(getrusage(RUSAGE_THREAD, &sleep_begin) == 0);
             CHECK(s.m.loop.io.run_for(pause) == 0);
             REQUIRE(getrusage(RUSAGE_THREAD, &sleep_end) == 0);
-            CHECK(sleep_end.ru_nvcsw - sleep_begin.ru_nvcsw <= pause / 1s + 4);
+            CHECK(sleep_end.ru_nvcsw - sleep_begin.ru_nvcsw <= pause / 1s + 40);
         }
     }
 
