@@ -1,0 +1,110 @@
+// Looking for a request before waiting for it: for a peer that asks at once, and no longer than that.
+#include "check.hpp"
+#include "guest/stream.hpp"
+#include "loop.hpp"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+namespace guest_stream_test {
+
+using namespace vtpmd;
+using namespace vtpmd::guest;
+using vtpmd::fakes::Loop;
+
+namespace {
+
+/// Requests of four bytes, from a peer that is this test.
+struct Stage {
+    Stage() {
+        std::array<int, 2> ends{};
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) == 0);
+        peer.reset(ends[1]);
+        stream.emplace(StreamSocket(loop.io, asio::generic::stream_protocol(AF_UNIX, 0), ends[0]), loop.clock,
+                       [](ByteView) -> Result<std::size_t> { return 4; });
+    }
+    void ask(std::string_view request) { REQUIRE(::write(peer.get(), request.data(), 4) == 4); }
+    /// The request after one that was answered; `late`: asked once we wait for it, that much after the answer.
+    std::string next(std::string_view request, Clock::duration late = {}) {
+        if (late == Clock::duration::zero()) {
+            ask(request);
+        }
+        auto started = loop.start(stream->receive());
+        if (late != Clock::duration::zero()) {
+            loop.settle();
+            CHECK(!started->done);
+            loop.clock.advance(late);
+            ask(request);
+        }
+        REQUIRE(loop.until([&] { return started->done; }));
+        const Bytes got = started->value->value();
+        std::string text;
+        for (std::byte b : got) {
+            text += static_cast<char>(b);
+        }
+        REQUIRE(loop.run(stream->send(got)));
+        return text;
+    }
+    Loop loop;
+    UniqueFd peer;
+    std::optional<GuestStream> stream;
+};
+
+} // namespace
+
+TEST_SUITE("guest") {
+    TEST_CASE("a peer that asks at once is looked for; one that went quiet is not, until it is quick again") {
+        Stage s;
+        const auto quiet = 2 * Clock::duration(GuestStream::spin_limit);
+        CHECK(s.next("one ") == "one ");
+        CHECK(s.stream->spins() == 0); // nothing was answered before it
+        CHECK(s.next("two ") == "two ");
+        CHECK(s.next("thre") == "thre");
+        CHECK(s.stream->spins() == 1);
+        CHECK(s.next("four", quiet) == "four"); // looked for in vain
+        CHECK(s.stream->spins() == 2);
+        CHECK(s.next("five", quiet) == "five");
+        CHECK(s.next("six ", quiet) == "six ");
+        CHECK(s.stream->spins() == 2);
+        CHECK(s.next("seve") == "seve");
+        CHECK(s.next("eigh") == "eigh");
+        CHECK(s.stream->spins() == 3);
+    }
+
+    TEST_CASE("a peer that never pauses lets others have their turn") {
+        Stage s;
+        unsigned others = 0;
+        bool done = false;
+        auto crowd = [&]() -> Task<> {
+            while (!done) {
+                ++others;
+                co_await asio::post(s.loop.io, asio::use_awaitable);
+            }
+        };
+        auto serve = [&]() -> Task<> {
+            for (int i = 0; i < 64; ++i) {
+                s.ask("more");
+                auto request = co_await s.stream->receive();
+                REQUIRE(request);
+                REQUIRE(co_await s.stream->send(*request));
+            }
+            done = true;
+        };
+        auto crowding = s.loop.start(crowd());
+        auto serving = s.loop.start(serve());
+        s.loop.until([&] { return serving->done && crowding->done; });
+        CHECK(others > 1);
+    }
+
+    TEST_CASE("a peer that ends while it is looked for has ended in order") {
+        Stage s;
+        CHECK(s.next("one ") == "one ");
+        CHECK(s.next("two ") == "two ");
+        s.peer.reset();
+        auto end = s.loop.run(s.stream->receive());
+        REQUIRE(!end);
+        CHECK(end.error().code == Errc::closed);
+    }
+}
+
+} // namespace guest_stream_test
