@@ -193,6 +193,10 @@ Task<> SocketServer::connection(Port& port, Place place, Converse converse) {
     if (device_model_ == &*place) {
         co_await device_model_gone();
     }
+    if (options_.terminate && &port == &commands_ && !stopping_) {
+        log_.info("{}: a connection for commands has ended; ending with it, as --terminate says", options_.name);
+        service_.shutdown();
+    }
     if (ended || ended.error().code == Errc::closed || ended.error().code == Errc::canceled) {
         co_return;
     }

@@ -28,6 +28,7 @@ struct SocketListeners {
 struct SocketServerOptions {
     std::string name;                    ///< the endpoint, for the log
     bool state_blobs = true;             ///< see EndpointState
+    bool terminate = false;              ///< ask the service to shut down when a connection for commands ends
     std::size_t connection_limit = 1024; ///< commands and control each; what comes beyond is closed at once
     Clock::duration accept_pause = std::chrono::milliseconds(100); ///< after EMFILE and its like
 };

@@ -25,6 +25,9 @@ constexpr OptionSpec specs[] = {
      "that fits (default *=0)",
      true},
     {"socket-group", "GROUP", "group that may connect to the guests' Unix sockets (default: the owner only)"},
+    {"terminate", "",
+     "end in good order once a connection that carried commands, or the device model, has gone (as swtpm's "
+     "--terminate)"},
     {"startup", "MODE",
      "clear (default), save or deactivated: how the TPM is started for the guest; none: its firmware does; wait "
      "(default "
@@ -154,7 +157,8 @@ Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
             return added;
         }
     }
-    for (auto [name, target] : {std::pair{"create", &out.create}, {"maintcmds", &out.maintenance_commands}}) {
+    for (auto [name, target] :
+         {std::pair{"create", &out.create}, {"maintcmds", &out.maintenance_commands}, {"terminate", &out.terminate}}) {
         auto value = line.flag(name);
         if (!value) {
             return value.error();

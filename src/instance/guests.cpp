@@ -65,6 +65,7 @@ Task<Result<void>> Guests::open(InstanceOptions& options) {
 
 Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint endpoint) {
     std::string name = to_string(endpoint);
+    terminate_ = options.terminate;
     const bool device_model = std::holds_alternative<guest::QemuEndpoint>(endpoint);
     // No one authenticates a peer on TCP: it does not get the TPM's secrets.
     const bool state_blobs = !std::holds_alternative<guest::TcpEndpoint>(endpoint);
@@ -131,6 +132,7 @@ void Guests::serve(guest::TpmService& service) {
         guest::SocketServerOptions server;
         server.name = socket.name;
         server.state_blobs = socket.state_blobs;
+        server.terminate = terminate_;
         servers_.push_back(std::make_unique<guest::SocketServer>(
             deps_.executor, std::move(server), std::move(socket.listeners), service, deps_.clock, deps_.log));
         servers_.back()->start();

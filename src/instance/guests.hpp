@@ -47,6 +47,7 @@ class Guests {
     RuntimeDeps deps_;
     XenAccess& xen_;
     std::vector<Socket> sockets_;
+    bool terminate_ = false;
     std::vector<std::unique_ptr<guest::SocketServer>> servers_;
     std::vector<std::unique_ptr<guest::XenGuest>> devices_;
     std::size_t devices_running_ = 0;

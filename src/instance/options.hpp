@@ -47,6 +47,7 @@ struct InstanceOptions {
     bool maintenance_commands = false; ///< --maintcmds
     bool allow_rollback = false;       ///< --rollback=allow
     std::string handover_path;         ///< --handover=unix:PATH; empty: none
+    bool terminate = false;            ///< end with the guest's connection
     bool incoming = false;             ///< --incoming
     std::string incoming_path;         ///< empty: nobody is asked (unfenced)
     guest::LocalityPolicy localities;  ///< of Xen guests

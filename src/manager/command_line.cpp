@@ -17,8 +17,8 @@ constexpr OptionSpec specs[] = {
      "with --create: write a recovery key there, to be kept off this host; else: open the store with it and seal it "
      "anew (TPM replaced)"},
     {"tpm", "DRIVER",
-     "tis[:0xADDRESS], device[:/dev/tpm0], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, embedded:DIR (software, for trying), "
-     "auto (default)"},
+     "tis[:0xADDRESS], device[:/dev/tpm0], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, xen[:HANDLE] (another domain's vTPM), "
+     "embedded:DIR (software, for trying), auto (default)"},
     {"tpm-locality", "N", "locality for the hardware TPM, 0-4 (default 0, the kernel's only one)", false,
      "tpmlocality"},
     {"owner-auth", "AUTH", "well-known (default), hash:HEX or text:STR"},

@@ -2,6 +2,7 @@
 """For swtpm's users: tools/vtpmd-swtpm with the command lines of QEMU's and libvirt's documentation, and tools/swtpm-state, which
 moves a TPM from swtpm to vtpmd and back."""
 import os
+import socket
 import struct
 
 import harness
@@ -41,6 +42,48 @@ class Swtpm(harness.Case):
                 _, text = self.run_command("swtpm_ioctl", "--unix", control, "-i")
                 self.run_command("swtpm_ioctl", "--unix", control, "--info", "1")
                 self.stop(control)
+
+    def test_terminate(self):
+        """--terminate: killed QEMU takes the instance along; without it, and as long as nobody sent a command, it stays."""
+        def qemus(control):
+            """QEMU's part: a control connection that hands over the socket for commands. The two ends that are ours."""
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            channel = harness.connect(control)
+            socket.send_fds(channel, [struct.pack(">I", 0x10)], [theirs.fileno()])
+            theirs.close()
+            self.assertEqual(channel.recv(4), bytes(4))
+            return channel, ours
+
+        for option in ([], ["--terminate"]):
+            folder, control = self.path("vm" + "".join(option)), self.path("c" + "".join(option))
+            os.mkdir(folder)
+            self.launch("socket", "--tpm2", "--tpmstate", f"dir={folder}", "--ctrl", f"type=unixio,path={control}", "--daemon", "--pid",
+                        f"file={folder}/pid", "--log", f"file={folder}/log", *option)
+            with open(f"{folder}/pid") as f:
+                pid = int(f.read())
+            self.run_command("swtpm_ioctl", "--unix", control, "-c")  # a control connection that comes and goes
+            for end in qemus(control):
+                end.close()
+            with open(f"{folder}/log") as f:
+                harness.wait_until(lambda: "the device model is gone" in (self.told(f)), "it notices")
+            if not option:
+                for end in qemus(control):  # and serves the next one
+                    end.close()
+                self.stop(control)
+            harness.wait_until(lambda: not os.path.exists(f"/proc/{pid}") or self.dead(pid), "it ends")
+            with open(f"{folder}/log") as f:
+                text = f.read()
+            self.assertIn("ended in good order", text)
+            self.assertEqual("as --terminate says" in text, bool(option))
+
+    def told(self, file):
+        file.seek(0)
+        return file.read()
+
+    def dead(self, pid):
+        """A child of nobody's in a container without an init that reaps stays as a zombie."""
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rpartition(")")[2].split()[0] == "Z"
 
     def test_launcher_for_tools(self):
         folder, port = self.path("vm"), harness.free_ports(2)
