@@ -13,7 +13,7 @@ namespace vtpmd::hwtpm {
 
 namespace {
 
-constexpr std::chrono::seconds connect_limit{20};
+constexpr std::chrono::seconds ring_connect_limit{20};
 constexpr std::chrono::seconds farewell_limit{2}; ///< for a task that was cancelled, and for what is said at the end
 
 class RingDevice final : public TpmDevice {
@@ -58,31 +58,33 @@ class RingDevice final : public TpmDevice {
 
 template <typename T>
 Result<T> RingDevice::run(Task<Result<T>> task, std::chrono::milliseconds limit, std::string_view what) {
-    std::optional<Result<T>> outcome;
-    std::exception_ptr thrown;
-    bool ended = false;
+    struct State {
+        std::optional<Result<T>> outcome;
+        std::exception_ptr thrown;
+        bool ended = false;
+    } state;
     asio::cancellation_signal stop;
     asio::co_spawn(io_, std::move(task),
                    asio::bind_cancellation_slot(stop.slot(), [&](std::exception_ptr e, Result<T> r) {
-                       ended = true;
-                       thrown = e;
-                       outcome.emplace(std::move(r));
+                       state.ended = true;
+                       state.thrown = e;
+                       state.outcome.emplace(std::move(r));
                    }));
     const auto until = [&](std::chrono::steady_clock::time_point deadline) {
         io_.restart();
-        while (!ended && std::chrono::steady_clock::now() < deadline) {
+        while (!state.ended && std::chrono::steady_clock::now() < deadline) {
             (void)io_.run_one_until(deadline);
         }
-        return ended;
+        return state.ended;
     };
-    if (until(std::chrono::steady_clock::now() + limit) && !thrown) {
-        return std::move(*outcome);
+    if (until(std::chrono::steady_clock::now() + limit) && !state.thrown) {
+        return std::move(*state.outcome);
     }
-    const bool late = !ended;
+    const bool late = !state.ended;
     if (late) {
         stop.emit(asio::cancellation_type::terminal);
         // Every wait of a ring's front end ends when it is cancelled; what it captured must not go before.
-        while (!ended) {
+        while (!state.ended) {
             io_.restart();
             (void)io_.run_one();
         }
@@ -109,7 +111,7 @@ Result<void> RingDevice::restart() {
         (void)run(front_->disconnect(), farewell_limit, "giving the ring back");
     }
     front_ = std::make_unique<ring::FrontDevice>(ring::FrontDeviceOptions{.handle = handle_}, *fabric_);
-    auto connected = run(front_->connect(), connect_limit, "connecting to the back end");
+    auto connected = run(front_->connect(), ring_connect_limit, "connecting to the back end");
     if (!connected) {
         Error e = std::move(connected).error();
         if (e.code == Errc::timed_out) {
