@@ -45,6 +45,7 @@ class Spawn(harness.Case):
         pid = harness.wait_until(lambda: self.children_of(manager.process).get(uuid), "the instance")
         with open(f"/proc/{pid}/environ", "rb") as f:
             self.assertNotIn(b"NOTIFY_SOCKET", f.read())
+        manager.process.terminate()  # and its instance with it
 
     def test_spawned_instances(self):
         manager = harness.Manager(self).start(create=True)
