@@ -1,12 +1,11 @@
 #include "engine/owner_auth.hpp"
 
 #include "tpm/commands.hpp"
+#include "tpm/sha1.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
-#include <openssl/hmac.h>
 #include <optional>
 
 namespace vtpmd {
@@ -38,29 +37,11 @@ struct Proof {
     ByteView value;
 };
 
-Hash sha1_of(std::initializer_list<ByteView> parts) {
-    WireWriter all;
-    for (ByteView p : parts) {
-        all.bytes(p);
-    }
-    Hash out{};
-    if (EVP_Digest(all.view().data(), all.size(), uchar_ptr(MutByteView(out)), nullptr, EVP_sha1(), nullptr) != 1) {
-        std::abort(); // a TPM 1.2 without SHA-1 would have come to nothing long before
-    }
-    return out;
-}
-
 /// Main part 1 section 13.2: over the parameters' digest, both nonces and the flag.
-Hash proof_over(ByteView key, ByteView digest, ByteView nonce_even, ByteView nonce_odd, std::uint8_t more) {
-    WireWriter w;
-    w.bytes(digest).bytes(nonce_even).bytes(nonce_odd).u8(more);
-    Hash out{};
-    unsigned size = 0;
-    if (HMAC(EVP_sha1(), key.data(), static_cast<int>(key.size()), uchar_ptr(w.view()), w.size(),
-             uchar_ptr(MutByteView(out)), &size) == nullptr) {
-        std::abort();
-    }
-    return out;
+Result<Hash> proof_over(const SecretBytes& key, ByteView digest, ByteView nonce_even, ByteView nonce_odd,
+                        std::uint8_t more) {
+    const std::byte flag{more};
+    return tpm::hmac_sha1(key, {digest, nonce_even, nonce_odd, ByteView(&flag, 1)});
 }
 
 Bytes be32_bytes(std::uint32_t v) {
@@ -92,10 +73,10 @@ std::optional<FoundSession> find_session(const EngineState& state, const Proof& 
                 break;
             }
             const ByteView nonce = here.subspan(session_nonce_at, tpm::sha1_size);
-            const ByteView key = protocol == pid_oiap ? owner : here.subspan(session_secret_at, tpm::sha1_size);
-            const Hash expected = proof_over(key, digest, nonce, proof.nonce_odd, proof.more);
-            if (CRYPTO_memcmp(expected.data(), proof.value.data(), expected.size()) == 0) {
-                return FoundSession{.key = SecretBytes(key), .nonce_even = to_bytes(nonce)};
+            SecretBytes key(protocol == pid_oiap ? owner : here.subspan(session_secret_at, tpm::sha1_size));
+            const auto expected = proof_over(key, digest, nonce, proof.nonce_odd, proof.more);
+            if (expected && CRYPTO_memcmp(expected->data(), proof.value.data(), expected->size()) == 0) {
+                return FoundSession{.key = std::move(key), .nonce_even = to_bytes(nonce)};
             }
         }
     }
@@ -131,13 +112,20 @@ std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView
     if (!state) {
         return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::failure);
     }
-    auto session = find_session(*state, proof, sha1_of({be32_bytes(header.code), parameters}));
+    const auto digest = tpm::sha1({be32_bytes(header.code), parameters});
+    const auto own_digest = tpm::sha1({be32_bytes(ord_owner_read_pubek)});
+    if (!digest || !own_digest) {
+        return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::failure);
+    }
+    auto session = find_session(*state, proof, *digest);
     // Shown to libtpms as it came, the guest's value is certainly wrong: it was made for another command.
     Bytes value = to_bytes(proof.value);
     if (session) {
-        const Hash digest = sha1_of({be32_bytes(ord_owner_read_pubek)});
-        const Hash own = proof_over(session->key.view(), digest, session->nonce_even, proof.nonce_odd, proof.more);
-        value.assign(own.begin(), own.end());
+        const auto own = proof_over(session->key, *own_digest, session->nonce_even, proof.nonce_odd, proof.more);
+        if (!own) {
+            return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::failure);
+        }
+        value.assign(own->begin(), own->end());
     }
     Bytes answer = engine.execute(owner_read_pubek(proof, value), locality);
     const tpm::Header said = tpm::peek_header(answer);
@@ -162,11 +150,15 @@ std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView
 }
 
 Bytes authorised_response(const OwnerAuthorised& session, ByteView parameters) {
-    const Hash digest = sha1_of({be32_bytes(tpm::rc12::success), be32_bytes(session.ordinal), parameters});
-    const Hash value = proof_over(session.key.view(), digest, session.nonce_even, session.nonce_odd, session.more);
+    const auto digest = tpm::sha1({be32_bytes(tpm::rc12::success), be32_bytes(session.ordinal), parameters});
+    const auto value =
+        digest ? proof_over(session.key, *digest, session.nonce_even, session.nonce_odd, session.more) : digest;
+    if (!value) {
+        return tpm::error_response(TpmVersion::tpm12, tpm::Refusal::failure);
+    }
     WireWriter w;
     w.be16(tpm::tag_rsp_auth1).be32(static_cast<std::uint32_t>(tpm::header_size + parameters.size() + trailer_out));
-    w.be32(tpm::rc12::success).bytes(parameters).bytes(session.nonce_even).u8(session.more).bytes(value);
+    w.be32(tpm::rc12::success).bytes(parameters).bytes(session.nonce_even).u8(session.more).bytes(*value);
     return w.take();
 }
 

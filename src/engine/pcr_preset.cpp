@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <map>
-#include <openssl/evp.h>
 #include <openssl/rand.h>
 #include <vector>
 
@@ -104,14 +103,6 @@ Result<void> mark_20(Engine& engine, std::vector<Replacement>& banks) {
     return {};
 }
 
-Result<tpm::Sha1Digest> sha1(ByteView data) {
-    tpm::Sha1Digest out{};
-    if (EVP_Digest(data.data(), data.size(), uchar_ptr(MutByteView(out)), nullptr, EVP_sha1(), nullptr) != 1) {
-        return make_error(Errc::unsupported, "OpenSSL has no SHA-1 here");
-    }
-    return out;
-}
-
 /// Overwrites the one place in `blob` that holds the marker.
 Result<void> replace(MutByteView blob, const Replacement& r) {
     const auto first = std::search(blob.begin(), blob.end(), r.marker.begin(), r.marker.end());
@@ -134,7 +125,7 @@ Result<void> edit(MutByteView blob, const std::vector<Replacement>& replacements
     }
     const MutByteView body = blob.first(blob.size() - sha1_size);
     const MutByteView sum = blob.last(sha1_size);
-    auto before = sha1(body);
+    auto before = tpm::sha1({body});
     if (!before) {
         return before.error();
     }
@@ -147,7 +138,7 @@ Result<void> edit(MutByteView blob, const std::vector<Replacement>& replacements
             return ok;
         }
     }
-    auto after = sha1(body);
+    auto after = tpm::sha1({body});
     if (!after) {
         return after.error();
     }

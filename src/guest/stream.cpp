@@ -41,7 +41,7 @@ Task<Result<Bytes>> GuestStream::receive() {
         }
         if (spin()) {
             // A peer that never pauses would never let the loop go.
-            if (++found_in_a_row_ % found_limit == 0) {
+            if (++found_ % found_limit == 0) {
                 co_await asio::post(socket_.get_executor(), asio::use_awaitable);
             }
         } else {

@@ -71,7 +71,7 @@ class GuestStream {
     std::optional<Clock::time_point> answered_;
     bool spin_pays_ = false; ///< the peer was quick the last time
     std::uint64_t spins_ = 0;
-    unsigned found_in_a_row_ = 0;
+    unsigned found_ = 0;
 };
 
 } // namespace vtpmd::guest

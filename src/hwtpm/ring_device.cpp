@@ -43,7 +43,8 @@ class RingDevice final : public TpmDevice {
     template <typename T>
     Result<T> run(Task<Result<T>> task, std::chrono::milliseconds limit, std::string_view what);
     Task<> watch_back_end();
-    Task<Result<void>> forget_watch();
+    /// Of the back end; the ring is given back.
+    Task<Result<void>> let_go();
     Task<Result<void>> end();
 
     asio::io_context io_;
@@ -106,10 +107,7 @@ Result<void> RingDevice::open(const FabricMaker& make) {
 
 Result<void> RingDevice::restart() {
     connected_ = false;
-    (void)run(forget_watch(), farewell_limit, "letting go");
-    if (front_) {
-        (void)run(front_->disconnect(), farewell_limit, "giving the ring back");
-    }
+    (void)run(let_go(), farewell_limit, "letting go");
     front_ = std::make_unique<ring::FrontDevice>(ring::FrontDeviceOptions{.handle = handle_}, *fabric_);
     auto connected = run(front_->connect(), ring_connect_limit, "connecting to the back end");
     if (!connected) {
@@ -131,9 +129,12 @@ Task<> RingDevice::watch_back_end() {
     connected_ = false;
 }
 
-Task<Result<void>> RingDevice::forget_watch() {
+Task<Result<void>> RingDevice::let_go() {
     tasks_.cancel();
     co_await tasks_.join();
+    if (front_) {
+        (void)co_await front_->disconnect();
+    }
     co_return Result<void>();
 }
 
@@ -176,11 +177,7 @@ void RingDevice::cancel() noexcept {
 }
 
 Task<Result<void>> RingDevice::end() {
-    tasks_.cancel();
-    co_await tasks_.join();
-    if (front_) {
-        (void)co_await front_->disconnect();
-    }
+    (void)co_await let_go();
     front_.reset();
     co_await fabric_->stop();
     co_return Result<void>();

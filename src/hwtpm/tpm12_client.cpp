@@ -7,7 +7,6 @@
 #include "util/wire.hpp"
 
 #include <memory>
-#include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/rand.h>
@@ -22,44 +21,12 @@ constexpr std::byte use_once{0};
 
 Error no_crypto(std::string_view what) { return make_error(Errc::unsupported, "OpenSSL refuses {}", what); }
 
-Bytes joined(std::initializer_list<ByteView> parts) {
-    Bytes out;
-    for (ByteView p : parts) {
-        out.insert(out.end(), p.begin(), p.end());
-    }
-    return out;
-}
-
 Bytes be32(std::uint32_t v) {
     WireWriter w;
     return w.be32(v).take();
 }
 
 } // namespace
-
-Result<Digest12> sha1(std::initializer_list<ByteView> parts) {
-    Bytes data = joined(parts);
-    Digest12 out{};
-    const bool ok =
-        EVP_Digest(data.data(), data.size(), uchar_ptr(MutByteView(out)), nullptr, EVP_sha1(), nullptr) == 1;
-    cleanse(data);
-    return ok ? Result<Digest12>(out) : Result<Digest12>(no_crypto("SHA-1, which a TPM 1.2 needs"));
-}
-
-Result<Digest12> hmac_sha1(const SecretBytes& key, std::initializer_list<ByteView> parts) {
-    const Bytes data = joined(parts);
-    Digest12 out{};
-    size_t size = 0;
-    char digest[] = "SHA1";
-    const OSSL_PARAM params[] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, digest, 0),
-                                 OSSL_PARAM_construct_end()};
-    if (EVP_Q_mac(nullptr, "HMAC", nullptr, nullptr, params, key.data(), key.size(), uchar_ptr(data), data.size(),
-                  uchar_ptr(MutByteView(out)), out.size(), &size) == nullptr ||
-        size != out.size()) {
-        return no_crypto("HMAC-SHA-1, which a TPM 1.2 needs");
-    }
-    return out;
-}
 
 Result<Digest12> random_nonce() {
     Digest12 out{};

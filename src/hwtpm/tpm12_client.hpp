@@ -9,6 +9,7 @@
 #pragma once
 
 #include "hwtpm/device.hpp"
+#include "tpm/sha1.hpp"
 #include "util/secret_bytes.hpp"
 
 #include <array>
@@ -16,7 +17,9 @@
 
 namespace vtpmd::hwtpm {
 
-using Digest12 = std::array<std::byte, 20>; ///< SHA-1, TPM_NONCE, TPM_AUTHDATA
+using tpm::hmac_sha1;
+using tpm::sha1;
+using Digest12 = tpm::Sha1Digest; ///< SHA-1, TPM_NONCE, TPM_AUTHDATA
 
 /// A session that one command uses up.
 struct Session12 {
@@ -55,8 +58,6 @@ class Tpm12Client {
     TpmDevice& device_;
 };
 
-[[nodiscard]] Result<Digest12> sha1(std::initializer_list<ByteView> parts);
-[[nodiscard]] Result<Digest12> hmac_sha1(const SecretBytes& key, std::initializer_list<ByteView> parts);
 [[nodiscard]] Result<Digest12> random_nonce();
 
 /// RSAES-OAEP with SHA-1 and the label "TCPA" (TPM Main part 1 section 31.1.1), exponent 65537.

@@ -44,6 +44,7 @@ Guests::Guests(RuntimeDeps deps, XenAccess& xen)
 Guests::~Guests() = default;
 
 Task<Result<void>> Guests::open(InstanceOptions& options) {
+    terminate_ = options.terminate;
     // Xen first: its toolstack waits.
     for (const guest::Endpoint& endpoint : options.guests) {
         if (const auto* xen = std::get_if<guest::XenEndpoint>(&endpoint)) {
@@ -65,7 +66,6 @@ Task<Result<void>> Guests::open(InstanceOptions& options) {
 
 Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint endpoint) {
     std::string name = to_string(endpoint);
-    terminate_ = options.terminate;
     const bool device_model = std::holds_alternative<guest::QemuEndpoint>(endpoint);
     // No one authenticates a peer on TCP: it does not get the TPM's secrets.
     const bool state_blobs = !std::holds_alternative<guest::TcpEndpoint>(endpoint);

@@ -1,8 +1,7 @@
 #include "manager/xen_rings.hpp"
 
+#include "tpm/sha1.hpp"
 #include "util/wake.hpp"
-
-#include <openssl/evp.h>
 
 namespace vtpmd::manager {
 
@@ -95,8 +94,9 @@ void RingLink::connected(const Result<std::optional<std::string>>& label) {
     // Without a label, or without the right to know it: zeros, as for everybody else who has none.
     const proto::BootHash before = std::exchange(boot_hash_, proto::BootHash{});
     if (label && *label) {
-        (void)EVP_Digest((*label)->data(), (*label)->size(), reinterpret_cast<unsigned char*>(boot_hash_.data()),
-                         nullptr, EVP_sha1(), nullptr);
+        if (auto hash = tpm::sha1({as_bytes(**label)})) {
+            boot_hash_ = *hash;
+        }
     }
     if (boot_hash_ != before) {
         end_session(); // the next request begins one that knows

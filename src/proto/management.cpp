@@ -9,6 +9,8 @@ namespace vtpmd::proto::management {
 namespace {
 
 constexpr std::size_t select_limit = 4;
+/// Of a TPM_KEY, before its parameters: version, usage, flags, authDataUsage, algorithm, encryption and signature scheme.
+constexpr std::size_t key_head = 4 + 2 + 4 + 1 + 4 + 2 + 2;
 constexpr PcrMask all_pcrs = 0xFFFFFF;
 constexpr std::uint32_t flag_open = 1;
 constexpr std::uint32_t flag_state = 2;
@@ -66,7 +68,7 @@ class Body {
     /// The bytes of a TPM_KEY; what is in it is not judged.
     Bytes key() {
         WireReader ahead = in;
-        ahead.skip(4 + 2 + 4 + 1 + 4 + 2 + 2); // version, usage, flags, authDataUsage, algorithm and its schemes
+        ahead.skip(key_head);
         for (int part = 0; part < 4; ++part) { // its parameters, PCR info, public and private part
             ahead.skip(ahead.be32());
         }
@@ -241,7 +243,7 @@ std::string_view name_of(const Request& request) {
 
 Bytes modulus_of_key(ByteView tpm_key) {
     WireReader in(tpm_key);
-    in.skip(4 + 2 + 4 + 1 + 4 + 2 + 2);
+    in.skip(key_head);
     in.skip(in.be32()); // parameters
     in.skip(in.be32()); // PCR info
     const ByteView modulus = in.bytes(in.be32());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "tpm/header.hpp"
+#include "tpm/sha1.hpp"
 #include "util/bytes.hpp"
 #include "util/result.hpp"
 
@@ -16,8 +17,6 @@ namespace vtpmd::tpm {
 
 /// PCRs of a PC client TPM: 0-23, in both families.
 inline constexpr unsigned pcr_count = 24;
-inline constexpr std::size_t sha1_size = 20;
-using Sha1Digest = std::array<std::byte, sha1_size>;
 
 /// Bytes of a digest of a hash algorithm (TPM_ALG_SHA1, SHA256, SHA384, SHA512); 0 for any other.
 [[nodiscard]] std::size_t digest_size(std::uint16_t hash_alg) noexcept;

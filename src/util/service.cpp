@@ -10,7 +10,7 @@ namespace vtpmd {
 
 namespace {
 
-// A function of libsystemd, which is loaded only where a service manager has started us: it brings seven libraries along, and an
+// A function of libsystemd, which is loaded only where a service manager has started us: it brings six libraries along, and an
 // instance that a manager starts needs none of them. Null without such a service manager, and without the library.
 template <typename Function>
 Function* of_libsystemd(const char* variable, const char* name) {

@@ -185,18 +185,18 @@ configure() {
 # Warnings are errors with the compiler that the code is kept clean for; a newer one's new warnings stop nobody.
 strict_warnings() { if [ "$(g++ -dumpversion 2>/dev/null | cut -d. -f1)" = 12 ]; then echo true; else echo false; fi; }
 
-# compile DIR [TARGET...]: quiet unless it fails.
+# compile DIR [TARGET...]: quiet unless it fails. It gives way to others by `niceness`, if that is set.
 compile() {
   local dir=$1 log status=0
   shift
   log=$(mktemp)
   if [ -t 1 ]; then
-    ninja -C "$dir" "$@" </dev/null | tee "$log" | while IFS= read -r line; do
+    nice -n "${niceness:-0}" ninja -C "$dir" "$@" </dev/null | tee "$log" | while IFS= read -r line; do
       case "$line" in '['*) printf '\r\e[K%s%.70s%s' "$dim" "$line" "$plain" ;; esac
     done || status=1
     printf '\r\e[K'
   else
-    ninja -C "$dir" "$@" >"$log" 2>&1 </dev/null || status=1
+    nice -n "${niceness:-0}" ninja -C "$dir" "$@" >"$log" 2>&1 </dev/null || status=1
   fi
   [ "$status" = 0 ] || grep -vE '^\[[0-9]+/[0-9]+\] (Compiling|Linking|Generating)' "$log" | tail -n 60 >&2
   rm -f "$log"
