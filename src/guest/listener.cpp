@@ -1,5 +1,7 @@
 #include "guest/listener.hpp"
 
+#include "util/unix_socket.hpp"
+
 #include <arpa/inet.h>
 #include <cerrno>
 #include <cstring>
@@ -44,7 +46,12 @@ Result<void> clear_stale(const std::string& path) {
     }
     const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     const sockaddr_un address = unix_address(path);
-    if (::connect(probe.get(), generic(address), sizeof address) == 0 || errno == EAGAIN) {
+    const bool connected = ::connect(probe.get(), generic(address), sizeof address) == 0;
+    if (connected && peer_has_ended(probe.get())) {
+        return make_error(Errc::lingering,
+                          "{}: a process that has ended holds it still, its last requests are not done", path);
+    }
+    if (connected || errno == EAGAIN) {
         return make_error(
             Errc::busy,
             "{}: address in use: another process listens there; stop it or choose another path with --guest", path);

@@ -50,7 +50,12 @@ Result<void> clear_stale(const std::string& path, const sockaddr_un& address) {
     if (!probe) {
         return errno_error(errno, path);
     }
-    if (::connect(probe.get(), generic(address), sizeof address) == 0 || errno != ECONNREFUSED) {
+    const bool connected = ::connect(probe.get(), generic(address), sizeof address) == 0;
+    if (connected && peer_has_ended(probe.get())) {
+        return make_error(Errc::lingering,
+                          "{}: a process that has ended holds it still, its last requests are not done", path);
+    }
+    if (connected || errno != ECONNREFUSED) {
         return make_error(Errc::busy, "{}: another process listens there; is a manager running already?", path);
     }
     if (::unlink(path.c_str()) != 0) {

@@ -1,8 +1,13 @@
 #include "util/unix_socket.hpp"
 
+#include "util/fd.hpp"
+
 #include <cerrno>
 #include <grp.h>
+#include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace vtpmd {
 
@@ -30,6 +35,21 @@ std::vector<gid_t> peer_groups(int fd) {
         groups.resize(size / sizeof(gid_t));
     }
     return {};
+}
+
+bool peer_has_ended(int fd) {
+    ucred peer{};
+    socklen_t size = sizeof peer;
+    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid <= 0) {
+        return false;
+    }
+    const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0)));
+    if (!process) {
+        return errno == ESRCH;
+    }
+    pollfd ended{
+        .fd = process.get(), .events = POLLIN, .revents = 0}; // readable once it has, also before it was waited for
+    return ::poll(&ended, 1, 0) == 1;
 }
 
 bool is_accept_shortage(const error_code& ec) {
