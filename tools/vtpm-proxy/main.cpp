@@ -48,6 +48,8 @@ constexpr std::size_t header_size = 10;
 constexpr std::size_t command_limit = 4096;
 constexpr int reopen_tries = 100; ///< a guest that was saved and restored gets its device again after a moment
 constexpr int reopen_pause_ms = 100;
+constexpr int remake_tries = 20; ///< on a busy host the kernel may find the TPM too slow at first
+constexpr int remake_pause_ms = 1000;
 
 /// A descriptor and its close.
 class Descriptor {
@@ -237,7 +239,8 @@ int make_device(const std::string& vtpmx, const std::string& raw) {
     return static_cast<int>(device.fd);
 }
 
-/// Requests of the kernel until a signal; one that is under way is finished. The exit status.
+/// Requests of the kernel until a signal; one that is under way is finished. The exit status; EX_TEMPFAIL: the kernel has given
+/// the device up, since it did not get an answer in time while it got to know it.
 int serve(RawTpm& raw, int proxy, int signals) {
     for (;;) {
         std::array<pollfd, 2> ready{{{proxy, POLLIN, 0}, {signals, POLLIN, 0}}};
@@ -255,6 +258,9 @@ int serve(RawTpm& raw, int proxy, int signals) {
         if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
             continue;
         }
+        if (n < 0 && errno == EPIPE) {
+            return EX_TEMPFAIL;
+        }
         if (n < static_cast<ssize_t>(header_size)) {
             return fail(EX_OSERR, "the kernel's proxy device: %s", n < 0 ? std::strerror(errno) : "a short request");
         }
@@ -266,8 +272,8 @@ int serve(RawTpm& raw, int proxy, int signals) {
         } else {
             raw.execute(frame);
         }
-        // EPIPE: the kernel does not wait for it any more.
-        if (::write(proxy, frame.bytes.data(), frame.size) < 0 && errno != EPIPE) {
+        // EPIPE, or EIO where only this command was given up: the kernel does not wait for it any more.
+        if (::write(proxy, frame.bytes.data(), frame.size) < 0 && errno != EPIPE && errno != EIO) {
             return fail(EX_OSERR, "the kernel's proxy device: %s", std::strerror(errno));
         }
     }
@@ -309,9 +315,20 @@ int main(int argc, char** argv) {
     if (const int status = raw.check_version()) {
         return status;
     }
-    const Descriptor proxy(make_device(vtpmx, raw.path()));
-    if (proxy.get() < 0) {
-        return EX_UNAVAILABLE;
+    for (int i = 0;; ++i) {
+        const Descriptor proxy(make_device(vtpmx, raw.path()));
+        if (proxy.get() < 0) {
+            return EX_UNAVAILABLE;
+        }
+        const int status = serve(raw, proxy.get(), signals.get());
+        if (status != EX_TEMPFAIL || i == remake_tries) {
+            return status;
+        }
+        (void)fail(0, "the kernel has given its device up: %s did not answer in time; making another",
+                   raw.path().c_str());
+        pollfd asked_to_end{signals.get(), POLLIN, 0};
+        if (::poll(&asked_to_end, 1, remake_pause_ms) > 0) {
+            return EX_OK;
+        }
     }
-    return serve(raw, proxy.get(), signals.get());
 }
