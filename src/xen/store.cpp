@@ -30,6 +30,8 @@ ssize_t write_quietly(int fd, std::string_view data) {
     return n < 0 && errno == ENOTSOCK ? ::write(fd, data.data(), data.size()) : n;
 }
 
+bool sets_watch(StoreOp op) { return op == StoreOp::watch || op == StoreOp::unwatch; }
+
 Error no_connection() { return make_error(Errc::unavailable, "xenstore: no connection to xenstored"); }
 
 } // namespace
@@ -94,7 +96,7 @@ std::uint32_t Store::queue(StoreOp op, std::uint32_t transaction, std::string_vi
     std::string message;
     append_header(message, {op, id, transaction, static_cast<std::uint32_t>(payload.size())});
     message += payload;
-    out_.push_back(std::move(message));
+    out_.push_back({op, std::move(message)});
     out_wake_.set();
     return id;
 }
@@ -297,6 +299,7 @@ Task<> Store::serve(UniqueFd fd) {
     connected_ = true;
     ++connections_;
     out_.clear();
+    unanswered_ = 0;
     for (auto& [token, watch] : watches_) {
         watch->overflow_ = true; // whatever changed while nobody told us
         queue(StoreOp::watch, 0, terminated(watch->path_) + terminated(token));
@@ -314,8 +317,13 @@ Task<> Store::serve(UniqueFd fd) {
 }
 
 Task<> Store::write_loop(asio::posix::stream_descriptor& link) {
+    bool begun = false;
     for (;;) {
-        if (out_.empty()) {
+        // A watch is set or ended only while nothing is unanswered: the kernel's /dev/xen/xenbus sets it inside write(),
+        // with the file's lock held, and its thread wants that lock to hand over the answer before it. Both would wait
+        // for ever, and with them every user of xenstore in the domain (Linux, drivers/xen/xenbus/
+        // xenbus_dev_frontend.c, xenbus_file_write and xenbus_dev_queue_reply).
+        if (out_.empty() || (!begun && unanswered_ != 0 && sets_watch(out_.front().op))) {
             if (auto ended = co_await out_wake_.wait(); ended) {
                 co_return;
             }
@@ -323,11 +331,14 @@ Task<> Store::write_loop(asio::posix::stream_descriptor& link) {
         }
         // One message a write: the kernel's /dev/xen/xenbus takes the first and drops what follows it
         // (Linux, drivers/xen/xenbus/xenbus_dev_frontend.c, xenbus_file_write).
-        ssize_t n = write_quietly(link.native_handle(), out_.front());
+        std::string& bytes = out_.front().bytes;
+        ssize_t n = write_quietly(link.native_handle(), bytes);
         if (n > 0) {
-            out_.front().erase(0, static_cast<std::size_t>(n));
-            if (out_.front().empty()) {
+            bytes.erase(0, static_cast<std::size_t>(n));
+            begun = !bytes.empty();
+            if (!begun) {
                 out_.pop_front();
+                ++unanswered_;
             }
             continue;
         }
@@ -404,6 +415,9 @@ void Store::on_message(const StoreHeader& header, std::string_view payload) {
             }
         }
         return;
+    }
+    if (unanswered_ > 0 && --unanswered_ == 0) {
+        out_wake_.set(); // a watch may wait for this
     }
     auto it = pending_.find(header.request);
     if (it == pending_.end()) {

@@ -132,7 +132,12 @@ class Store {
     std::map<std::string, Watch*> watches_; ///< by token
     std::uint32_t next_request_ = 1;
     std::uint64_t next_token_ = 1;
-    std::deque<std::string> out_; ///< messages, the first perhaps begun
+    struct Message {
+        StoreOp op;
+        std::string bytes; ///< what is still to be written
+    };
+    std::deque<Message> out_; ///< the first perhaps begun
+    unsigned unanswered_ = 0; ///< messages written whole on this connection, without an answer yet
     Wake out_wake_;
     bool connected_ = false;
     bool stopping_ = false;
