@@ -115,7 +115,7 @@ class Activation(harness.Case):
         copies = []
         for name in names:
             with open(os.path.join(units, name)) as f:
-                text = re.sub(r"/usr/sbin/vtpm[\w-]*", harness.VTPMD, f.read())
+                text = re.sub(r"/usr/(sbin|libexec/vtpmd)/vtpm[\w-]*", harness.VTPMD, f.read())
             copies.append(self.path(name.replace("@", "@x") if name.endswith("@.service") else name))
             with open(copies[-1], "w") as f:
                 f.write(text)
