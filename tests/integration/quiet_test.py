@@ -17,7 +17,8 @@ def unlimited_core():
 
 def ended_by(process):
     """How the kernel says it ended, without reaping it."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    return harness.wait_until(lambda: os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG),
+                              f"the end of {process.name}")
 
 
 def activity(process):
