@@ -30,6 +30,9 @@ class ManagerClient {
     virtual Task<Result<BootHash>> boot_hash() = 0;
     /// Another host has this vTPM: durable at the manager on success, which leaves a tombstone. Errc::unavailable: not known.
     virtual Task<Result<void>> handed_over() = 0;
+    /// A quote by the hardware TPM that names this vTPM. Errc::usage: see check(); unsupported: its group has no key for that, or
+    /// the manager is older; pcr_mismatch: its group is closed.
+    virtual Task<Result<QuoteReply>> quote(QuoteRequest request) = 0;
     /// Passes a TPM command to the manager's TPM (GetRandom, PcrRead of either family), as the manager
     /// allows.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;

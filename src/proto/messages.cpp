@@ -80,6 +80,13 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
             return bad(Status::bad_param_size, fmt::format("SAVEHASHKEY with a body of {} bytes", body.size()));
         }
         return SaveRequest{SecretBytes(body)};
+    case ordinal::quote: {
+        auto quote = parse_quote(body);
+        if (!quote) {
+            return bad(status_of(quote.error().code), quote.error().message);
+        }
+        return std::move(*quote);
+    }
     case ordinal::load_hash_key:
     case ordinal::get_boot_hash:
     case ordinal::handed_over:

@@ -8,14 +8,16 @@
 //                               u8 TPM version (1: 1.2, 2: 2.0),     2 has a record, 4 may create), u8 TPM version
 //                               u32 flags (1 create, 2 incoming)     (0 if not known)
 //   0x56500002   HANDED_OVER    -                                    -
+//   0x56500003   QUOTE          see quote_messages.hpp
 //
-// HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. It and HELLO are ours. HELLO is and outside the ranges of the Xen ordinals: on a socket it names the vTPM, once, before
-// anything else. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every
+// The last three are ours, and outside the ranges of the Xen ordinals. HANDED_OVER says that another host has taken this vTPM: the
+// manager leaves a tombstone. QUOTE asks for a deep quote. HELLO names the vTPM on a socket, once, before anything else. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every
 // other error answer has no body. A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM;
 // its answer is a TPM response.
 #pragma once
 
 #include "proto/frame.hpp"
+#include "proto/quote_messages.hpp"
 #include "proto/status.hpp"
 #include "tpm/version.hpp"
 #include "util/secret_bytes.hpp"
@@ -40,6 +42,7 @@ inline constexpr std::uint32_t load_hash_key = 2;
 inline constexpr std::uint32_t get_boot_hash = 3;
 inline constexpr std::uint32_t hello = 0x56500001;
 inline constexpr std::uint32_t handed_over = 0x56500002;
+inline constexpr std::uint32_t quote = 0x56500003;
 } // namespace ordinal
 
 struct HelloRequest {
@@ -77,8 +80,8 @@ struct BadRequest {
     Bytes answer;
     std::string reason;
 };
-using Request =
-    std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest, TpmCommand, BadRequest>;
+using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest, QuoteRequest,
+                             TpmCommand, BadRequest>;
 
 /// Any whole frame (parse_frame holds).
 [[nodiscard]] Request parse_request(ByteView frame);

@@ -81,6 +81,9 @@ class Session {
             auto done = co_await handler_.handed_over();
             co_return done ? encode_success() : refuse("HANDED_OVER", done.error());
         }
+        if (auto* quote = std::get_if<QuoteRequest>(&request)) {
+            co_return co_await answer_quote(std::move(*quote));
+        }
         co_return co_await answer_tpm(std::move(std::get<TpmCommand>(request)));
     }
 
@@ -97,6 +100,17 @@ class Session {
         }
         greeted_ = true;
         co_return encode_hello_reply(*reply);
+    }
+
+    /// A guest can ask for it as often as it likes, so also what fails is one of the lines that are held back.
+    Task<Bytes> answer_quote(QuoteRequest request) {
+        auto reply = co_await handler_.quote(std::move(request));
+        auto frame = reply ? encode_quote_reply(*reply) : Result<Bytes>(reply.error());
+        if (!frame) {
+            warn("QUOTE: " + frame.error().message);
+            co_return encode_error(frame.error());
+        }
+        co_return std::move(*frame);
     }
 
     Task<Bytes> answer_tpm(TpmCommand request) {

@@ -24,6 +24,11 @@ class Handler {
     virtual Task<Result<BootHash>> boot_hash() = 0;
     /// Another host has this vTPM. Durable on return.
     virtual Task<Result<void>> handed_over() { co_return make_error(Errc::unsupported, "not offered"); }
+    /// By the group's key in the hardware TPM, for this link's vTPM. `request` passed check(). Errc::unsupported: its group has
+    /// no such key; pcr_mismatch: the group is closed.
+    virtual Task<Result<QuoteReply>> quote(QuoteRequest /*request*/) {
+        co_return make_error(Errc::unsupported, "not offered");
+    }
     /// TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit
     /// bytes; body not yet checked. Returns a TPM response; an error becomes TPM_FAIL or TPM_RC_FAILURE.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;

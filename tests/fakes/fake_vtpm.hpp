@@ -268,6 +268,9 @@ class FakeManager final : public proto::ManagerClient {
         gone = true;
         co_return Result<void>{};
     }
+    Task<Result<proto::QuoteReply>> quote(proto::QuoteRequest) override {
+        co_return make_error(Errc::unsupported, "fake: none");
+    }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
     void close() override {}
 

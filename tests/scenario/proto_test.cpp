@@ -48,12 +48,21 @@ struct FakeHandler final : Handler {
         co_return std::optional<SecretBytes>(record->clone());
     }
     Task<Result<BootHash>> boot_hash() override { co_return BootHash{std::byte{7}}; }
+    Task<Result<QuoteReply>> quote(QuoteRequest r) override {
+        if (!quote_reply) {
+            co_return co_await Handler::quote(std::move(r)); // as a manager that has none to give
+        }
+        asked = std::move(r);
+        co_return *quote_reply;
+    }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return tpm_answer; }
 
     std::optional<Error> hello_error, load_error;
     std::optional<SecretBytes> record;
     Bytes tpm_answer = make_frame(tag::tpm20_command, 0);
     HelloRequest last;
+    QuoteRequest asked;
+    std::optional<QuoteReply> quote_reply;
     unsigned hellos = 0, saves = 0;
 };
 
@@ -184,6 +193,30 @@ TEST_SUITE("proto") {
         CHECK(to_hex(*r.loop.run(r.client->tpm_command(make_frame(tag::tpm20_command, 0x182)))) ==
               "80010000000a00000143");
         CHECK(r.connects == 1);
+    }
+
+    TEST_CASE("a quote: passed on and back; not offered; not sent if it makes no sense; too large for the link") {
+        Rig r;
+        QuoteRequest request{.nonce = Bytes(20, std::byte{1}),
+                             .endorsement = Bytes(32, std::byte{2}),
+                             .pcrs = Bytes(32, std::byte{3}),
+                             .selections = {{.bank = 0x0b, .pcrs = 0x11}}};
+        CHECK(r.loop.run(r.client->quote(request)).error().code == Errc::unsupported);
+        r.handler.quote_reply = QuoteReply{.hardware = TpmVersion::tpm20,
+                                           .group = uuid,
+                                           .attested = Bytes(100),
+                                           .signature = Bytes(262),
+                                           .values = {{.bank = 0x0b, .index = 4, .digest = Bytes(32)}}};
+        CHECK(r.loop.run(r.client->quote(request)).value() == *r.handler.quote_reply);
+        CHECK(r.handler.asked == request);
+        r.handler.quote_reply->values.resize(100, r.handler.quote_reply->values.front());
+        r.handler.quote_reply->attested.resize(1000);
+        CHECK(r.loop.run(r.client->quote(request)).error().code == Errc::protocol); // TPM_BAD_PARAM_SIZE
+        r.handler.asked = {};
+        request.nonce.clear();
+        CHECK(r.loop.run(r.client->quote(request)).error().code == Errc::usage);
+        CHECK(r.handler.asked == QuoteRequest{});
+        CHECK(r.connects == 1); // and the link is still the first one
     }
 
     TEST_CASE("the link lost at every step: the request is repeated and succeeds") {

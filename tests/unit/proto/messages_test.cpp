@@ -18,6 +18,20 @@ Bytes key(std::size_t n) {
     }
     return b;
 }
+QuoteRequest quote_request() {
+    return {.form = QuoteForm::digests,
+            .nonce = key(3),
+            .endorsement = key(quote_digest_size),
+            .pcrs = Bytes(quote_digest_size, std::byte{0x77}),
+            .selections = {{.bank = 4, .pcrs = 1}, {.bank = 0x0b, .pcrs = 0x800090}}};
+}
+QuoteReply quote_reply() {
+    return {.hardware = TpmVersion::tpm12,
+            .group = uuid,
+            .attested = key(5),
+            .signature = key(2),
+            .values = {{.bank = 4, .index = 0, .digest = key(3)}, {.bank = 0x0b, .index = 23, .digest = key(1)}}};
+}
 std::uint32_t status_in(const Request& r) { return parse_header(std::get<BadRequest>(r).answer)->code; }
 
 /// Cuts `frame` to n bytes and makes its size field true, so that only the message layer can refuse it.
@@ -54,6 +68,7 @@ TEST_SUITE("proto") {
         CHECK(std::holds_alternative<LoadRequest>(parse_request(encode_load())));
         CHECK(std::holds_alternative<BootHashRequest>(parse_request(encode_get_boot_hash())));
         CHECK(std::holds_alternative<HandedOverRequest>(parse_request(encode_handed_over())));
+        CHECK(std::get<QuoteRequest>(parse_request(encode_quote(quote_request()))) == quote_request());
     }
 
     TEST_CASE("answers: round trip") {
@@ -89,7 +104,8 @@ TEST_SUITE("proto") {
                                         encode_save(key(64)),
                                         encode_load(),
                                         encode_get_boot_hash(),
-                                        encode_handed_over()};
+                                        encode_handed_over(),
+                                        encode_quote(quote_request())};
         for (const Bytes& whole : all) {
             for (std::size_t n = header_size; n < whole.size(); ++n) {
                 if (n == header_size + 52) {
@@ -136,6 +152,75 @@ TEST_SUITE("proto") {
         CHECK(with(18, 3) == 3);
         CHECK(with(22, 4) == 3); // an unknown flag
         CHECK(status_in(parse_request(encode_hello({Uuid{}, TpmVersion::tpm20, true}))) == 3);
+    }
+
+    TEST_CASE("golden bytes: quote") {
+        CHECK(to_hex(encode_quote(quote_request())) ==
+              "01c10000006056500003"
+              "01"
+              "03000306"
+              "0020000306090c0f1215181b1e2124272a2d303336393c3f4245484b4e5154575a5d"
+              "00207777777777777777777777777777777777777777777777777777777777777777"
+              "02"
+              "000400000001"
+              "000b00800090");
+        CHECK(to_hex(*encode_quote_reply(quote_reply())) == "01c40000003300000000"
+                                                            "01"
+                                                            "00112233445566778899aabbccddeeff"
+                                                            "0005000306090c"
+                                                            "00020003"
+                                                            "02"
+                                                            "00040003000306"
+                                                            "000b170100");
+    }
+
+    TEST_CASE("quote: what makes no sense is a bad parameter, and never sent") {
+        const auto refused = [](auto&& change) {
+            QuoteRequest r = quote_request();
+            change(r);
+            CHECK(check(r).error().code == Errc::usage);
+            CHECK(status_in(parse_request(encode_quote(r))) == 3);
+        };
+        CHECK(check(quote_request()));
+        refused([](QuoteRequest& r) { r.form = static_cast<QuoteForm>(0); });
+        refused([](QuoteRequest& r) { r.form = static_cast<QuoteForm>(2); });
+        refused([](QuoteRequest& r) { r.nonce.clear(); });
+        refused([](QuoteRequest& r) { r.nonce.resize(quote_nonce_limit + 1); });
+        refused([](QuoteRequest& r) { r.endorsement.pop_back(); });
+        refused([](QuoteRequest& r) { r.pcrs.push_back(std::byte{0}); });
+        refused([](QuoteRequest& r) { r.selections.clear(); });
+        refused([](QuoteRequest& r) { r.selections.resize(quote_selection_limit + 1, {.bank = 0x0d, .pcrs = 1}); });
+        refused([](QuoteRequest& r) { std::swap(r.selections[0], r.selections[1]); });
+        refused([](QuoteRequest& r) { r.selections[1].bank = r.selections[0].bank; });
+        refused([](QuoteRequest& r) { r.selections[0].pcrs = 0; });
+        refused([](QuoteRequest& r) { r.selections[0].pcrs = 0x01000000; });
+    }
+
+    TEST_CASE("quote's answer: round trip, cut at every length, a trailing byte, an unknown family, more than a ring "
+              "carries") {
+        const Bytes whole = encode_quote_reply(quote_reply()).value();
+        CHECK(parse_quote_reply(whole).value() == quote_reply());
+        for (std::size_t n = 0; n < whole.size(); ++n) {
+            CHECK(parse_quote_reply(ByteView(whole).first(n)).error().code == Errc::protocol);
+            if (n >= header_size) {
+                CHECK(parse_quote_reply(cut(whole, n)).error().code == Errc::protocol);
+            }
+        }
+        Bytes body = to_bytes(body_of(whole));
+        body.push_back(std::byte{0});
+        CHECK(parse_quote_reply(encode_success(body)).error().code == Errc::protocol);
+        body.pop_back();
+        for (unsigned family : {0U, 3U}) {
+            body[0] = static_cast<std::byte>(family);
+            CHECK(parse_quote_reply(encode_success(body)).error().code == Errc::protocol);
+        }
+        CHECK(parse_quote_reply(encode_error(Error{Errc::pcr_mismatch, ""})).error().code == Errc::pcr_mismatch);
+
+        QuoteReply large = quote_reply();
+        large.values.assign(96, {.bank = 0x0d, .index = 1, .digest = key(64)});
+        CHECK(encode_quote_reply(large).error().code == Errc::too_large);
+        large.values.resize(56);
+        CHECK(encode_quote_reply(large)->size() <= 4088);
     }
 
     TEST_CASE("only harmless TPM commands are passed on") {
@@ -192,13 +277,14 @@ TEST_SUITE("proto") {
         std::mt19937 random(1);
         const std::uint16_t tags[] = {tag::request,       tag::management,    tag::response,
                                       tag::tpm12_command, tag::tpm20_command, 0};
-        const std::uint32_t codes[] = {1, 2, 3, 4, ordinal::hello, 0x46, 0x15, 0x17B, 0x17E, 0xFFFFFFFF};
+        const std::uint32_t codes[] = {1,    2,    3,     4,     ordinal::hello, ordinal::quote,
+                                       0x46, 0x15, 0x17B, 0x17E, 0xFFFFFFFF};
         for (int i = 0; i < 10000; ++i) {
             Bytes body(random() % 80);
             for (auto& b : body) {
                 b = static_cast<std::byte>(random());
             }
-            Bytes frame = make_frame(tags[random() % 6], codes[random() % 10], body);
+            Bytes frame = make_frame(tags[random() % 6], codes[random() % 11], body);
             if (random() % 4 == 0) {
                 frame[random() % frame.size()] = static_cast<std::byte>(random());
             }
@@ -212,6 +298,7 @@ TEST_SUITE("proto") {
             }
             (void)parse_hello_reply(frame);
             (void)parse_load_reply(frame);
+            (void)parse_quote_reply(frame);
         }
     }
 }
