@@ -206,6 +206,22 @@ Result<Attested> check_12(const hwtpm::Quote& quote, const Bytes& key) {
 
 } // namespace
 
+Result<void> compare_pcrs(const std::vector<hwtpm::PcrValue>& quoted, const std::vector<hwtpm::PcrValue>& wanted) {
+    for (const hwtpm::PcrValue& w : wanted) {
+        const auto found = std::find_if(quoted.begin(), quoted.end(), [&](const hwtpm::PcrValue& v) {
+            return v.bank == w.bank && v.index == w.index;
+        });
+        if (found == quoted.end()) {
+            return make_error(Errc::pcr_mismatch, "PCR {}:{} was not quoted", hwtpm::bank_name(w.bank), w.index);
+        }
+        if (found->digest != w.digest) {
+            return make_error(Errc::pcr_mismatch, "PCR {}:{} is {}, expected {}", hwtpm::bank_name(w.bank), w.index,
+                              to_hex(found->digest), to_hex(w.digest));
+        }
+    }
+    return {};
+}
+
 Result<void> verify_hardware_quote(const hwtpm::Quote& quote, const HardwareQuoteCheck& check) {
     auto attested = check.version == TpmVersion::tpm12 ? check_12(quote, check.key) : check_20(quote, check.key);
     if (!attested) {
@@ -215,20 +231,7 @@ Result<void> verify_hardware_quote(const hwtpm::Quote& quote, const HardwareQuot
         return make_error(Errc::mismatch, "the quote is for the nonce {}, not for {}: an old one, or another's",
                           to_hex(attested->nonce), to_hex(check.nonce));
     }
-    for (const hwtpm::PcrValue& expected : check.pcrs) {
-        const auto found = std::find_if(quote.values.begin(), quote.values.end(), [&](const hwtpm::PcrValue& v) {
-            return v.bank == expected.bank && v.index == expected.index;
-        });
-        if (found == quote.values.end()) {
-            return make_error(Errc::pcr_mismatch, "PCR {}:{} was not quoted", hwtpm::bank_name(expected.bank),
-                              expected.index);
-        }
-        if (found->digest != expected.digest) {
-            return make_error(Errc::pcr_mismatch, "PCR {}:{} is {}, expected {}", hwtpm::bank_name(expected.bank),
-                              expected.index, to_hex(found->digest), to_hex(expected.digest));
-        }
-    }
-    return {};
+    return compare_pcrs(quote.values, check.pcrs);
 }
 
 } // namespace vtpmd::quote

@@ -23,4 +23,8 @@ struct HardwareQuoteCheck {
 /// not those that were signed, or a PCR is not what it has to be (named), or was not quoted.
 [[nodiscard]] Result<void> verify_hardware_quote(const hwtpm::Quote& quote, const HardwareQuoteCheck& check);
 
+/// Errc::pcr_mismatch names the first of the wanted ones that is not what it has to be, or was not quoted.
+[[nodiscard]] Result<void> compare_pcrs(const std::vector<hwtpm::PcrValue>& quoted,
+                                        const std::vector<hwtpm::PcrValue>& wanted);
+
 } // namespace vtpmd::quote

@@ -1,0 +1,90 @@
+#include "quote/deep_quote.hpp"
+
+#include "hwtpm/public_key.hpp"
+#include "quote/hardware_quote.hpp"
+#include "tpm/sha1.hpp"
+#include "util/text.hpp"
+#include "util/wire.hpp"
+
+#include <limits>
+
+namespace vtpmd::quote {
+
+namespace {
+
+constexpr std::string_view our_form = "vtpmd quote 1";
+
+Error not_what_was_signed() {
+    return make_error(Errc::mismatch, "what stands beside the quote (UUIDs, endorsement key, the vTPM's PCRs, nonce) "
+                                      "is not what the hardware TPM signed");
+}
+
+} // namespace
+
+Result<Bytes> deep_quote_digest(TpmVersion hardware, const DeepQuoteClaims& claims) {
+    WireWriter w;
+    w.bytes(as_bytes(our_form)).bytes(claims.vtpm.bytes).bytes(claims.group.bytes);
+    for (const Bytes* part : {&claims.endorsement, &claims.pcrs, &claims.nonce}) {
+        if (part->size() > std::numeric_limits<std::uint16_t>::max()) {
+            return make_error(Errc::too_large, "{} bytes to be quoted", part->size());
+        }
+        w.be16(static_cast<std::uint16_t>(part->size())).bytes(*part);
+    }
+    if (hardware == TpmVersion::tpm20) {
+        return hwtpm::sha256({w.view()});
+    }
+    auto digest = tpm::sha1({w.view()});
+    if (!digest) {
+        return digest.error();
+    }
+    return Bytes(digest->begin(), digest->end());
+}
+
+Result<Bytes> endorsement_digest(ByteView spki) { return hwtpm::sha256({spki}); }
+
+Result<Bytes> pcrs_digest(const std::vector<hwtpm::PcrValue>& pcrs) {
+    WireWriter w;
+    for (const hwtpm::PcrValue& v : pcrs) {
+        w.be16(static_cast<std::uint16_t>(v.bank)).u8(static_cast<std::uint8_t>(v.index));
+        w.u8(static_cast<std::uint8_t>(v.digest.size())).bytes(v.digest);
+    }
+    return hwtpm::sha256({w.view()});
+}
+
+Result<void> verify_deep_quote(const DeepQuote& deep, const DeepQuoteCheck& check) {
+    auto digest = deep_quote_digest(deep.hardware, deep.claims);
+    auto pcrs = pcrs_digest(deep.pcrs);
+    auto endorsement = endorsement_digest(check.endorsement_key);
+    if (!digest || !pcrs || !endorsement) {
+        return !digest ? digest.error() : !pcrs ? pcrs.error() : endorsement.error();
+    }
+    HardwareQuoteCheck hardware{
+        .version = deep.hardware, .key = check.key, .nonce = std::move(*digest), .pcrs = check.host_pcrs};
+    auto verified = verify_hardware_quote(deep.quote, hardware);
+    if (!verified) {
+        // Its nonce is our digest.
+        return verified.error().code == Errc::mismatch ? not_what_was_signed() : verified.error();
+    }
+    const DeepQuoteClaims& claims = deep.claims;
+    if (*pcrs != claims.pcrs) {
+        return not_what_was_signed();
+    }
+    if (claims.vtpm != check.vtpm) {
+        return make_error(Errc::mismatch, "the quote is of vTPM {}, not of {}", claims.vtpm, check.vtpm);
+    }
+    if (check.group && claims.group != *check.group) {
+        return make_error(Errc::mismatch, "the quote is of group {}, not of {}", claims.group, *check.group);
+    }
+    if (claims.endorsement != *endorsement) {
+        return make_error(Errc::mismatch, "the quote is of a vTPM with another endorsement key (SHA-256 {}, not {})",
+                          to_hex(claims.endorsement), to_hex(*endorsement));
+    }
+    if (claims.nonce != check.nonce) {
+        return make_error(Errc::mismatch, "the quote is for the nonce {}, not for {}: an old one, or another's",
+                          to_hex(claims.nonce), to_hex(check.nonce));
+    }
+    auto same = compare_pcrs(deep.pcrs, check.pcrs);
+    return same ? same : in_context(same.error(), "the vTPM");
+}
+
+} // namespace vtpmd::quote
