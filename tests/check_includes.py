@@ -24,7 +24,7 @@ ALLOWED = {
     "proto": {"tpm"},
     "guest": {"ring", "tpm", "xen"},
     "instance": {"guest", "engine", "store", "proto", "tpm", "ring", "xen"},
-    "manager": {"hwtpm", "store", "proto", "ring", "xen", "tpm"},
+    "manager": {"hwtpm", "quote", "store", "proto", "ring", "xen", "tpm"},
     "api": {"manager/control.hpp"},
     "main.cpp": {"instance", "manager", "api"},
 }

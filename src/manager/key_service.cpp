@@ -21,6 +21,7 @@ bool is_refusal(Errc code) {
     case Errc::pcr_mismatch:
     case Errc::protocol:
     case Errc::too_large:
+    case Errc::unsupported:
         return true;
     default:
         return false;
@@ -113,6 +114,22 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             service_.parts_.log.info("vTPM {} was handed over to another host", *uuid_);
         }
         co_return count(Request::handed_over, std::move(removed));
+    }
+    Task<Result<proto::QuoteReply>> quote(proto::QuoteRequest request) override {
+        using Reply = Result<proto::QuoteReply>;
+        if (auto open = co_await open_unasked(); !open) {
+            co_return count(Request::quote, Reply(open.error()));
+        }
+        const KeyService::Parts& parts = service_.parts_;
+        // Its group may have been closed, or its label revoked, since the hello.
+        if (auto admitted = parts.admit ? parts.admit(*uuid_, info_.boot_hash) : Result<void>{}; !admitted) {
+            co_return count(Request::quote, Reply(admitted.error()));
+        }
+        if (!parts.quote) {
+            co_return count(Request::quote, Reply(make_error(Errc::unsupported, "no quotes are made here")));
+        }
+        auto quoted = co_await parts.quote(*uuid_, std::move(request));
+        co_return count(Request::quote, std::move(quoted));
     }
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         auto answer = co_await run_tpm_command(service_.parts_.root, std::move(command));

@@ -39,6 +39,8 @@ class KeyService {
         const Log& log;
         /// Whether the vTPM's group is open and admits a peer of this label (Groups::admit). Empty: there are no groups.
         std::function<Result<void>(const Uuid&, const proto::BootHash&)> admit = {};
+        /// A deep quote for the vTPM (DeepQuotes::make). Empty: none are made.
+        std::function<Task<Result<proto::QuoteReply>>(const Uuid&, proto::QuoteRequest)> quote = {};
     };
     struct Options {
         bool auto_create = false;

@@ -1,6 +1,7 @@
 #include "manager/run.hpp"
 
 #include "manager/control_service.hpp"
+#include "manager/deep_quotes.hpp"
 #include "manager/groups.hpp"
 #include "manager/key_service.hpp"
 #include "manager/listener.hpp"
@@ -49,6 +50,7 @@ class Manager {
         , tasks_(deps.executor, deps.log)
         , links_(deps.executor, deps.log)
         , groups_({.executor = deps.executor, .vault = *vault_, .root = root, .log = deps.log})
+        , deep_quotes_({.vault = *vault_, .root = root, .groups = groups_})
         , service_(
               {.auto_create = options_.auto_create},
               {.executor = deps.executor,
@@ -56,7 +58,9 @@ class Manager {
                .root = root,
                .clock = deps.clock,
                .log = deps.log,
-               .admit = [this](const Uuid& vtpm, const proto::BootHash& label) { return groups_.admit(vtpm, label); }})
+               .admit = [this](const Uuid& vtpm, const proto::BootHash& label) { return groups_.admit(vtpm, label); },
+               .quote = [this](const Uuid& vtpm,
+                               proto::QuoteRequest request) { return deep_quotes_.make(vtpm, std::move(request)); }})
         , supervisor_(
               options_.spawn, options_.listen_path,
               {.executor = deps.executor,
@@ -267,6 +271,7 @@ class Manager {
     TaskGroup tasks_; ///< the listener, and the lazy freshness steps
     TaskGroup links_; ///< one task a connection
     Groups groups_;
+    DeepQuotes deep_quotes_;
     KeyService service_;
     Supervisor supervisor_;
     ControlService control_;

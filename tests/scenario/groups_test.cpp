@@ -2,9 +2,13 @@
 #include "manager/groups.hpp"
 
 #include "approver.hpp"
+#include "manager/deep_quotes.hpp"
 #include "manager/key_service.hpp"
 #include "manager_machine.hpp"
 #include "memory_channel.hpp"
+#include "quote/deep_quote.hpp"
+
+#include <algorithm>
 
 namespace groups_test {
 
@@ -45,15 +49,17 @@ struct Host {
             co_return Result<void>{};
         };
         REQUIRE(m.loop.run(all(*groups)));
-        service = std::make_unique<KeyService>(
-            KeyService::Options{}, KeyService::Parts{.executor = m.loop.io.get_executor(),
-                                                     .vault = *m.vault,
-                                                     .root = *m.root,
-                                                     .clock = m.loop.clock,
-                                                     .log = m.loop.log,
-                                                     .admit = [this](const Uuid& u, const proto::BootHash& l) {
-                                                         return groups->admit(u, l);
-                                                     }});
+        deep_quotes.emplace(DeepQuotes::Parts{.vault = *m.vault, .root = *m.root, .groups = *groups});
+        KeyService::Parts parts{
+            .executor = m.loop.io.get_executor(),
+            .vault = *m.vault,
+            .root = *m.root,
+            .clock = m.loop.clock,
+            .log = m.loop.log,
+            .admit = [this](const Uuid& u, const proto::BootHash& l) { return groups->admit(u, l); },
+            .quote = [this](const Uuid& u, proto::QuoteRequest r) { return deep_quotes->make(u, std::move(r)); },
+        };
+        service = std::make_unique<KeyService>(KeyService::Options{}, std::move(parts));
     }
     void stop_groups() {
         if (service) {
@@ -61,6 +67,7 @@ struct Host {
             m.loop.settle();
             service.reset();
         }
+        deep_quotes.reset();
         groups.reset();
     }
     void configure(std::uint8_t configuration) { m.tpm.pcrs[{bank, 4}] = value(configuration); }
@@ -137,12 +144,197 @@ struct Host {
     fakes::Machine m;
     hwtpm::HashAlg bank = hwtpm::HashAlg::sha256;
     std::optional<Groups> groups;
+    std::optional<DeepQuotes> deep_quotes;
     std::unique_ptr<KeyService> service;
 };
+
+/// A vTPM's link that stays open.
+struct Link {
+    explicit Link(Host& h, LinkInfo info = {})
+        : host(h) {
+        auto pair = fakes::MemoryChannel::make(host.m.loop.io.get_executor());
+        mine = std::move(pair.a);
+        served = host.m.loop.start(host.service->serve(std::move(pair.b), std::move(info)));
+    }
+    ~Link() {
+        mine->close();
+        host.m.loop.settle();
+    }
+    Link(const Link&) = delete;
+    Link& operator=(const Link&) = delete;
+
+    Bytes ask(const Bytes& frame) {
+        REQUIRE(host.m.loop.run(mine->send(frame)));
+        auto answer = host.m.loop.run(mine->receive());
+        REQUIRE(answer);
+        return *answer;
+    }
+    Result<proto::HelloReply> hello(std::uint8_t n) {
+        return proto::parse_hello_reply(ask(proto::encode_hello({.uuid = vtpm_uuid(n)})));
+    }
+    Result<proto::QuoteReply> quote(const proto::QuoteRequest& request) {
+        return proto::parse_quote_reply(ask(proto::encode_quote(request)));
+    }
+
+    Host& host;
+    std::unique_ptr<fakes::MemoryChannel> mine;
+    std::shared_ptr<fakes::Started<bool>> served;
+};
+
+proto::QuoteRequest quote_request(hwtpm::HashAlg bank) {
+    return {.form = proto::QuoteForm::digests,
+            .nonce = Bytes(24, std::byte{0x4e}),
+            .endorsement = Bytes(32, std::byte{0xe0}),
+            .pcrs = Bytes(32, std::byte{0xc0}),
+            .selections = {{.bank = static_cast<std::uint16_t>(bank), .pcrs = 0x11}}};
+}
+
+/// The nonce of the hardware quote that says all this of a vTPM.
+Bytes digest_for(const Host& host, std::uint8_t vtpm, std::uint8_t group, const proto::QuoteRequest& request) {
+    return quote::deep_quote_digest(host.m.tpm.version, {.vtpm = vtpm_uuid(vtpm),
+                                                         .group = group_uuid(group),
+                                                         .endorsement = request.endorsement,
+                                                         .pcrs = request.pcrs,
+                                                         .nonce = request.nonce})
+        .value();
+}
 
 } // namespace
 
 TEST_SUITE("groups") {
+    TEST_CASE("a deep quote names the vTPM of the link that asks, on both families: no link gets one of another's") {
+        for (TpmVersion version : {TpmVersion::tpm20, TpmVersion::tpm12}) {
+            Host host(version);
+            const ApproverAgent approver;
+            const GroupId group = host.create(approver, host.list(1, 1, 1, {a})).value();
+            const GroupId other = host.create(approver, host.list(2, 1, 1, {a})).value();
+            REQUIRE(host.enrol(1, group));
+            REQUIRE(host.enrol(2, group));
+            REQUIRE(host.enrol(3, other));
+            const proto::QuoteRequest request = quote_request(host.bank);
+
+            Link first(host);
+            CHECK(first.quote(request).error().code == Errc::permission); // before the hello
+            REQUIRE(first.hello(1));
+            const proto::QuoteReply shown = first.quote(request).value();
+            CHECK(shown.hardware == version);
+            CHECK(shown.group == group_uuid(1));
+            // The fake TPM's quote shows the nonce as what is signed, and the key's blob as the signature.
+            CHECK(shown.attested == digest_for(host, 1, 1, request));
+            REQUIRE(shown.values.size() == 2);
+            CHECK(shown.values[1] ==
+                  proto::QuotedPcr{.bank = static_cast<std::uint16_t>(host.bank), .index = 4, .digest = host.value(a)});
+
+            Link second(host);
+            REQUIRE(second.hello(2));
+            const proto::QuoteReply own = second.quote(request).value();
+            CHECK(own.attested == digest_for(host, 2, 1, request));
+            CHECK(own.attested != shown.attested);
+            CHECK(own.signature == shown.signature);
+            CHECK(second.hello(1).error().code == Errc::usage); // one name a link
+            CHECK(second.quote(request)->attested == own.attested);
+            Link thief(host); // while the first is open
+            CHECK(thief.hello(1).error().code == Errc::busy);
+
+            Link third(host); // another group: by that group's key
+            REQUIRE(third.hello(3));
+            CHECK(third.quote(request)->attested == digest_for(host, 3, 2, request));
+            CHECK(third.quote(request)->signature != shown.signature);
+
+            proto::QuoteRequest fresh = request;
+            fresh.nonce.back() ^= std::byte{1};
+            CHECK(first.quote(fresh)->attested == digest_for(host, 1, 1, fresh));
+            CHECK(first.quote(fresh)->attested != shown.attested);
+            CHECK(host.service->counters().of(Request::quote).done == 7);
+        }
+    }
+
+    TEST_CASE("a link that was made for one vTPM gets its quote without a hello, and never another's") {
+        Host host;
+        const ApproverAgent approver;
+        const GroupId group = host.create(approver, host.list(1, 1, 1, {a})).value();
+        REQUIRE(host.enrol(1, group));
+        REQUIRE(host.enrol(2, group));
+        const proto::QuoteRequest request = quote_request(host.bank);
+        LinkInfo ring;
+        ring.made_for = vtpm_uuid(2);
+        ring.named_by_transport = true;
+        {
+            Link link(host, ring);
+            CHECK(link.quote(request)->attested == digest_for(host, 2, 1, request));
+        }
+        Link link(host, ring);
+        CHECK(link.hello(1).error().code == Errc::permission);
+    }
+
+    TEST_CASE("no deep quote from a closed group, of a revoked label, or of the store's own group; the link goes on") {
+        Host host;
+        const ApproverAgent approver;
+        proto::BootHash label{};
+        label.fill(std::byte{0x11});
+        ApprovalList list = host.list(1, 1, 1, {a});
+        list.labels = {label};
+        const GroupId group = host.create(approver, list).value();
+        REQUIRE(host.enrol(1, group));
+        REQUIRE(host.enrol(2, 0));
+        const proto::QuoteRequest request = quote_request(host.bank);
+        const auto quotes_made = [&] { return std::ranges::count(host.m.tpm.calls, std::string("quote")); };
+
+        Link keyless(host);
+        REQUIRE(keyless.hello(2));
+        CHECK(keyless.quote(request).error().code == Errc::unsupported);
+
+        LinkInfo info;
+        info.boot_hash = label;
+        Link link(host, info);
+        REQUIRE(link.hello(1));
+        REQUIRE(link.quote(request));
+        CHECK(quotes_made() == 1);
+
+        proto::QuoteRequest no_bank = request;
+        no_bank.selections = {{.bank = 0x0d, .pcrs = 1}};
+        CHECK(link.quote(no_bank).error().code == Errc::usage);
+
+        list.sequence = 2;
+        list.labels.front().fill(std::byte{0x12});
+        REQUIRE(host.update(group, approver.sign(list)));
+        CHECK(link.quote(request).error().code == Errc::permission);
+
+        list.sequence = 3;
+        list.labels.clear();
+        REQUIRE(host.update(group, approver.sign(list)));
+        CHECK(link.quote(request));
+        CHECK(quotes_made() == 2);
+        REQUIRE(host.update(group, approver.sign(host.list(1, 2, 4, {b}))));
+        CHECK(link.quote(request).error().code == Errc::pcr_mismatch);
+        CHECK(quotes_made() == 2); // the hardware was not asked for what is refused
+        REQUIRE(host.update(group, approver.sign(host.list(1, 2, 5, {a, b}))));
+        CHECK(link.quote(request));
+
+        // Closed while the hardware was at it.
+        host.m.tpm.before = [&](std::string_view operation) -> std::optional<Error> {
+            if (operation == "quote") {
+                host.m.vault->close_group(group, "closed meanwhile");
+            }
+            return std::nullopt;
+        };
+        CHECK(link.quote(request).error().code == Errc::pcr_mismatch);
+        host.m.tpm.before = nullptr;
+        REQUIRE(host.m.loop.run(host.groups->open(group)));
+
+        host.m.tpm.before = [](std::string_view operation) -> std::optional<Error> {
+            return operation == "quote" ? std::optional(make_error(Errc::timed_out, "no answer")) : std::nullopt;
+        };
+        CHECK(link.quote(request).error().code == Errc::unavailable);
+        host.m.tpm.before = nullptr;
+        CHECK(link.quote(request));
+        CHECK(host.service->counters().of(Request::quote).refused == 5);
+        CHECK(host.service->counters().of(Request::quote).failed == 1);
+
+        REQUIRE(proto::parse_save_reply(link.ask(proto::encode_handed_over())));
+        CHECK(link.quote(request).error().code == Errc::not_found); // not here any more
+    }
+
     TEST_CASE("an approver's whole story in the manager, TPM 2.0") {
         Host host;
         const ApproverAgent approver;

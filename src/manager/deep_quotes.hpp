@@ -1,0 +1,37 @@
+// Deep quotes for vTPMs (quote/deep_quote.hpp): the manager puts together what the hardware TPM signs, from the UUID that the vTPM's
+// link is for and from what its instance says of it. It never signs a digest that an instance made of the whole.
+#pragma once
+
+#include "manager/groups.hpp"
+#include "proto/quote_messages.hpp"
+
+namespace vtpmd::manager {
+
+class DeepQuotes {
+  public:
+    /// All of it outlives the object.
+    struct Parts {
+        Vault& vault;
+        hwtpm::RootOfTrust& root;
+        Groups& groups;
+    };
+    explicit DeepQuotes(Parts parts)
+        : parts_(parts) {}
+
+    /// By the key of the group that `vtpm` is in. `request` passed proto::check(). Errc::not_found: no such vTPM; unsupported: its
+    /// group is the store's own, which has no key; pcr_mismatch: its group is closed, or was closed meanwhile; usage: a bank of
+    /// PCRs that this hardware does not have; else what RootOfTrust::quote() says.
+    Task<Result<proto::QuoteReply>> make(Uuid vtpm, proto::QuoteRequest request);
+
+  private:
+    struct Standing {
+        GroupId id = 0;
+        Uuid group;
+    };
+    [[nodiscard]] Result<Standing> standing(const Uuid& vtpm) const;
+    [[nodiscard]] Result<std::vector<hwtpm::PcrSelection>> selections(const proto::QuoteRequest& request) const;
+
+    Parts parts_;
+};
+
+} // namespace vtpmd::manager
