@@ -20,16 +20,58 @@ class OwnedVtpm final : public hwtpm::TpmDevice {
         if (tpm::peek_header(command).code != tpm::ord::vendor_deep_quote) {
             return engine->execute(command, 0);
         }
-        auto asked = authorise_as_owner(*engine, command, 0);
-        if (auto* refusal = std::get_if<Bytes>(&asked)) {
+        auto answered = authorise_as_owner(asked != nullptr ? *asked : *engine, command, 0);
+        if (auto* refusal = std::get_if<Bytes>(&answered)) {
             return *refusal;
         }
-        const auto& session = std::get<OwnerAuthorised>(asked);
+        const auto& session = std::get<OwnerAuthorised>(answered);
         endorsement_key = session.endorsement_key;
         return authorised_response(session, session.parameters);
     }
     std::unique_ptr<Engine> engine = started(v12);
     Bytes endorsement_key;
+    Engine* asked = nullptr; ///< instead of it, by the vendor command
+};
+
+/// The same TPM, but its volatile state begins with bytes that its guest could have brought there.
+class Salted final : public Engine {
+  public:
+    Salted(Engine& real, Bytes salt)
+        : real_(real)
+        , salt_(std::move(salt)) {}
+    Result<EngineState> snapshot() override {
+        auto state = real_.snapshot();
+        if (state) {
+            Bytes all = salt_;
+            const ByteView rest = state->volatile_state.view();
+            all.insert(all.end(), rest.begin(), rest.end());
+            state->volatile_state = SecretBytes(all);
+        }
+        return state;
+    }
+    Bytes execute(ByteView command, std::uint8_t locality) override { return real_.execute(command, locality); }
+    Result<void> power_on(const EngineState& state) override { return real_.power_on(state); }
+    void power_off() override { real_.power_off(); }
+    [[nodiscard]] bool running() const override { return real_.running(); }
+    void cancel() override { real_.cancel(); }
+    std::optional<EngineState> take_staged() override { return real_.take_staged(); }
+    [[nodiscard]] bool has_staged() const override { return real_.has_staged(); }
+    void staged_is_durable() override { real_.staged_is_durable(); }
+    void staged_failed() override { real_.staged_failed(); }
+    [[nodiscard]] TpmVersion version() const override { return real_.version(); }
+    Result<void> resume(const SecretBytes& registers) override { return real_.resume(registers); }
+    [[nodiscard]] std::string failure() const override { return real_.failure(); }
+    BufferSize buffer_size(std::uint32_t wanted) override { return real_.buffer_size(wanted); }
+    [[nodiscard]] std::string info(unsigned flags) const override { return real_.info(flags); }
+    [[nodiscard]] bool established() const override { return real_.established(); }
+    Result<void> reset_established(std::uint8_t locality) override { return real_.reset_established(locality); }
+    Result<void> hash_start() override { return real_.hash_start(); }
+    Result<void> hash_data(ByteView data) override { return real_.hash_data(data); }
+    Result<void> hash_end() override { return real_.hash_end(); }
+
+  private:
+    Engine& real_;
+    Bytes salt_;
 };
 
 const hwtpm::Digest12 owner_secret = [] {
@@ -150,6 +192,25 @@ TEST_SUITE("engine") {
             auto again = ask(client, std::move(gone), "deep");
             REQUIRE(!again);
             CHECK(again.error().detail == invalid_authhandle);
+        }
+        {
+            INFO("bytes that look like an OSAP session with a secret that the guest knows do not make it the owner");
+            hwtpm::Session12 forged = client.oiap(SecretBytes(hwtpm::Digest12{})).value();
+            WireWriter session; // u32 handle, u16 TPM_PID_OSAP, u8, u8, nonceEven, sharedSecret
+            session.be32(forged.handle).be16(2).zeros(2).bytes(forged.nonce_even).bytes(forged.key.view());
+            Salted salted(*vtpm.engine, session.take());
+            vtpm.asked = &salted;
+            auto refused = ask(client, std::move(forged), "deep");
+            vtpm.asked = nullptr;
+            REQUIRE(!refused);
+            CHECK(refused.error().detail == authfail);
+            // In front of a true session the same bytes do no harm.
+            hwtpm::Session12 owner = client.oiap(SecretBytes(owner_secret)).value();
+            session.be32(owner.handle).be16(2).zeros(2).bytes(owner.nonce_even).zeros(tpm::sha1_size);
+            Salted harmless(*vtpm.engine, session.take());
+            vtpm.asked = &harmless;
+            CHECK(ask(client, std::move(owner), "deep"));
+            vtpm.asked = nullptr;
         }
     }
 }
