@@ -4,7 +4,8 @@
 #include "check.hpp"
 #include "host.hpp"
 
-#include "manager/groups.hpp"
+#include "manager/deep_quotes.hpp"
+#include "quote/deep_quote.hpp"
 #include "quote/hardware_quote.hpp"
 
 namespace groups_on_swtpm_test {
@@ -43,6 +44,48 @@ struct Story {
         const quote::HardwareQuoteCheck check{
             .version = version, .key = groups().show(group)->attestation_key, .nonce = nonce, .pcrs = present().values};
         CHECK(quote::verify_hardware_quote(*made, check));
+        deep_quote_is_good();
+    }
+    void deep_quote_is_good() {
+        Groups kept = groups();
+        DeepQuotes quotes({.vault = *host.vault, .root = *host.root, .groups = kept});
+        const test::OpensslKey endorsement("EC"); // the vTPM's
+        quote::DeepQuote deep;
+        deep.hardware = version;
+        deep.pcrs = {{hwtpm::HashAlg::sha256, 10, Bytes(32, std::byte{0x10})}};
+        deep.claims = {.vtpm = member,
+                       .group = group_uuid,
+                       .endorsement = quote::endorsement_digest(endorsement.spki()).value(),
+                       .pcrs = quote::pcrs_digest(deep.pcrs).value(),
+                       .nonce = Bytes(32, std::byte{0x4e})};
+        const hwtpm::PcrSelection boot = host.pcrs("0,4");
+        const proto::QuoteRequest request{
+            .nonce = deep.claims.nonce,
+            .endorsement = deep.claims.endorsement,
+            .pcrs = deep.claims.pcrs,
+            .selections = {{.bank = static_cast<std::uint16_t>(boot.bank), .pcrs = 0x11}}};
+        auto made = host.loop.run(quotes.make(member, request));
+        REQUIRE(made);
+        CHECK(made->hardware == version);
+        CHECK(made->group == group_uuid);
+        deep.quote.attested = made->attested;
+        deep.quote.signature = made->signature;
+        for (const proto::QuotedPcr& v : made->values) {
+            deep.quote.values.push_back({static_cast<hwtpm::HashAlg>(v.bank), v.index, v.digest});
+        }
+        const quote::DeepQuoteCheck check{.key = kept.show(group)->attestation_key,
+                                          .vtpm = member,
+                                          .group = group_uuid,
+                                          .endorsement_key = endorsement.spki(),
+                                          .nonce = deep.claims.nonce,
+                                          .pcrs = deep.pcrs,
+                                          .host_pcrs = present().values};
+        CHECK(quote::verify_deep_quote(deep, check));
+        deep.claims.vtpm = bystander; // of the same host, and says so itself
+        quote::DeepQuoteCheck forged = check;
+        forged.vtpm = bystander;
+        CHECK(quote::verify_deep_quote(deep, forged).error().code == Errc::mismatch);
+        CHECK(host.loop.run(quotes.make(bystander, request)).error().code == Errc::unsupported);
     }
 
     TpmVersion version;
