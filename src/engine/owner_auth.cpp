@@ -140,6 +140,7 @@ std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView
     WireReader out(body.last(trailer_out));
     OwnerAuthorised done;
     done.ordinal = header.code;
+    done.handle = proof.handle;
     done.parameters = to_bytes(parameters);
     done.endorsement_key = to_bytes(body.first(body.size() - trailer_out));
     done.nonce_even = to_bytes(out.bytes(tpm::sha1_size));
@@ -147,6 +148,17 @@ std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView
     done.more = out.u8();
     done.key = std::move(session->key);
     return done;
+}
+
+void end_session(Engine& engine, const OwnerAuthorised& session) {
+    if (session.more == 0) {
+        return;
+    }
+    constexpr std::uint32_t rt_auth = 2; // TPM_RT_AUTH, Main part 2 section 4.1
+    WireWriter w;
+    w.be16(tpm::tag_rqu_command).be32(tpm::header_size + 8).be32(tpm::ord::flush_specific);
+    w.be32(session.handle).be32(rt_auth);
+    (void)engine.execute(w.view(), 0);
 }
 
 Bytes authorised_response(const OwnerAuthorised& session, ByteView parameters) {

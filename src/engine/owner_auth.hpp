@@ -15,18 +15,22 @@ namespace vtpmd {
 /// What the answer to an authorised command is made with.
 struct OwnerAuthorised {
     std::uint32_t ordinal = 0;
-    Bytes parameters;      ///< of the command, without its authorisation
-    Bytes endorsement_key; ///< TPM_PUBKEY, Main part 2 section 10.5
-    Bytes nonce_even;      ///< the session's next one
-    Bytes nonce_odd;       ///< the command's
-    std::uint8_t more = 0; ///< continueAuthSession, as libtpms left it
-    SecretBytes key;       ///< HMAC key of the session
+    std::uint32_t handle = 0; ///< of the session
+    Bytes parameters;         ///< of the command, without its authorisation
+    Bytes endorsement_key;    ///< TPM_PUBKEY, Main part 2 section 10.5
+    Bytes nonce_even;         ///< the session's next one
+    Bytes nonce_odd;          ///< the command's
+    std::uint8_t more = 0;    ///< continueAuthSession, as libtpms left it
+    SecretBytes key;          ///< HMAC key of the session
 };
 
 /// `command` is whole (its size is that of its header). Otherwise the TPM response that refuses it: TPM_BADTAG,
 /// TPM_BAD_PARAM_SIZE, or what libtpms said (TPM_AUTHFAIL, TPM_INVALID_AUTHHANDLE, TPM_DISABLED...).
 [[nodiscard]] std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView command,
                                                                       std::uint8_t locality);
+
+/// Ends the session, if libtpms kept it: what follows a command that was authorised and failed. Main part 1 section 13.
+void end_session(Engine& engine, const OwnerAuthorised& session);
 
 /// A success response with these parameters, authorised for the guest. Main part 1 section 13.2.
 [[nodiscard]] Bytes authorised_response(const OwnerAuthorised& session, ByteView parameters);

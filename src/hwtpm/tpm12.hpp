@@ -103,5 +103,7 @@ class Tpm12 final : public Operations {
 
 /// TPM_PCR_SELECTION (TPM Main part 2 section 8.1) of 24 PCRs.
 void put_pcr_selection(WireWriter& w, const PcrSelection& selection);
+/// DER SubjectPublicKeyInfo of a TPM_PUBKEY (RSA), part 2 section 10.5. Errc::protocol.
+[[nodiscard]] Result<Bytes> spki_of_pubkey(ByteView pubkey);
 
 } // namespace vtpmd::hwtpm

@@ -38,7 +38,8 @@ Result<Bytes> read_key(WireReader& r, ByteView all) {
     return w.take();
 }
 
-/// DER SubjectPublicKeyInfo of a TPM_PUBKEY.
+} // namespace
+
 Result<Bytes> spki_of_pubkey(ByteView pubkey) {
     WireReader r(pubkey);
     r.skip(4 + 2 + 2);
@@ -49,8 +50,6 @@ Result<Bytes> spki_of_pubkey(ByteView pubkey) {
     }
     return to_spki({.type = KeyType::rsa_2048, .modulus = to_bytes(modulus), .x = {}, .y = {}});
 }
-
-} // namespace
 
 // --- the endorsement key ---
 

@@ -1,5 +1,6 @@
 #include "instance/instance.hpp"
 
+#include "instance/deep_quote.hpp"
 #include "instance/host_pcrs.hpp"
 #include "instance/manufacture.hpp"
 #include "tpm/commands.hpp"
@@ -56,6 +57,10 @@ Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locali
         ++counters_.failed_not_durable;
         co_return tpm::error_response(version(), tpm::Refusal::failure);
     }
+    if (version() == TpmVersion::tpm12 && tpm::peek_header(command).code == tpm::ord::vendor_deep_quote) {
+        Bytes quoted = co_await owner_quote(std::move(turn), std::move(command), locality);
+        co_return quoted;
+    }
     Bytes answer;
     if (tpm::cost(version(), command) == tpm::Cost::long_) {
         ++counters_.long_commands;
@@ -66,6 +71,33 @@ Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locali
     cleanse(command);
     Bytes out = co_await settle_answer(std::move(turn), std::move(answer));
     co_return out;
+}
+
+Task<Bytes> Instance::owner_quote(Turn turn, Bytes command, std::uint8_t locality) {
+    const Turn held = std::move(turn);
+    ++counters_.commands;
+    ++counters_.long_commands;
+    given_out_ = {};
+    shut_down_ = false;
+    auto asked = authorise_as_owner(engine_, command, locality);
+    auto settled = co_await settle(); // a wrong proof is counted, and that is durable before anybody is told
+    if (!settled) {
+        ++counters_.failed_not_durable;
+        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    }
+    if (auto* refusal = std::get_if<Bytes>(&asked)) {
+        ++counters_.tpm_errors;
+        co_return std::move(*refusal);
+    }
+    const OwnerAuthorised session = std::move(std::get<OwnerAuthorised>(asked));
+    auto quoted = co_await deep_quote(engine_, manager_, config_.uuid, session);
+    if (!quoted) {
+        ++counters_.tpm_errors;
+        warn(in_context(quoted.error(), "no deep quote").message);
+        end_session(engine_, session);
+        co_return tpm::error_response(version(), deep_quote_refusal(quoted.error().code));
+    }
+    co_return authorised_response(session, *quoted);
 }
 
 /// The answer if what the command changed is durable, a failure otherwise.

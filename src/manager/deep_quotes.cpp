@@ -32,6 +32,10 @@ Result<std::vector<hwtpm::PcrSelection>> DeepQuotes::selections(const proto::Quo
     std::vector<hwtpm::PcrSelection> out;
     for (const proto::QuoteSelection& asked : request.selections) {
         hwtpm::PcrSelection s{.bank = static_cast<hwtpm::HashAlg>(asked.bank), .pcrs = {}};
+        if (asked.bank == 0) {
+            const bool sha256 = std::find(banks.begin(), banks.end(), hwtpm::HashAlg::sha256) != banks.end();
+            s.bank = sha256 ? hwtpm::HashAlg::sha256 : hwtpm::HashAlg::sha1;
+        }
         if (std::find(banks.begin(), banks.end(), s.bank) == banks.end()) {
             return make_error(Errc::usage, "a quote over bank 0x{:x}: the hardware TPM has no such PCRs", asked.bank);
         }

@@ -32,8 +32,9 @@ Result<void> check(const QuoteRequest& request) {
                           quote_selection_limit);
     }
     std::uint16_t last = 0;
+    const bool best = request.selections.size() == 1 && request.selections.front().bank == 0;
     for (const QuoteSelection& s : request.selections) {
-        if (s.bank <= last || s.pcrs == 0 || (s.pcrs & ~pcr_mask) != 0) {
+        if ((s.bank <= last && !best) || s.pcrs == 0 || (s.pcrs & ~pcr_mask) != 0) {
             return make_error(Errc::usage, "a quote over bank 0x{:x}, PCRs 0x{:x}: banks ascend, PCRs are 0 to 23",
                               s.bank, s.pcrs);
         }

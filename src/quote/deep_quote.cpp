@@ -1,6 +1,7 @@
 #include "quote/deep_quote.hpp"
 
 #include "hwtpm/public_key.hpp"
+#include "hwtpm/tpm12.hpp"
 #include "quote/hardware_quote.hpp"
 #include "tpm/sha1.hpp"
 #include "util/text.hpp"
@@ -41,6 +42,11 @@ Result<Bytes> deep_quote_digest(TpmVersion hardware, const DeepQuoteClaims& clai
 }
 
 Result<Bytes> endorsement_digest(ByteView spki) { return hwtpm::sha256({spki}); }
+
+Result<Bytes> endorsement_digest_12(ByteView pubkey) {
+    auto spki = hwtpm::spki_of_pubkey(pubkey);
+    return spki ? endorsement_digest(*spki) : spki;
+}
 
 Result<Bytes> pcrs_digest(const std::vector<hwtpm::PcrValue>& pcrs) {
     WireWriter w;

@@ -30,6 +30,8 @@ struct DeepQuoteClaims {
 [[nodiscard]] Result<Bytes> deep_quote_digest(TpmVersion hardware, const DeepQuoteClaims& claims);
 /// Of the vTPM's endorsement key, DER SubjectPublicKeyInfo.
 [[nodiscard]] Result<Bytes> endorsement_digest(ByteView spki);
+/// The same, of a TPM 1.2's TPM_PUBKEY. Errc::protocol.
+[[nodiscard]] Result<Bytes> endorsement_digest_12(ByteView pubkey);
 /// Of the vTPM's PCRs, in the order given.
 [[nodiscard]] Result<Bytes> pcrs_digest(const std::vector<hwtpm::PcrValue>& pcrs);
 

@@ -268,8 +268,10 @@ class FakeManager final : public proto::ManagerClient {
         gone = true;
         co_return Result<void>{};
     }
-    Task<Result<proto::QuoteReply>> quote(proto::QuoteRequest) override {
-        co_return make_error(Errc::unsupported, "fake: none");
+    Task<Result<proto::QuoteReply>> quote(proto::QuoteRequest request) override {
+        quotes_asked.push_back(std::move(request));
+        co_await points_.pass();
+        co_return quote_reply;
     }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
     void close() override {}
@@ -278,6 +280,8 @@ class FakeManager final : public proto::ManagerClient {
     std::optional<Error> hello_error;
     std::uint64_t record = 0; ///< the save whose key is durable at the manager
     std::vector<std::uint64_t> offered;
+    std::vector<proto::QuoteRequest> quotes_asked;
+    Result<proto::QuoteReply> quote_reply = make_error(Errc::unsupported, "fake: none");
     bool gone = false; ///< handed over
     Fault fault = Fault::none;
 

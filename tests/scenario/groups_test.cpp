@@ -241,11 +241,16 @@ TEST_SUITE("groups") {
             CHECK(third.quote(request)->attested == digest_for(host, 3, 2, request));
             CHECK(third.quote(request)->signature != shown.signature);
 
+            host.m.tpm.banks = {host.bank};
+            proto::QuoteRequest best = request;
+            best.selections.front().bank = 0;
+            CHECK(first.quote(best).value() == shown);
+
             proto::QuoteRequest fresh = request;
             fresh.nonce.back() ^= std::byte{1};
             CHECK(first.quote(fresh)->attested == digest_for(host, 1, 1, fresh));
             CHECK(first.quote(fresh)->attested != shown.attested);
-            CHECK(host.service->counters().of(Request::quote).done == 7);
+            CHECK(host.service->counters().of(Request::quote).done == 8);
         }
     }
 

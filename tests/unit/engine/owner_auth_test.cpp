@@ -2,8 +2,8 @@
 // authorisation of every answer for itself.
 #include "engine/owner_auth.hpp"
 #include "hwtpm/device.hpp"
-#include "hwtpm/tpm12_client.hpp"
 #include "support.hpp"
+#include "tpm12_owner.hpp"
 
 #include <variant>
 
@@ -74,42 +74,12 @@ class Salted final : public Engine {
     Bytes salt_;
 };
 
-const hwtpm::Digest12 owner_secret = [] {
-    hwtpm::Digest12 d{};
-    d.fill(std::byte{0x5a});
-    return d;
-}();
-
 constexpr std::uint32_t authfail = 1;            // Main part 2 section 16
 constexpr std::uint32_t invalid_authhandle = 34; // TPM_INVALID_AUTHHANDLE
 constexpr std::uint16_t et_owner = 2;            // TPM_ET_OWNER, section 4.3
 constexpr std::uint32_t kh_owner = 0x40000001;   // section 4.4.1
 constexpr std::uint16_t et_srk = 4;
 constexpr std::uint32_t kh_srk = 0x40000000;
-
-void put_rsa(WireWriter& w) { w.be32(1).be16(3).be16(1).be32(12).be32(2048).be32(2).be32(0); }
-
-/// Makes the endorsement key and takes ownership; SRK authorisation is zeros.
-Bytes take_ownership(hwtpm::Tpm12Client& client) {
-    WireWriter ek;
-    ek.zeros(20);
-    put_rsa(ek);
-    auto made =
-        client.run({.ordinal = tpm::ord::create_endorsement_key_pair, .parameters = ek.view(), .name = "making an EK"});
-    REQUIRE(made);
-    const Bytes pubkey(made->begin(), made->end() - 20); // then a checksum
-    const Bytes modulus(pubkey.end() - 256, pubkey.end());
-    const Bytes owner = hwtpm::encrypt_for_endorsement_key(modulus, owner_secret).value();
-    const Bytes srk = hwtpm::encrypt_for_endorsement_key(modulus, hwtpm::Digest12{}).value();
-    WireWriter w;
-    w.be16(5).be32(256).bytes(owner).be32(256).bytes(srk); // TPM_PID_OWNER
-    w.be32(0x01010000).be16(0x11).be32(0).u8(1).be32(1).be16(3).be16(1).be32(12).be32(2048).be32(2).be32(0);
-    w.be32(0).be32(0).be32(0);
-    auto session = client.oiap(SecretBytes(owner_secret)).value();
-    REQUIRE(client.run({.ordinal = tpm::ord::take_ownership, .parameters = w.view(), .name = "taking ownership"},
-                       std::span(&session, 1)));
-    return pubkey;
-}
 
 Result<Bytes> ask(hwtpm::Tpm12Client& client, hwtpm::Session12 session, std::string_view what) {
     return client.run({.ordinal = tpm::ord::vendor_deep_quote, .parameters = as_bytes(what), .name = "asking"},
@@ -126,11 +96,12 @@ TEST_SUITE("engine") {
         hwtpm::Tpm12Client client(vtpm);
 
         // No owner yet: there is no secret that fits.
-        auto early = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "early");
+        auto early = ask(client, client.oiap(SecretBytes(owner_secret())).value(), "early");
         REQUIRE(!early);
         CHECK(early.error().detail != 0);
 
-        const Bytes pubkey = take_ownership(client);
+        const Bytes pubkey = make_endorsement_key(client);
+        take_ownership(client, pubkey);
 
         // One vTPM for all: it takes two RSA keys to make. What it counts as guesses comes last.
         {
@@ -150,20 +121,20 @@ TEST_SUITE("engine") {
         }
         {
             INFO("OIAP");
-            auto answer = ask(client, client.oiap(SecretBytes(owner_secret)).value(), "deep");
+            auto answer = ask(client, client.oiap(SecretBytes(owner_secret())).value(), "deep");
             REQUIRE(answer);
             CHECK(*answer == to_bytes(as_bytes("deep")));
             CHECK(vtpm.endorsement_key == pubkey);
         }
         {
             INFO("OSAP of the owner");
-            auto answer = ask(client, client.osap(et_owner, kh_owner, SecretBytes(owner_secret)).value(), "deep");
+            auto answer = ask(client, client.osap(et_owner, kh_owner, SecretBytes(owner_secret())).value(), "deep");
             REQUIRE(answer);
             CHECK(*answer == to_bytes(as_bytes("deep")));
         }
         {
             INFO("a session that was used up, or never was, is refused");
-            hwtpm::Session12 session = client.oiap(SecretBytes(owner_secret)).value();
+            hwtpm::Session12 session = client.oiap(SecretBytes(owner_secret())).value();
             hwtpm::Session12 replay;
             replay.handle = session.handle;
             replay.nonce_even = session.nonce_even;
@@ -188,7 +159,7 @@ TEST_SUITE("engine") {
             CHECK(refused.error().detail == authfail);
             hwtpm::Session12 gone;
             gone.handle = handle;
-            gone.key = SecretBytes(owner_secret);
+            gone.key = SecretBytes(owner_secret());
             auto again = ask(client, std::move(gone), "deep");
             REQUIRE(!again);
             CHECK(again.error().detail == invalid_authhandle);
@@ -205,7 +176,7 @@ TEST_SUITE("engine") {
             REQUIRE(!refused);
             CHECK(refused.error().detail == authfail);
             // In front of a true session the same bytes do no harm.
-            hwtpm::Session12 owner = client.oiap(SecretBytes(owner_secret)).value();
+            hwtpm::Session12 owner = client.oiap(SecretBytes(owner_secret())).value();
             session.be32(owner.handle).be16(2).zeros(2).bytes(owner.nonce_even).zeros(tpm::sha1_size);
             Salted harmless(*vtpm.engine, session.take());
             vtpm.asked = &harmless;

@@ -182,6 +182,10 @@ TEST_SUITE("proto") {
             CHECK(status_in(parse_request(encode_quote(r))) == 3);
         };
         CHECK(check(quote_request()));
+        QuoteRequest best = quote_request();
+        best.selections = {{.bank = 0, .pcrs = 1}};
+        CHECK(check(best));
+        refused([](QuoteRequest& r) { r.selections[0].bank = 0; }); // not alone
         refused([](QuoteRequest& r) { r.form = static_cast<QuoteForm>(0); });
         refused([](QuoteRequest& r) { r.form = static_cast<QuoteForm>(2); });
         refused([](QuoteRequest& r) { r.nonce.clear(); });
