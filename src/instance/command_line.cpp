@@ -15,6 +15,8 @@ constexpr OptionSpec specs[] = {
     {"state", "PATH", "the vTPM's image, a file or block device (default /var/lib/vtpmd/UUID.img)"},
     {"create", "", "make a fresh TPM if this UUID never had one; existing state is never replaced"},
     {"tpm-version", "VERSION", "1.2 or 2.0, recorded at creation (default 2.0)"},
+    {"pcr-banks", "LIST",
+     "the PCR banks of a TPM 2.0 that is made: any of sha1, sha256, sha384, sha512 (default sha256,sha384)"},
     {"guest", "ENDPOINT",
      "socket:unix:PATH (control at PATH.ctrl), socket:tcp:[127.0.0.1:]PORT (control at PORT+1), qemu:PATH (the control "
      "channel of QEMU's tpm-emulator) or xen:DOMID[/HANDLE]; repeatable (default socket:unix:/run/vtpmd/UUID.sock)",
@@ -60,6 +62,14 @@ Result<void> parse_identity(const CommandLine& line, InstanceOptions& out) {
             return make_error(Errc::usage, "--tpm-version={}: expected 1.2 or 2.0", printable(*version));
         }
         out.tpm_version = *version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20;
+    }
+    if (auto list = line.get("pcr-banks")) {
+        auto banks = parse_pcr_banks(*list);
+        if (!banks) {
+            return banks.error();
+        }
+        out.pcr_banks = std::move(*banks);
+        out.pcr_banks_of_this = !line.is_from_file("pcr-banks");
     }
     return {};
 }

@@ -224,8 +224,8 @@ Task<Result<void>> Instance::start(EngineState state) {
         retire(state); // stored registers are resumed only where that is asked for
         must_save = true;
     }
-    if (state.permanent.empty() && version() == TpmVersion::tpm12) {
-        auto made = co_await manufacture_tpm12(engine_, worker_);
+    if (state.permanent.empty() && (version() == TpmVersion::tpm12 || !config_.pcr_banks.empty())) {
+        auto made = co_await manufacture(engine_, worker_, config_.pcr_banks);
         if (!made) {
             co_return std::move(made).error();
         }

@@ -9,7 +9,14 @@ namespace vtpmd::instance {
 
 namespace {
 constexpr unsigned pcr_limit = 23;
-}
+
+constexpr std::pair<std::string_view, std::uint16_t> bank_names[] = {
+    {"sha1", tpm::alg::sha1},
+    {"sha256", tpm::alg::sha256},
+    {"sha384", tpm::alg::sha384},
+    {"sha512", tpm::alg::sha512},
+};
+} // namespace
 
 Result<Startup> parse_startup(std::string_view text) {
     if (text == "clear") {
@@ -52,6 +59,26 @@ Result<std::vector<unsigned>> parse_pcr_list(std::string_view text) {
         }
     }
     return std::vector<unsigned>(pcrs.begin(), pcrs.end());
+}
+
+Result<std::vector<std::uint16_t>> parse_pcr_banks(std::string_view text) {
+    std::vector<std::uint16_t> banks;
+    for (std::string_view part : split(text, ',')) {
+        const auto* found = std::find_if(std::begin(bank_names), std::end(bank_names),
+                                         [part](const auto& named) { return named.first == part; });
+        if (found == std::end(bank_names)) {
+            return make_error(
+                Errc::usage,
+                "--pcr-banks={}: '{}' is no PCR bank; a list of sha1, sha256, sha384 and sha512 is needed, "
+                "such as sha256,sha384",
+                printable(text), printable(part));
+        }
+        if (std::find(banks.begin(), banks.end(), found->second) != banks.end()) {
+            return make_error(Errc::usage, "--pcr-banks={}: {} is there twice", printable(text), part);
+        }
+        banks.push_back(found->second);
+    }
+    return banks;
 }
 
 Result<ManagerAddress> parse_manager_address(std::string_view text) {

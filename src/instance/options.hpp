@@ -3,6 +3,7 @@
 
 #include "guest/endpoint.hpp"
 #include "guest/locality_policy.hpp"
+#include "tpm/codes.hpp"
 #include "tpm/version.hpp"
 #include "util/fd.hpp"
 #include "util/uuid.hpp"
@@ -24,6 +25,9 @@ enum class Startup { clear, save, deactivated, none, wait };
 /// "all" (0-23), "none", or a list of indices and ranges: "5,12-16". Ascending, each once; Errc::usage otherwise.
 [[nodiscard]] Result<std::vector<unsigned>> parse_pcr_list(std::string_view text);
 
+/// A list of hash algorithms, each once, as swtpm_setup's --pcr-banks: "sha1,sha256" (TPM_ALG_IDs, in that order). Errc::usage.
+[[nodiscard]] Result<std::vector<std::uint16_t>> parse_pcr_banks(std::string_view text);
+
 /// Where the manager is: an inherited connected socket first, if there is one, then a path.
 struct ManagerAddress {
     std::optional<int> inherited_fd;         ///< "fd:N": used once; when it breaks, the path is tried
@@ -41,6 +45,10 @@ struct InstanceOptions {
     bool create = false;
     /// Not given: as the image says; 2.0 for a new one. Given and different from the image's: refused.
     std::optional<TpmVersion> tpm_version;
+    /// PCR banks (TPM_ALG_ID) that a new TPM 2.0 has.
+    std::vector<std::uint16_t> pcr_banks{tpm::alg::sha256, tpm::alg::sha384};
+    bool pcr_banks_of_this =
+        false; ///< asked for this vTPM: a TPM 1.2 refuses it. A configuration file's are every TPM 2.0's
     std::vector<guest::Endpoint> guests; ///< empty: default_endpoint(uuid)
     Startup startup = Startup::clear;    ///< not given: wait if every guest is a device model, else clear
     std::vector<unsigned> hwinitpcrs;

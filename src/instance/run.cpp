@@ -88,8 +88,14 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     if (!engine) {
         co_return std::move(engine).error();
     }
-    InstanceConfig config{options.uuid,           options.startup,  options.hwinitpcrs, options.maintenance_commands,
-                          options.allow_rollback, options.incoming, stop_patience};
+    InstanceConfig config{.uuid = options.uuid,
+                          .startup = options.startup,
+                          .hwinitpcrs = options.hwinitpcrs,
+                          .maintenance_commands = options.maintenance_commands,
+                          .pcr_banks = options.pcr_banks,
+                          .allow_rollback = options.allow_rollback,
+                          .incoming = options.incoming,
+                          .stop_patience = stop_patience};
     InstanceParts parts{
         deps.executor, **engine, *opened->image, *manager, deps.clock, deps.log, [&deps] { deps.stop.request(); }, {}};
     if (!options.incoming_path.empty()) {
@@ -146,6 +152,12 @@ Task<Result<void>> run_with_guests(InstanceOptions& options, RuntimeDeps deps, X
     if (options.startup == Startup::deactivated && found->version == TpmVersion::tpm20) {
         co_return make_error(Errc::usage,
                              "--startup=deactivated: a TPM 2.0 has no such start; clear or save is possible");
+    }
+    if (options.pcr_banks_of_this && found->version == TpmVersion::tpm12) {
+        co_return make_error(Errc::usage,
+                             "--pcr-banks: vTPM {} is a TPM 1.2, which has the SHA-1 bank only; leave the "
+                             "option out",
+                             options.uuid);
     }
     auto opened = co_await guests.open(options);
     if (!opened) {

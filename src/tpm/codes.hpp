@@ -101,6 +101,7 @@ inline constexpr std::uint32_t change_eps = 0x124;
 inline constexpr std::uint32_t change_pps = 0x125;
 inline constexpr std::uint32_t clear = 0x126;
 inline constexpr std::uint32_t nv_define_space = 0x12A;
+inline constexpr std::uint32_t pcr_allocate = 0x12B;
 inline constexpr std::uint32_t create_primary = 0x131;
 inline constexpr std::uint32_t get_command_audit_digest = 0x133;
 inline constexpr std::uint32_t nv_increment = 0x134;

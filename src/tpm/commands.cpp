@@ -27,6 +27,9 @@ Bytes finish(WireWriter& w) {
     return w.take();
 }
 
+/// One TPMS_AUTH_COMMAND: TPM_RS_PW, no nonce, no attributes, the empty password.
+void write_empty_password(WireWriter& w) { w.be32(9).be32(rh::pw).be16(0).u8(0).be16(0); }
+
 void write_banks(WireWriter& w, std::span<const PcrBank> banks) {
     w.be32(static_cast<std::uint32_t>(banks.size()));
     for (const PcrBank& b : banks) {
@@ -178,8 +181,7 @@ Result<Sha1Digest> parse_pcr_value(ByteView response) {
 Bytes pcr_extend_command(unsigned pcr, std::span<const HashValue> values) {
     WireWriter w = begin(st_sessions, cc::pcr_extend);
     w.be32(pcr);
-    // One TPMS_AUTH_COMMAND: TPM_RS_PW, no nonce, no attributes, the empty password.
-    w.be32(9).be32(rh::pw).be16(0).u8(0).be16(0);
+    write_empty_password(w);
     w.be32(static_cast<std::uint32_t>(values.size()));
     for (const HashValue& v : values) {
         w.be16(v.alg).bytes(v.digest);
@@ -244,6 +246,35 @@ Result<std::vector<PcrBank>> parse_capability_pcrs(ByteView response) {
         return malformed(what, response);
     }
     return out;
+}
+
+Bytes pcr_allocate_command(std::span<const PcrBank> banks) {
+    WireWriter w = begin(st_sessions, cc::pcr_allocate);
+    w.be32(rh::platform);
+    write_empty_password(w);
+    write_banks(w, banks);
+    return finish(w);
+}
+
+Result<bool> parse_pcr_allocate(ByteView response) {
+    constexpr std::string_view what = "choosing the PCR banks";
+    auto r = body(response, what);
+    if (!r) {
+        return r.error();
+    }
+    r->be32(); // parameterSize
+    const bool done = r->u8() != 0;
+    r->be32(); // maxPCR
+    r->be32(); // sizeNeeded
+    r->be32(); // sizeAvailable
+    // One TPMS_AUTH_RESPONSE of a password session: no nonce, the attributes, no digest.
+    r->be16();
+    r->u8();
+    r->be16();
+    if (!r->expect_end()) {
+        return malformed(what, response);
+    }
+    return done;
 }
 
 } // namespace vtpmd::tpm

@@ -72,6 +72,11 @@ struct PcrReadReply {
 [[nodiscard]] Bytes get_capability_pcrs_command();
 [[nodiscard]] Result<std::vector<PcrBank>> parse_capability_pcrs(ByteView response);
 
+/// TPM2_PCR_Allocate with the platform's empty password, Library part 3 section 22.5: every bank that is named has just these
+/// PCRs from the next start on. False: the TPM has no room for it, and nothing changed.
+[[nodiscard]] Bytes pcr_allocate_command(std::span<const PcrBank> banks);
+[[nodiscard]] Result<bool> parse_pcr_allocate(ByteView response);
+
 /// Success, or Errc::tpm with the return code in `detail` and `what` in the message, or Errc::protocol.
 [[nodiscard]] Result<void> check_response(ByteView response, std::string_view what);
 

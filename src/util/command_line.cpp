@@ -132,7 +132,9 @@ Result<CommandLine> CommandLine::parse(const Source& source) {
             return file.error();
         }
         for (auto& [name, values] : *file) {
-            out.values_.try_emplace(name, std::move(values));
+            if (out.values_.try_emplace(name, std::move(values)).second) {
+                out.from_file_.insert(name);
+            }
         }
     }
     return out;
@@ -156,6 +158,8 @@ std::vector<std::string> CommandLine::all(std::string_view name) const {
     auto it = values_.find(name);
     return it == values_.end() ? std::vector<std::string>{} : it->second;
 }
+
+bool CommandLine::is_from_file(std::string_view name) const { return from_file_.contains(name); }
 
 Result<bool> CommandLine::flag(std::string_view name) const {
     static constexpr std::string_view on[] = {"true", "yes", "1", "on"};

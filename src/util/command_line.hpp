@@ -8,6 +8,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,6 +38,8 @@ class CommandLine {
     [[nodiscard]] std::optional<std::string> get(std::string_view name) const;
     [[nodiscard]] std::string get_or(std::string_view name, std::string_view fallback) const;
     [[nodiscard]] std::vector<std::string> all(std::string_view name) const;
+    /// Whether what is said of it is the configuration file's, which speaks of all that read it, and not of this one.
+    [[nodiscard]] bool is_from_file(std::string_view name) const;
     /// A switch: present, or =true/yes/1/on; =false/no/0/off switches it off (over the file).
     [[nodiscard]] Result<bool> flag(std::string_view name) const;
 
@@ -45,6 +48,7 @@ class CommandLine {
 
   private:
     std::map<std::string, std::vector<std::string>, std::less<>> values_;
+    std::set<std::string, std::less<>> from_file_;
 };
 
 } // namespace vtpmd

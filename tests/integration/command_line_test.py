@@ -115,6 +115,12 @@ class CommandLine(harness.Case):
         self.refused(self.instance(guest="socket:tcp:70000"), harness.EX_USAGE, "70000")
         self.refused(self.instance(guest="carrier-pigeon"), harness.EX_USAGE, "carrier-pigeon", "socket:unix")
         self.refused(self.instance(hwinitpcrs="5,99"), harness.EX_USAGE, "99|23")
+        self.refused(self.instance(pcr_banks="sha256,md5"), harness.EX_USAGE, "'md5'", "sha384")
+        self.refused(self.instance(pcr_banks="sha1,sha1"), harness.EX_USAGE, "twice")
+        self.refused(self.instance(tpm_version="1.2", pcr_banks="sha1"), harness.EX_USAGE, "is a TPM 1.2, which has the SHA-1 bank only")
+        with open(self.path("banks.conf"), "w") as f:  # speaks of TPMs 2.0; a wrong one is wrong all the same
+            f.write("pcr-banks = sha256,md5\n")
+        self.refused(self.instance(tpm_version="1.2", config=self.path("banks.conf")), harness.EX_USAGE, "'md5'")
         self.refused(self.instance(startup="warm"), harness.EX_USAGE, "warm", "clear")
         self.refused(self.instance(manager="tcp:1"), harness.EX_USAGE, "unix:")
         self.refused(self.manager(tpm="soft"), harness.EX_USAGE, "soft", "embedded")

@@ -120,7 +120,9 @@ class Control(harness.Case):
                 self.run_command("tpm2_pcrextend", "5:sha1=" + "ab" * 20 + ",sha256=" + "cd" * 32, env=env)
                 self.run_command("tpm2_pcrextend", "13:sha1=" + "ab" * 20 + ",sha256=" + "cd" * 32, env=env)
                 manager = harness.Manager(self, name=f"m{version}", tpm=root.driver).start(create=True)
-                instance = harness.Instance(self, manager, version=version, options=["--hwinitpcrs=5,12-16"]).start(create=True)
+                banks = ["--pcr-banks=sha1,sha256"] if version == "2.0" else []
+                instance = harness.Instance(self, manager, version=version,
+                                            options=["--hwinitpcrs=5,12-16", *banks]).start(create=True)
                 with instance.client() as guest:
                     if version == "2.0":
                         for pcr in (5, 13):

@@ -272,8 +272,8 @@ class Instance:
         if self.port:
             guests.append(f"--guest=socket:tcp:{self.port}")
         return [VTPMD, "--mode=instance", f"--uuid={self.uuid}", f"--manager=unix:{self.manager.socket}",
-                f"--state={self.image}", *(["--create"] if create else []), f"--tpm-version={self.version}", *guests,
-                *self.options]
+                f"--state={self.image}", *(["--create"] if create else []),
+                *([f"--tpm-version={self.version}"] if self.version else []), *guests, *self.options]
 
     def launch(self, create=False, **kw):
         self.process = self.case.spawn(self.name, *self.args(create), **kw)

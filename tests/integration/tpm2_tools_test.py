@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """tpm2-tools against a TPM 2.0 vTPM: what an owner does with a TPM, and all of it again after a restart."""
 import os
+import re
 
 import harness
 
@@ -68,6 +69,57 @@ class Tpm2Tools(harness.Case):
         self.assertNotEqual(status, 0, "unsealed with PCR 7 at its start value")
         self.tpm2("pcrextend", "7:sha256=" + "5a" * 32)
         self.everything_is_there(secret, steps=2)
+
+    def banks(self):
+        """The PCR banks that are active, each with all 24 PCRs."""
+        _, told = self.tpm2("getcap", "pcrs")
+        found = {name: pcrs.replace(",", " ").split() for name, pcrs in re.findall(r"- (\w+): \[([^]]*)\]", told)}
+        self.assertTrue(all(pcrs in ([], [str(n) for n in range(24)]) for pcrs in found.values()), told)
+        return {name for name, pcrs in found.items() if pcrs}
+
+    def test_pcr_banks(self):
+        """A new TPM has the banks that --pcr-banks names; what its guest makes of them later is the guest's."""
+        manager = harness.Manager(self).start(create=True)
+        for number, (option, expected) in enumerate(((None, {"sha256", "sha384"}), ("sha1,sha256,sha384", {"sha1", "sha256", "sha384"}),
+                                                     ("sha1,sha256,sha384,sha512", {"sha1", "sha256", "sha384", "sha512"}),
+                                                     ("sha512", {"sha512"}))):
+            with self.subTest(option=option):
+                options = [f"--pcr-banks={option}"] if option else []
+                instance = harness.Instance(self, manager, name=f"i{number}", tcp=True, options=options).start(create=True)
+                self.tcti = instance.tcti
+                self.assertEqual(self.banks(), expected)
+                bank = sorted(expected)[-1]
+                self.tpm2("pcrextend", f"16:{bank}=" + "5a" * (int(bank[3:]) // 8 if bank != "sha1" else 20))
+                instance.process.terminate()
+
+        # TPM2_PCR_Allocate counts from the next power cycle on, and stays, whatever the option says then.
+        instance = harness.Instance(self, manager, name="changed", tcp=True).start(create=True)
+        self.tcti = instance.tcti
+        self.tpm2("pcrallocate", "sha1:all+sha256:all+sha384:none+sha512:none")
+        self.assertEqual(self.banks(), {"sha256", "sha384"})
+        for options in ([], ["--pcr-banks=sha512"]):
+            instance.process.terminate()
+            instance.options = options
+            instance.start()
+            self.assertEqual(self.banks(), {"sha1", "sha256"})
+
+    def test_pcr_banks_of_a_tpm12(self):
+        """A TPM 1.2 refuses the option, also if only its image says what it is; a configuration file speaks of TPMs 2.0."""
+        manager = harness.Manager(self).start(create=True)
+        config = self.path("instance.conf")
+        with open(config, "w") as f:
+            f.write("pcr-banks = sha512\n")
+        instance = harness.Instance(self, manager, name="old", version="1.2", options=[f"--config={config}"]).start(create=True)
+        instance.process.terminate()
+        instance.version = None
+        instance.start()
+        instance.process.terminate()
+        instance.options = ["--pcr-banks=sha1"]
+        self.assertEqual(instance.launch().wait(), harness.EX_USAGE)
+        self.assertIn("is a TPM 1.2, which has the SHA-1 bank only", instance.process.log())
+        instance = harness.Instance(self, manager, name="new", tcp=True, options=[f"--config={config}"]).start(create=True)
+        self.tcti = instance.tcti
+        self.assertEqual(self.banks(), {"sha512"})
 
     def everything_is_there(self, secret, steps):
         _, handles = self.tpm2("getcap", "handles-persistent")

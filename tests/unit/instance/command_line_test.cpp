@@ -29,6 +29,14 @@ TEST_SUITE("instance") {
         CHECK_FALSE(o->create);
         CHECK_FALSE(o->maintenance_commands);
         CHECK(o->startup == Startup::clear);
+        CHECK(o->pcr_banks == std::vector<std::uint16_t>{0x0B, 0x0C});
+    }
+    TEST_CASE("command line: PCR banks are a TPM 2.0's") {
+        const std::string name = std::string("--uuid=") + uuid;
+        CHECK(parse({name, "--pcr-banks=sha1,sha256"})->pcr_banks == std::vector<std::uint16_t>{0x04, 0x0B});
+        CHECK(parse({name, "--tpm-version=2.0", "--pcr-banks=sha1"})->pcr_banks == std::vector<std::uint16_t>{0x04});
+        CHECK_FALSE(parse({name})->pcr_banks_of_this);
+        CHECK(parse({name, "--pcr-banks=sha1"})->pcr_banks_of_this);
     }
     TEST_CASE("command line: everything, and the old spellings") {
         auto o = parse({std::string("--uuid=") + uuid, "--manager=unix:/m", "--state=/s", "--create",
@@ -48,7 +56,7 @@ TEST_SUITE("instance") {
         CHECK(parse({}).error().message.find("--uuid") != std::string::npos);
         for (const char* bad :
              {"--uuid=x", "--tpm-version=3", "--guest=pigeon", "--guest=socket:tcp:0", "--startup=later",
-              "--hwinitpcrs=24", "--maintcmds=2", "--manager=tcp:1", "--nonsense"}) {
+              "--hwinitpcrs=24", "--pcr-banks=md5", "--maintcmds=2", "--manager=tcp:1", "--nonsense"}) {
             CAPTURE(bad);
             auto o =
                 std::string(bad).starts_with("--uuid") ? parse({bad}) : parse({std::string("--uuid=") + uuid, bad});

@@ -19,6 +19,17 @@ TEST_SUITE("instance") {
         }
     }
 
+    TEST_CASE("PCR banks") {
+        CHECK(*parse_pcr_banks("sha256") == std::vector<std::uint16_t>{0x0B});
+        CHECK(*parse_pcr_banks("sha512,sha1,sha384,sha256") == std::vector<std::uint16_t>{0x0D, 0x04, 0x0C, 0x0B});
+        for (const char* bad : {"", ",", "sha256,", "SHA256", "sha256 ,sha1", "sm3", "sha256,sha256", "0x0b", "none"}) {
+            CAPTURE(bad);
+            REQUIRE_FALSE(parse_pcr_banks(bad));
+            CHECK(parse_pcr_banks(bad).error().code == Errc::usage);
+            CHECK(parse_pcr_banks(bad).error().message.find("--pcr-banks") != std::string::npos);
+        }
+    }
+
     TEST_CASE("manager addresses") {
         CHECK(*parse_manager_address("unix:/run/m.sock") == ManagerAddress{std::nullopt, "/run/m.sock"});
         CHECK(*parse_manager_address("fd:5") == ManagerAddress{5, ""});

@@ -79,6 +79,20 @@ TEST_SUITE("tpm") {
                                                     "00000002 0004" +
                                                     std::string(40, '0') + "000b" + std::string(64, '0')));
     }
+    TEST_CASE("commands: TPM 2.0 PCR allocation, golden and back") {
+        const std::vector<PcrBank> banks{{alg::sha1, 0}, {alg::sha256, 0xFFFFFF}};
+        CHECK(pcr_allocate_command(banks) == hex("8002 0000002b 0000012b 4000000c 00000009 40000009 0000 00 0000"
+                                                 "00000002 0004 03 000000 000b 03 ffffff"));
+        const Bytes r = hex("8002 00000020 00000000 0000000d 01 00000018 00000380 00000780 0000 01 0000");
+        CHECK(parse_pcr_allocate(r).value());
+        Bytes refused = r;
+        refused[14] = std::byte{0};
+        CHECK_FALSE(parse_pcr_allocate(refused).value());
+        for (std::size_t n = 0; n < r.size(); ++n) {
+            CAPTURE(n);
+            CHECK_FALSE(parse_pcr_allocate(ByteView(r).first(n)).has_value());
+        }
+    }
     TEST_CASE("commands: TPM 2.0 PCR read, golden and back") {
         const std::vector<PcrBank> banks{{alg::sha1, 1}, {alg::sha256, 0x810001}};
         CHECK(pcr_read_command(banks) == hex("8001 0000001a 0000017e 00000002 0004 03 010000 000b 03 010081"));

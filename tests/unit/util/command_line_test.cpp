@@ -99,6 +99,9 @@ TEST_SUITE("util") {
         CHECK(c->flag("create").value());
         CHECK(parse({}, file.path)->get("store") == "/from/file");
         CHECK(parse({"--create=no"}, file.path)->flag("create").value() == false);
+        CHECK(c->is_from_file("store"));
+        CHECK_FALSE(c->is_from_file("guest"));
+        CHECK_FALSE(c->is_from_file("help"));
     }
     TEST_CASE("command line: a bad configuration file is named") {
         TempFile file("nonsense = 1\n");
