@@ -375,10 +375,12 @@ Task<Result<void>> Instance::do_init(Turn turn) {
         committer_.keep_unconfirmed(SecretBytes(handover_token(set_)));
     }
     auto on = co_await power_on(held_, replaced_); // registers that were stored are used up by this
-    if (on && !committer_.unconfirmed().empty()) {
-        on = co_await confirm();
+    if (!committer_.unconfirmed().empty()) {
+        if (on) {
+            on = co_await confirm();
+        }
         if (!on) {
-            engine_.power_off();
+            engine_.power_off(); // also where it only could not be saved: the other host may run it
         }
     }
     if (engine_.running()) {

@@ -204,11 +204,15 @@ class Handover(harness.Case):
         with self.dest.control() as control:
             control.sock.settimeout(3 * harness.PATIENCE)  # the instance waits for its manager, within bounds
             self.assertNotEqual(control.call(control.INIT, struct.pack(">I", 1))[0], 0)
-        self.assert_stayed_without_dest()
-
-    def assert_stayed_without_dest(self):
         self.assertTrue(self.runs(self.source))
-        self.dest.process.kill()
+
+    def test_a_state_that_could_not_be_saved_does_not_run_later(self):
+        """The new host's manager was away at INIT and comes back: the source was not asked, so the TPM stays off."""
+        self.test_the_new_hosts_manager_is_away()
+        self.there.manager.start()
+        self.assertFalse(self.runs(self.dest))
+        self.assertNotEqual(self.init(self.dest, 1), 0)
+        self.assert_stayed()
 
     def test_the_new_host_dies_before_it_asked(self):
         """It has the state on its disk, but not to run: neither then nor after a restart."""

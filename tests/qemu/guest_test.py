@@ -122,8 +122,15 @@ class Guest(machine.Case):
         self.assertEqual(client.pcr_read12(12), bytes(20))
         self.assertEqual([client.pcr_read12(n) for n in range(8)], measured)
         self.assertEqual(client.nv_read12(DATA12, 8), b"kept....")
+        client.nv_write12(DATA12, b"later...")
+        client.extend12(12, b"\x01" * 20)
         box.power_off()
         self.assertEqual(self.vtpm.process.wait(), 0)
+        self.vtpm.start()
+        client = box.power_on().guest.tpm()
+        self.assertEqual(client.nv_read12(DATA12, 8), b"later...")
+        self.assertEqual(client.pcr_read12(12), bytes(20))
+        self.assertEqual([client.pcr_read12(n) for n in range(8)], measured)
 
 
 if __name__ == "__main__":

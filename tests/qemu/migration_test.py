@@ -2,6 +2,8 @@
 """A running Linux guest moves from one QEMU to another, its vTPM from one vtpmd to another with another root of trust, while the
 guest extends PCRs and writes NV all along; after migrations that were broken at each step, each of which the source survives."""
 import base64
+import os
+import signal
 import socket
 import struct
 import threading
@@ -80,7 +82,7 @@ class Cable:
 class Migration(machine.Case):
     def begin(self):
         self.here = harness.Manager(self, name="here").start(create=True)
-        self.there = harness.Manager(self, name="there").start(create=True)
+        self.new_manager("there")
         self.take = self.path("take")
         self.source = machine.Vtpm(self, self.here, name="source", options=[f"--handover=unix:{self.take}"]).start(create=True)
         self.a = machine.Machine(self, self.source, "crb", "a").power_on()
@@ -93,6 +95,21 @@ class Migration(machine.Case):
         text = base64.b64encode(script.encode()).decode()
         self.a.guest.sh(f"echo {text} | base64 -d >/run/load.sh; setsid sh /run/load.sh >/dev/null 2>&1 </dev/null & "
                         "await 60 '[ -s /run/extended ]'", seconds=70)
+
+    def new_manager(self, name):
+        """Another host's."""
+        self.api = self.path(f"{name}.api")
+        self.there = harness.Manager(self, name=name, options=["--auto-create", f"--api=unix:{self.api}"]).start(create=True)
+
+    def delete_there(self):
+        """The new host's operator deletes the vTPM, just before its state comes: the manager refuses to keep it."""
+        self.dest.process.popen.send_signal(signal.SIGSTOP)  # a vTPM that is open cannot be deleted
+        self.there.process.kill()
+        self.there.start()
+        with harness.connect(self.api) as sock, sock.makefile("rb") as answer:
+            sock.sendall(f"DELETE /v1/vtpms/{self.source.uuid} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            self.assertRegex(answer.readline().decode(), r"^HTTP/1\.1 2\d\d ")
+        self.dest.process.popen.send_signal(signal.SIGCONT)
 
     def prepare_target(self, take=None):
         self.dest = machine.Vtpm(self, self.there, uuid=self.source.uuid, name="dest",
@@ -150,6 +167,10 @@ class Migration(machine.Case):
         self.broken("new host cannot ask", lambda: None, take=self.path("nowhere"))
         self.broken("new host's manager gone", lambda: self.there.process.kill())
         self.there.start()
+        self.broken("new host's manager refuses", self.delete_there)
+        self.assertIn("deleted", self.dest.process.log())
+        self.new_manager("elsewhere")
+        os.unlink(self.dest.image)
         self.prepare_target()
         self.assertEqual(self.migrate(), "completed")
         self.b.attach()
