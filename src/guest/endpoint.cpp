@@ -9,7 +9,7 @@ namespace vtpmd::guest {
 
 namespace {
 
-constexpr std::string_view kinds = "socket:unix:PATH, socket:tcp:PORT, qemu:PATH, xen:DOMID[/HANDLE]";
+constexpr std::string_view kinds = "socket:unix:PATH, socket:tcp:PORT, qemu:PATH, xen:DOMID[/HANDLE], vtpmx";
 constexpr std::size_t path_limit = sizeof(sockaddr_un::sun_path) - 1;
 constexpr std::uint16_t domid_limit = 0x7FEF; // DOMID_FIRST_RESERVED - 1, xen/xen.h
 
@@ -91,8 +91,7 @@ Result<Endpoint> parse_endpoint(std::string_view text) {
         return parse_qemu(*rest);
     }
     if (text == "vtpmx") {
-        return make_error(Errc::unsupported, "--guest={}: this version does not offer it yet; possible are {}", text,
-                          kinds);
+        return Endpoint(VtpmxEndpoint{});
     }
     return make_error(Errc::usage, "--guest={}: not an endpoint; possible are {}", text, kinds);
 }
@@ -106,6 +105,9 @@ std::string to_string(const Endpoint& endpoint) {
     }
     if (const auto* q = std::get_if<QemuEndpoint>(&endpoint)) {
         return "qemu:" + q->path;
+    }
+    if (std::holds_alternative<VtpmxEndpoint>(endpoint)) {
+        return "vtpmx";
     }
     const auto& x = std::get<XenEndpoint>(endpoint);
     return fmt::format("xen:{}/{}", x.domid, x.handle);

@@ -38,10 +38,14 @@ struct XenEndpoint {
     friend bool operator==(const XenEndpoint&, const XenEndpoint&) = default;
 };
 
-using Endpoint = std::variant<UnixEndpoint, TcpEndpoint, QemuEndpoint, XenEndpoint>;
+/// vtpmx. The host's kernel: a /dev/tpmN.
+struct VtpmxEndpoint {
+    friend bool operator==(const VtpmxEndpoint&, const VtpmxEndpoint&) = default;
+};
 
-/// Errc::usage with what is wrong and what is possible; Errc::unsupported for kinds that this program does not have
-/// yet.
+using Endpoint = std::variant<UnixEndpoint, TcpEndpoint, QemuEndpoint, XenEndpoint, VtpmxEndpoint>;
+
+/// Errc::usage with what is wrong and what is possible.
 [[nodiscard]] Result<Endpoint> parse_endpoint(std::string_view text);
 [[nodiscard]] std::string to_string(const Endpoint& endpoint);
 

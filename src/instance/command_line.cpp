@@ -19,7 +19,8 @@ constexpr OptionSpec specs[] = {
      "the PCR banks of a TPM 2.0 that is made: any of sha1, sha256, sha384, sha512 (default sha256,sha384)"},
     {"guest", "ENDPOINT",
      "socket:unix:PATH (control at PATH.ctrl), socket:tcp:[127.0.0.1:]PORT (control at PORT+1), qemu:PATH (the control "
-     "channel of QEMU's tpm-emulator) or xen:DOMID[/HANDLE]; repeatable (default socket:unix:/run/vtpmd/UUID.sock)",
+     "channel of QEMU's tpm-emulator), xen:DOMID[/HANDLE] or vtpmx (a /dev/tpmN of this host); repeatable (default "
+     "socket:unix:/run/vtpmd/UUID.sock)",
      true},
     {"locality-policy", "SUBJECT=LIST",
      "localities that a Xen guest may use: dom:N, label:XSM-LABEL or *, and a list such as 0,2-3; repeatable, the "

@@ -54,7 +54,12 @@ Task<Result<void>> Guests::open(InstanceOptions& options) {
         }
     }
     for (const guest::Endpoint& endpoint : options.guests) {
-        if (!std::holds_alternative<guest::XenEndpoint>(endpoint)) {
+        if (std::holds_alternative<guest::VtpmxEndpoint>(endpoint)) {
+            if (auto there = guest::check_vtpmx(guest::vtpmx_control); !there) {
+                co_return there;
+            }
+            ++proxies_wanted_;
+        } else if (!std::holds_alternative<guest::XenEndpoint>(endpoint)) {
             auto opened = co_await open_socket(options, endpoint);
             if (!opened) {
                 co_return in_context(std::move(opened).error(), "--guest=" + to_string(endpoint));
@@ -122,7 +127,7 @@ Task<> Guests::run_device(guest::XenGuest& device, std::string name) {
     } else {
         deps_.log.info("{}: the device is gone", name);
     }
-    if (devices_running_ == 0 && sockets_.empty()) {
+    if (devices_running_ == 0 && sockets_.empty() && proxies_wanted_ == 0) {
         deps_.stop.request();
     }
 }
@@ -141,6 +146,17 @@ void Guests::serve(guest::TpmService& service) {
     for (auto& device : devices_) {
         device->open(service);
     }
+    while (proxies_.size() < proxies_wanted_) {
+        proxies_.push_back(std::make_unique<guest::VtpmxGuest>(deps_.executor, guest::VtpmxOptions{}, service,
+                                                               deps_.clock, deps_.log));
+        proxies_.back()->start([this](Error e) {
+            deps_.log.error("{}", e.message);
+            if (outcome_) {
+                outcome_ = std::move(e);
+            }
+            deps_.stop.request();
+        });
+    }
 }
 
 Task<> Guests::stop(Clock::duration patience) {
@@ -148,6 +164,10 @@ Task<> Guests::stop(Clock::duration patience) {
     for (auto& server : servers_) {
         co_await server->stop(patience);
     }
+    for (auto& proxy : proxies_) {
+        co_await proxy->stop(patience);
+    }
+    proxies_.clear();
     servers_.clear(); // with the sockets' files
     sockets_.clear();
     co_await group_.join();

@@ -1,7 +1,8 @@
-// All the ways in for the guest of one instance, as --guest names them: listening sockets and Xen devices.
+// All the ways in for the guest of one instance, as --guest names them: listening sockets, Xen devices, the host's kernel.
 #pragma once
 
 #include "guest/socket_server.hpp"
+#include "guest/vtpmx_guest.hpp"
 #include "guest/xen_guest.hpp"
 #include "instance/options.hpp"
 #include "instance/xen_access.hpp"
@@ -29,7 +30,7 @@ class Guests {
     Task<> stop(Clock::duration patience);
 
     /// An instance that serves Xen devices only stops when the last of them is gone; an error if there never was such a
-    /// device.
+    /// device, or if the kernel does not take the TPM (vtpmx).
     [[nodiscard]] const Result<void>& outcome() const noexcept { return outcome_; }
     /// Whether a guest may come back for its registers (`xl restore`): one of its Xen devices has been there.
     [[nodiscard]] bool had_xen_guest() const noexcept { return had_xen_guest_; }
@@ -49,6 +50,8 @@ class Guests {
     std::vector<Socket> sockets_;
     bool terminate_ = false;
     std::vector<std::unique_ptr<guest::SocketServer>> servers_;
+    std::size_t proxies_wanted_ = 0;
+    std::vector<std::unique_ptr<guest::VtpmxGuest>> proxies_;
     std::vector<std::unique_ptr<guest::XenGuest>> devices_;
     std::size_t devices_running_ = 0;
     bool had_xen_guest_ = false;

@@ -210,6 +210,37 @@ class Guests(Host):
         self.assertEqual(guest.tpm(f"/dev/tpm{number}").pcr_read(16), tpm.extended(bytes(32), DIGEST + bytes(12)))
         self.destroyed_in_the_middle_of_a_command(guest, f"/dev/tpmrm{number}")
 
+    def host_device(self, log):
+        """The number of the /dev/tpmN that the kernel made last and keeps (it gives one up whose TPM it finds too slow)."""
+        last = f"$(sed -n 's|.*vtpmx (/dev/tpm\\([0-9]*\\)).*|\\1|p' {log} | tail -n 1)"
+        self.dom0.await_(f"[ -c /dev/tpmrm{last} ]", "the host's device")
+        return int(self.dom0.sh(f"echo {last}"))
+
+    def test_the_host_as_a_guest(self):
+        """--guest=vtpmx: dom0's kernel makes a TPM device of a vTPM."""
+        uuid = self.make_vtpm("2.0")
+        instance = lab.Daemon(self.dom0, "host", "--mode=instance", f"--uuid={uuid}", "--manager=unix:/run/vtpmd/manager.sock",
+                              f"--state=/mnt/vtpms/{uuid}.img", "--guest=vtpmx").launch()
+        self.assertEqual(instance.wait(), harness.EX_UNAVAILABLE, instance.log())
+        self.assertIn("modprobe tpm_vtpm_proxy", instance.log())
+        self.dom0.sh("insmod /lib/modules/tpm_vtpm_proxy.ko; await 10 '[ -c /dev/vtpmx ]'")
+        instance.start()
+        number = self.host_device(instance.log_path)
+        self.assertEqual(self.dom0.sh(f"cat /sys/class/tpm/tpm{number}/tpm_version_major").strip(), "2")
+        for device in (f"/dev/tpm{number}", f"/dev/tpmrm{number}"):
+            self.assertEqual(len(self.dom0.tpm(device).get_random(16)), 16)
+        client = self.dom0.tpm(f"/dev/tpm{number}")
+        client.pcr_extend(16, DIGEST + bytes(12))
+        client.nv_define(DATA20, 8)
+        client.nv_write(DATA20, b"hosted..")
+        instance.terminate()
+        self.dom0.await_(f"[ ! -e /dev/tpm{number} ]", "the end of the host's device")
+        instance.start()
+        client = self.dom0.tpm(f"/dev/tpm{self.host_device(instance.log_path)}")
+        self.assertEqual(client.nv_read(DATA20), b"hosted..")
+        self.assertEqual(client.pcr_read(16), bytes(32))
+        instance.terminate()
+
     def destroyed_in_the_middle_of_a_command(self, guest, device):
         domid = guest.domid()
         # TPM2_CreatePrimary of an RSA key takes seconds here; one after the other.

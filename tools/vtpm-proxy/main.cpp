@@ -4,6 +4,8 @@
 //
 // It runs inside the guest and links with nothing but the C++ library. It never looks at what it carries but for the header,
 // and wipes it.
+#include "guest/vtpmx_device.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -15,13 +17,11 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <initializer_list>
-#include <linux/vtpm_proxy.h>
 #include <optional>
 #include <poll.h>
 #include <span>
 #include <string>
 #include <string_view>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -225,18 +225,16 @@ void notify_systemd(std::string_view state) {
 
 /// The proxy's side for the kernel's requests; says which device it made. Negative: an error, which was said.
 int make_device(const std::string& vtpmx, const std::string& raw) {
-    const Descriptor control(::open(vtpmx.c_str(), O_RDWR | O_CLOEXEC));
-    vtpm_proxy_new_dev device{};
-    device.flags = VTPM_PROXY_FLAG_TPM2;
-    if (control.get() < 0 || ::ioctl(control.get(), VTPM_PROXY_IOC_NEW_DEV, &device) != 0) {
+    const vtpmd::guest::VtpmxDevice device = vtpmd::guest::make_vtpmx_device(vtpmx.c_str(), true);
+    if (device.error != 0) {
         (void)fail(0, "%s: %s (it belongs to the module tpm_vtpm_proxy: modprobe tpm_vtpm_proxy)", vtpmx.c_str(),
-                   std::strerror(errno));
+                   std::strerror(device.error));
         return -1;
     }
-    std::printf("vtpm-proxy: /dev/tpm%u and /dev/tpmrm%u stand for %s\n", device.tpm_num, device.tpm_num, raw.c_str());
+    std::printf("vtpm-proxy: /dev/tpm%u and /dev/tpmrm%u stand for %s\n", device.number, device.number, raw.c_str());
     std::fflush(stdout);
     notify_systemd("READY=1");
-    return static_cast<int>(device.fd);
+    return device.fd;
 }
 
 /// Requests of the kernel until a signal; one that is under way is finished. The exit status; EX_TEMPFAIL: the kernel has given
@@ -265,7 +263,7 @@ int serve(RawTpm& raw, int proxy, int signals) {
             return fail(EX_OSERR, "the kernel's proxy device: %s", n < 0 ? std::strerror(errno) : "a short request");
         }
         frame.size = static_cast<std::size_t>(n);
-        if (be32_at(frame.view(), 6) == TPM2_CC_SET_LOCALITY) {
+        if (be32_at(frame.view(), 6) == vtpmd::guest::vtpmx_set_locality) {
             // The kernel asks this of the proxy itself. What xen-tpmfront sends is of locality 0.
             const bool zero = frame.size == header_size + 1 && frame.bytes[header_size] == 0;
             frame.set_answer(zero ? rc_success : rc_locality);
@@ -283,7 +281,7 @@ int serve(RawTpm& raw, int proxy, int signals) {
 
 int main(int argc, char** argv) {
     std::string device;
-    std::string vtpmx = "/dev/vtpmx";
+    std::string vtpmx = vtpmd::guest::vtpmx_control;
     for (int i = 1; i < argc; ++i) {
         const std::string_view word(argv[i]);
         if (word == "--help") {
