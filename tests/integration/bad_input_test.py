@@ -143,6 +143,68 @@ class BadInput(harness.Case):
             control.must(control.INIT, bytes(4))
         self.assert_unharmed()
 
+    def test_a_device_model_that_misbehaves(self):
+        """qemu:PATH: what is handed over as a descriptor, beside a device model that behaves; then what comes over the right one."""
+        path = self.path("box.qemu")
+        box = harness.Instance(self, self.manager, name="box", options=["--startup=wait", f"--guest=qemu:{path}"]).start(create=True)
+        self.processes.append(box.process)
+        self.before.append((box.process.rss(), box.process.descriptors()))
+
+        def hand_over(sock, *descriptors, command=tpm.Control.SET_DATAFD):
+            socket.send_fds(sock, [struct.pack(">I", command)], descriptors)
+            return sock.recv(64)
+
+        def power_on():
+            """(control connection, its data socket's client) of a device model that behaves."""
+            control = harness.connect(path)
+            mine, theirs = socket.socketpair()
+            with theirs:
+                self.assertEqual(hand_over(control, theirs.fileno()), bytes(4))
+            mine.settimeout(harness.PATIENCE)
+            tpm.Control(control).must(tpm.Control.INIT, bytes(4))
+            client = tpm.Client(mine)
+            client.must("TPM2_Startup", tpm.TPM_ST_NO_SESSIONS, 0x144, bytes(2))
+            return control, client
+
+        control, client = power_on()
+        stream, other = socket.socketpair()
+        datagram, other_datagram = socket.socketpair(type=socket.SOCK_DGRAM)
+        read_end, write_end = os.pipe()
+        file = os.open(box.image, os.O_RDONLY)
+        internet = socket.socket(socket.AF_INET)
+        for descriptors in ((), (file,), (read_end,), (write_end,), (datagram.fileno(),), (internet.fileno(),), (stream.fileno(),),
+                            (stream.fileno(),) * 20, (file,) * 100):
+            for stranger in (harness.connect(path), control):
+                self.assertNotEqual(hand_over(stranger, *descriptors), bytes(4), descriptors)
+                if stranger is not control:
+                    hand_over(stranger, *descriptors, command=tpm.Control.GET_CAPABILITY)  # a descriptor that nobody asked for
+                    socket.send_fds(stranger, [b"\0\0"], descriptors)                      # one in the middle of a request
+                    stranger.close()
+                self.assertEqual(len(client.get_random(8)), 8)
+        for end in (stream, other, datagram, other_datagram, internet):
+            end.close()
+        for descriptor in (read_end, write_end, file):
+            os.close(descriptor)
+
+        good = struct.pack(">HIIH", tpm.TPM_ST_NO_SESSIONS, 12, 0x17B, 8)
+        for data in (*(good[:length] for length in range(1, len(good))), struct.pack(">HII", 0x8001, 0xFFFFFFFF, 0x17B), bytes(1 << 16),
+                     os.urandom(1 << 16), struct.pack(">HII", 0x8001, 9, 0x17B)):
+            client.sock.settimeout(5)
+            try:
+                client.sock.sendall(data)
+                client.sock.shutdown(socket.SHUT_WR)
+                while client.sock.recv(65536):
+                    pass
+            except (ConnectionResetError, BrokenPipeError):
+                pass
+            client.close()
+            control.close()
+            control, client = power_on()
+            self.assertEqual(len(client.get_random(8)), 8)
+        client.close()
+        control.close()
+        self.assert_unharmed()
+
     def assert_served_quickly(self):
         self.serial += 1
         self.guest.nv_write(DATA, b"%08d" % self.serial)
