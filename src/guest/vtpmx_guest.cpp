@@ -10,8 +10,8 @@ namespace vtpmd::guest {
 
 namespace {
 
-constexpr Clock::duration stop_step = std::chrono::milliseconds(5);
-constexpr std::uint8_t highest_locality = 4;
+constexpr Clock::duration vtpmx_stop_step = std::chrono::milliseconds(5);
+constexpr std::uint8_t vtpmx_highest_locality = 4;
 constexpr std::uint32_t rc_success = 0;
 
 Error vtpmx_error(const std::string& control, int error) {
@@ -47,7 +47,7 @@ Task<> VtpmxGuest::stop(Clock::duration patience) {
     stopping_ = true;
     const Clock::time_point until = clock_.now() + patience;
     while (busy_ && clock_.now() < until) {
-        (void)co_await clock_.sleep_for(stop_step);
+        (void)co_await clock_.sleep_for(vtpmx_stop_step);
     }
     group_.cancel();
     co_await group_.join();
@@ -83,7 +83,15 @@ Task<> VtpmxGuest::run(std::function<void(Error)> failed) {
 
 /// Commands of one device; the descriptor is closed at the end.
 Task<Result<VtpmxGuest::Ended>> VtpmxGuest::serve(int fd) {
-    asio::posix::stream_descriptor link(executor_, fd);
+    UniqueFd owned(fd);
+    asio::posix::stream_descriptor link(executor_);
+    error_code refused;
+    (void)link.assign(owned.get(), refused);
+    if (refused) {
+        co_return make_error(Errc::unavailable, "--guest=vtpmx: the kernel's device cannot be waited for: {}",
+                             refused.message());
+    }
+    (void)owned.release();
     while (!stopping_) {
         auto [ec] = co_await link.async_wait(asio::posix::stream_descriptor::wait_read, use_tuple);
         if (ec || stopping_) {
@@ -127,7 +135,7 @@ Task<Bytes> VtpmxGuest::answer_to(Bytes command) {
     if (header.code == vtpmx_set_locality) {
         const bool well_formed = command.size() == tpm::header_size + 1;
         const auto wanted = std::to_integer<std::uint8_t>(command.back());
-        if (!well_formed || wanted > highest_locality) {
+        if (!well_formed || wanted > vtpmx_highest_locality) {
             co_return tpm::error_response(version, tpm::Refusal::bad_locality);
         }
         locality_ = wanted;
