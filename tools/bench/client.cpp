@@ -33,7 +33,7 @@ Bytes with_password(std::uint32_t code, std::initializer_list<std::uint32_t> han
 
 } // namespace
 
-Client::Client(const std::filesystem::path& socket, std::chrono::milliseconds patience) {
+UniqueFd connect_to(const std::filesystem::path& socket, std::chrono::milliseconds patience) {
     const auto deadline = std::chrono::steady_clock::now() + patience;
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -43,9 +43,9 @@ Client::Client(const std::filesystem::path& socket, std::chrono::milliseconds pa
     }
     std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
     for (;;) {
-        fd_.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-        if (connect(fd_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
-            return;
+        UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
+            return fd;
         }
         if (std::chrono::steady_clock::now() > deadline) {
             fail(path);

@@ -13,15 +13,26 @@ namespace bench {
 using vtpmd::Bytes;
 using vtpmd::ByteView;
 
+/// Tries until somebody listens or the time is up. Throws std::runtime_error.
+vtpmd::UniqueFd connect_to(const std::filesystem::path& socket, std::chrono::milliseconds patience);
+
 class Client {
   public:
-    /// Tries until somebody listens or the time is up. Throws std::runtime_error.
-    Client(const std::filesystem::path& socket, std::chrono::milliseconds patience);
+    /// Throws std::runtime_error.
+    Client(const std::filesystem::path& socket, std::chrono::milliseconds patience)
+        : Client(connect_to(socket, patience)) {}
+    Client(const Client&) = delete;
+    Client& operator=(const Client&) = delete;
+    virtual ~Client() = default;
 
     /// Sends, waits, and returns the answer: a view until the next call. Throws if the link breaks.
     ByteView exchange(ByteView command);
     /// Like exchange(); throws if the TPM does not say success.
     ByteView must(ByteView command);
+
+  protected:
+    explicit Client(vtpmd::UniqueFd fd)
+        : fd_(std::move(fd)) {}
 
   private:
     vtpmd::UniqueFd fd_;

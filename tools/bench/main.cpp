@@ -67,7 +67,7 @@ std::optional<Options> parse(int argc, char** argv) {
     add("dir", po::value<std::string>()->default_value("/var/tmp"), "where state is kept: a disk, not a tmpfs");
     add("json", po::value<std::string>(), "also write the results here");
     add("quick", "a smoke test of some seconds: its numbers mean little");
-    add("only", po::value(&only), "trips, rings, nv, start, memory or hardware (repeatable)");
+    add("only", po::value(&only), "trips, rings, nv, start, memory, qemu or hardware (repeatable)");
     po::variables_map vm;
     po::store(po::parse_command_line(argc, argv, d), vm);
     po::notify(vm);
@@ -257,10 +257,54 @@ struct Bench {
     static inline std::set<std::pair<const Fleet*, std::size_t>> started_;
 };
 
+/// As QEMU's guests reach them.
+void device_models(const Options& o, const ScratchDir& dir, const Extent& extent, Report& report) {
+    say("QEMU's channel");
+    const auto ours = make_ours(o.programs, {dir.make("vq"), Reach::device_model});
+    const auto theirs = make_swtpm(o.programs, {dir.make("sq"), Reach::device_model});
+    ours->start(0);
+    theirs->start(0);
+    const vtpmd::Bytes random = vtpmd::tpm::get_random_command(vtpmd::TpmVersion::tpm20, 16);
+    const vtpmd::Bytes extend = extend_16();
+    for (const auto& [name, command] : {std::pair{"GetRandom", &random}, std::pair{"PCR_Extend", &extend}}) {
+        const auto t = round_trips({ours.get(), theirs.get()}, *command, extent);
+        report.add({.name = fmt::format("{} over QEMU's channel, p50", name),
+                    .unit = "us",
+                    .ours = t[0].p50_us,
+                    .theirs = t[1].p50_us,
+                    .at_most = 0.8});
+        report.add({.name = fmt::format("{} over QEMU's channel, p99", name),
+                    .unit = "us",
+                    .ours = t[0].p99_us,
+                    .theirs = t[1].p99_us});
+    }
+    const auto t = start_times({ours.get(), theirs.get()}, extent);
+    report.add({.name = "start to a QEMU guest's first answer, existing state, median",
+                .unit = "us",
+                .ours = t[0].p50_us,
+                .theirs = t[1].p50_us,
+                .at_most = 0.5});
+
+    say("live migration");
+    const fs::path shared = dir.make("vt");
+    const auto here = make_ours(o.programs, {dir.make("vh"), Reach::old_host, shared});
+    const auto there = make_ours(o.programs, {dir.make("vn"), Reach::new_host, shared});
+    const auto their_here = make_swtpm(o.programs, {dir.make("sh"), Reach::old_host});
+    const auto their_there = make_swtpm(o.programs, {dir.make("sn"), Reach::new_host});
+    const auto m = migration_times({{here.get(), there.get()}, {their_here.get(), their_there.get()}}, extent);
+    report.add({.name = "the vTPM's part of a live migration, median",
+                .unit = "us",
+                .ours = m[0].p50_us,
+                .theirs = m[1].p50_us});
+    report.note("live migration: state out, state in, first answer. vtpmd's is sealed and synced on the new host, and "
+                "the old one "
+                "has let go of it; swtpm's is not.");
+}
+
 /// Processes of ours beside processes of swtpm's.
 void compare_fleets(const Options& o, const ScratchDir& dir, const Extent& extent, Report& report) {
-    const auto ours = make_ours(o.programs, dir.make("v"));
-    const auto theirs = make_swtpm(o.programs, dir.make("s"));
+    const auto ours = make_ours(o.programs, {dir.make("v")});
+    const auto theirs = make_swtpm(o.programs, {dir.make("s")});
     const Bench bench{*ours, *theirs, extent, report};
     Bench::run(*ours, 0);
     Bench::run(*theirs, 0);
@@ -289,8 +333,11 @@ void run(const Options& o) {
     Report report;
     report.describe_machine(dir.path(), first_line_of(o.programs.swtpm + " --version"));
     const Extent extent = o.quick ? Extent::quick() : Extent();
-    if (o.only != std::set<std::string>{"hardware"}) {
+    if (o.only != std::set<std::string>{"hardware"} && o.only != std::set<std::string>{"qemu"}) {
         compare_fleets(o, dir, extent, report);
+    }
+    if (o.wants("qemu")) {
+        device_models(o, dir, extent, report);
     }
     if (o.wants("hardware")) {
         hardware(report, extent, dir.make("h"), o.programs.swtpm);

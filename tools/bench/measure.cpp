@@ -276,6 +276,36 @@ std::vector<Latency> start_times(const std::vector<Fleet*>& fleets, const Extent
     return out;
 }
 
+std::vector<Latency> migration_times(const std::vector<Hosts>& pairs, const Extent& extent) {
+    const Bytes command = tpm::get_random_command(TpmVersion::tpm20, 16);
+    std::vector<std::vector<double>> samples(pairs.size());
+    for (std::size_t i = 0; i < extent.starts; ++i) {
+        for (std::size_t k = 0; k < pairs.size(); ++k) {
+            pairs[k].from->start(i);
+            const auto old = pairs[k].from->attach(i);
+            old->power_on();
+            old->start_up();
+            old->must(nv_define(nv_index, nv_size));
+            old->must(nv_write(nv_index, Bytes(nv_size)));
+            old->must(extend_16());
+            pairs[k].to->start(i);
+            const auto now = pairs[k].to->attach(i);
+            const auto begin = Clock::now();
+            now->state_in(old->state_out());
+            now->power_on();
+            now->must(command);
+            samples[k].push_back(us(Clock::now() - begin));
+            pairs[k].from->stop(i);
+            pairs[k].to->stop(i);
+        }
+    }
+    std::vector<Latency> out;
+    for (auto& s : samples) {
+        out.push_back(latency(s));
+    }
+    return out;
+}
+
 double cpu_of(Fleet& fleet, std::size_t count) {
     double sum = fleet.shared() == nullptr ? 0 : fleet.shared()->cpu_seconds();
     for (std::size_t n = 0; n < count; ++n) {

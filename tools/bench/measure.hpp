@@ -54,6 +54,14 @@ Latency disk_sync(const std::filesystem::path& dir, const Extent& extent);
 /// started again and runs afterwards.
 std::vector<Latency> start_times(const std::vector<Fleet*>& fleets, const Extent& extent);
 
+/// What of a live migration is the vTPM's: from asking the old host for its state to the first answer on the new one, whose process
+/// was there before. One vTPM after another, each with an NV index and a PCR of its own. The fleets of old_host and new_host.
+struct Hosts {
+    Fleet* from = nullptr;
+    Fleet* to = nullptr;
+};
+std::vector<Latency> migration_times(const std::vector<Hosts>& pairs, const Extent& extent);
+
 struct Memory {
     double vtpm_kib = 0;   ///< average PSS of one vTPM's process
     double shared_kib = 0; ///< PSS of what serves them all

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <fmt/format.h>
 #include <stdexcept>
+#include <type_traits>
 
 namespace bench {
 
@@ -14,18 +15,26 @@ constexpr std::chrono::seconds subject_patience{20};
 
 class Base : public Fleet {
   public:
-    Base(const Programs& programs, fs::path dir)
+    Base(const Programs& programs, Place place)
         : programs_(programs)
-        , dir_(std::move(dir)) {}
+        , place_(std::move(place))
+        , dir_(place_.dir) {}
 
     void stop(std::size_t n) override { processes_.at(n).stop(); }
     Process& process(std::size_t n) override { return processes_.at(n); }
     std::unique_ptr<Client> connect(std::size_t n) override {
-        try {
-            return std::make_unique<Client>(socket(n), subject_patience);
-        } catch (const std::exception& e) {
-            throw std::runtime_error(fmt::format("{} {}: {}\n{}", name(), n, e.what(), processes_.at(n).complaint()));
-        }
+        return said_by(n, [&]() -> std::unique_ptr<Client> {
+            if (place_.reach == Reach::socket) {
+                return std::make_unique<Client>(socket(n), subject_patience);
+            }
+            auto model = std::make_unique<DeviceModel>(socket(n), subject_patience);
+            model->power_on();
+            model->start_up();
+            return model;
+        });
+    }
+    std::unique_ptr<DeviceModel> attach(std::size_t n) override {
+        return said_by(n, [&] { return std::make_unique<DeviceModel>(socket(n), subject_patience); });
     }
 
   protected:
@@ -38,15 +47,26 @@ class Base : public Fleet {
         processes_[n] = Process(argv, dir_ / fmt::format("{}.log", n));
     }
 
+    /// What `f` returns, or its error with what vTPM n's program said.
+    template <typename F>
+    std::invoke_result_t<F> said_by(std::size_t n, F f) {
+        try {
+            return f();
+        } catch (const std::exception& e) {
+            throw std::runtime_error(fmt::format("{} {}: {}\n{}", name(), n, e.what(), processes_.at(n).complaint()));
+        }
+    }
+
     const Programs& programs_;
+    Place place_;
     fs::path dir_;
     std::vector<Process> processes_;
 };
 
 class Ours final : public Base {
   public:
-    Ours(const Programs& programs, const fs::path& dir)
-        : Base(programs, dir) {
+    Ours(const Programs& programs, Place place)
+        : Base(programs, std::move(place)) {
         fs::create_directory(dir_ / "root");
         manager_ = Process({programs_.vtpmd, "--mode=manager", "--store=" + (dir_ / "manager.img").string(), "--create",
                             "--tpm=embedded:" + (dir_ / "root").string(), "--seal-pcrs=none",
@@ -62,9 +82,20 @@ class Ours final : public Base {
 
     [[nodiscard]] std::string name() const override { return "vtpmd"; }
     void start(std::size_t n) override {
-        run(n, {programs_.vtpmd, "--mode=instance", fmt::format("--uuid=00000000-0000-4000-8000-{:012x}", n),
-                "--manager=unix:" + listen().string(), "--state=" + (dir_ / fmt::format("{}.img", n)).string(),
-                "--create", "--guest=socket:unix:" + socket(n).string()});
+        std::vector<std::string> argv{programs_.vtpmd,
+                                      "--mode=instance",
+                                      fmt::format("--uuid=00000000-0000-4000-8000-{:012x}", n),
+                                      "--manager=unix:" + listen().string(),
+                                      "--state=" + (dir_ / fmt::format("{}.img", n)).string(),
+                                      "--create",
+                                      (place_.reach == Reach::socket ? "--guest=socket:unix:" : "--guest=qemu:") +
+                                          socket(n).string()};
+        if (place_.reach == Reach::old_host || place_.reach == Reach::new_host) {
+            argv.push_back(fmt::format("--{}=unix:{}/{}.take",
+                                       place_.reach == Reach::old_host ? "handover" : "incoming",
+                                       place_.shared.string(), n));
+        }
+        run(n, argv);
     }
     Process* shared() override { return &manager_; }
     [[nodiscard]] std::optional<fs::path> unsynced_state(std::size_t /*n*/) const override { return std::nullopt; }
@@ -82,8 +113,14 @@ class Swtpm final : public Base {
     [[nodiscard]] std::string name() const override { return "swtpm"; }
     void start(std::size_t n) override {
         fs::create_directories(state(n));
-        run(n, {programs_.swtpm, "socket", "--tpm2", "--tpmstate", "dir=" + state(n).string(), "--server",
-                "type=unixio,path=" + socket(n).string(), "--flags", "not-need-init,startup-clear"});
+        std::vector<std::string> argv{programs_.swtpm, "socket", "--tpm2", "--tpmstate", "dir=" + state(n).string()};
+        const std::string where = "type=unixio,path=" + socket(n).string();
+        if (place_.reach == Reach::socket) {
+            argv.insert(argv.end(), {"--server", where, "--flags", "not-need-init,startup-clear"});
+        } else {
+            argv.insert(argv.end(), {"--ctrl", where});
+        }
+        run(n, argv);
     }
     [[nodiscard]] std::optional<fs::path> unsynced_state(std::size_t n) const override {
         return state(n) / "tpm2-00.permall";
@@ -95,11 +132,11 @@ class Swtpm final : public Base {
 
 } // namespace
 
-std::unique_ptr<Fleet> make_ours(const Programs& programs, const fs::path& dir) {
-    return std::make_unique<Ours>(programs, dir);
+std::unique_ptr<Fleet> make_ours(const Programs& programs, Place place) {
+    return std::make_unique<Ours>(programs, std::move(place));
 }
-std::unique_ptr<Fleet> make_swtpm(const Programs& programs, const fs::path& dir) {
-    return std::make_unique<Swtpm>(programs, dir);
+std::unique_ptr<Fleet> make_swtpm(const Programs& programs, Place place) {
+    return std::make_unique<Swtpm>(programs, std::move(place));
 }
 
 } // namespace bench
