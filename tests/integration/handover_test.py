@@ -7,7 +7,7 @@ import struct
 import harness
 import tpm
 
-DATA = 0x01500002
+DATA, DATA12 = 0x01500002, 0x00011001
 
 
 class Host:
@@ -15,28 +15,43 @@ class Host:
         self.manager = harness.Manager(case, name=name).start(create=True)
 
 
-class Handover(harness.Case):
+class Hosts(harness.Case):
+    """A vTPM that runs here, and what it takes to bring it there."""
+    VERSION = "2.0"
+
     def setUp(self):
         super().setUp()
         self.here, self.there = Host(self, "here"), Host(self, "there")
         self.take = self.path("take")
-        self.source = harness.Instance(self, self.here.manager, name="source",
+        self.source = harness.Instance(self, self.here.manager, name="source", version=self.VERSION,
                                        options=["--startup=wait", f"--handover=unix:{self.take}"]).start(create=True)
         self.init(self.source)
         with self.source.client() as guest:
             self.startup(guest)
-            guest.nv_define(DATA, 8)
-            guest.nv_write(DATA, b"before..")
-            guest.pcr_extend(12, b"\x07" * 32)
-            self.pcr = guest.pcr_read(12)
+            guest.nv_define(DATA, 8) if self.VERSION == "2.0" else guest.nv_define12(DATA12, 8)
+            self.write(guest, b"before..")
+            guest.pcr_extend(12, b"\x07" * 32) if self.VERSION == "2.0" else guest.extend12(12, b"\x07" * 20)
+            self.pcr = self.measured(guest)
 
     def target(self, incoming=None, create=True, **kw):
-        self.dest = harness.Instance(self, self.there.manager, uuid=self.source.uuid, name="dest",
+        self.dest = harness.Instance(self, self.there.manager, uuid=self.source.uuid, name="dest", version=self.VERSION,
                                      options=["--startup=wait", f"--incoming={incoming or 'unix:' + self.take}"])
         return self.dest.start(create=create, **kw)
 
     def startup(self, guest):
-        guest.must("TPM2_Startup", tpm.TPM_ST_NO_SESSIONS, 0x144, bytes(2))
+        if self.VERSION == "2.0":
+            guest.must("TPM2_Startup", tpm.TPM_ST_NO_SESSIONS, 0x144, bytes(2))
+        else:
+            guest.must("TPM_Startup", tpm.TPM_TAG_RQU_COMMAND, 0x99, struct.pack(">H", 1))
+
+    def write(self, guest, value):
+        guest.nv_write(DATA, value) if self.VERSION == "2.0" else guest.nv_write12(DATA12, value)
+
+    def read(self, guest):
+        return guest.nv_read(DATA) if self.VERSION == "2.0" else guest.nv_read12(DATA12, 8)
+
+    def measured(self, guest):
+        return guest.pcr_read(12) if self.VERSION == "2.0" else guest.pcr_read12(12)
 
     def init(self, instance, flags=0):
         with instance.control() as control:
@@ -64,10 +79,12 @@ class Handover(harness.Case):
     def runs(self, instance):
         """Whether this instance's TPM does what a guest asks; with what it has to have, if it does."""
         with instance.client() as guest:
-            if guest.command(tpm.TPM_ST_NO_SESSIONS, 0x17B, struct.pack(">H", 8))[0]:
+            random = (tpm.TPM_ST_NO_SESSIONS, 0x17B, struct.pack(">H", 8)) if self.VERSION == "2.0" else (
+                tpm.TPM_TAG_RQU_COMMAND, 0x46, struct.pack(">I", 8))
+            if guest.command(*random)[0]:
                 return False
-            self.assertEqual(guest.nv_read(DATA), b"before..")
-            self.assertEqual(guest.pcr_read(12), self.pcr)
+            self.assertEqual(self.read(guest), b"before..")
+            self.assertEqual(self.measured(guest), self.pcr)
             return True
 
     def assert_moved(self):
@@ -80,14 +97,14 @@ class Handover(harness.Case):
         self.assertIn("migrated", process.log())
         # And it is this host's: sealed by its manager.
         with self.dest.client() as guest:
-            guest.nv_write(DATA, b"after...")
+            self.write(guest, b"after...")
         self.dest.process.terminate()
         self.dest.options = ["--startup=wait"]
         self.dest.start()
         self.init(self.dest)
         with self.dest.client() as guest:
             self.startup(guest)
-            self.assertEqual(guest.nv_read(DATA), b"after...")
+            self.assertEqual(self.read(guest), b"after...")
 
     def assert_stayed(self):
         self.assertTrue(self.runs(self.source))
@@ -97,22 +114,20 @@ class Handover(harness.Case):
         self.init(self.source)
         with self.source.client() as guest:
             self.startup(guest)
-            self.assertEqual(guest.nv_read(DATA), b"before..")
+            self.assertEqual(self.read(guest), b"before..")
 
+
+class Handover(Hosts):
     def test_moves(self):
         self.target()
         blobs = self.get_blobs(self.source)
-        self.assertTrue(self.runs_frozen())
+        self.assertTrue(self.source.process.running())  # not asked for anything: that would take back what it gave out
         self.assertEqual(self.set_blobs(self.dest, blobs), 0)
         self.assertFalse(self.runs(self.dest))
         self.assertEqual(self.init(self.dest, 1), 0)
         with self.source.control() as control:
             self.assertEqual(control.call(control.LOCK_STORAGE, struct.pack(">I", 3))[0], 0x1F)  # no falling back
         self.assert_moved()
-
-    def runs_frozen(self):
-        """The source is not asked for anything: that would take back what it gave out."""
-        return self.source.process.running()
 
     def test_and_back(self):
         """A -> B -> A: the tombstone gives way to the vTPM's own return, and to nothing else."""
@@ -299,6 +314,14 @@ class Handover(harness.Case):
         self.assertEqual(self.init(self.source, 1), 0)
         self.assertTrue(self.runs(self.source))
         self.assertIn("replaced from outside", self.source.process.log())
+
+
+class Handover12(Hosts):
+    """The same of a TPM 1.2."""
+    VERSION = "1.2"
+    test_moves = Handover.test_moves
+    test_the_source_went_on = Handover.test_the_source_went_on
+    test_damaged_on_the_way = Handover.test_damaged_on_the_way
 
 
 if __name__ == "__main__":
