@@ -3,6 +3,7 @@
 #include "hwtpm/hardware_thread.hpp"
 #include "hwtpm/operations.hpp"
 #include "hwtpm/patient_device.hpp"
+#include "hwtpm/pcr.hpp"
 #include "hwtpm/requests.hpp"
 #include "hwtpm/waiting_room.hpp"
 #include "util/task_group.hpp"
@@ -99,6 +100,16 @@ class HardwareRoot final : public RootOfTrust {
     }
     Task<Result<Bytes>> random(std::size_t count) override;
     Task<Result<std::vector<PcrValue>>> pcr_read(std::vector<PcrSelection> selections) override;
+    Task<Result<Bytes>> pcr_extend(unsigned index, Bytes digest) override {
+        return thread_.run(Urgency::routine, [this, index, digest = std::move(digest)]() -> Result<Bytes> {
+            if (index >= pcr_count || digest.size() != digest_size(HashAlg::sha1)) {
+                return make_error(Errc::usage,
+                                  "PCR {} extended by {} bytes: PCRs go from 0 to 23, and are extended by 20", index,
+                                  digest.size());
+            }
+            return tpm_->pcr_extend(index, digest);
+        });
+    }
     Task<> close() override;
 
   private:

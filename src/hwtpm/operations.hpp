@@ -36,6 +36,7 @@ class Operations {
     virtual Result<void> counter_delete(const CounterRef& counter) = 0;
     virtual Result<Bytes> random(std::size_t count) = 0;
     virtual Result<std::vector<PcrValue>> pcr_read(const std::vector<PcrSelection>& selections) = 0;
+    virtual Result<Bytes> pcr_extend(unsigned index, ByteView digest) = 0;
 
     [[nodiscard]] virtual TpmVersion version() const = 0;
     /// After start(): the PCR banks there are, manufacturer and firmware.

@@ -18,6 +18,10 @@ inline constexpr unsigned pcr_count = 24; ///< PC Client Platform TPM Profile: P
 /// True if the values are those of the selection: bank, indices in order, sizes.
 [[nodiscard]] bool fits(const std::vector<PcrValue>& values, const PcrSelection& selection);
 
+/// SHA-1 of the TPM_PCR_COMPOSITE (TPM Main part 2 section 8.2) of these values: 24 PCRs selectable, the selection's in order.
+/// With values of another bank it is a digest in the same form, which no TPM 1.2 makes.
+[[nodiscard]] Result<Bytes> pcr_composite(const PcrSelection& selection, const std::vector<PcrValue>& values);
+
 /// One text a PCR that is not what it was: "sha256:4 sealed=... now=...".
 [[nodiscard]] std::vector<std::string> pcr_differences(const std::vector<PcrValue>& sealed,
                                                        const std::vector<PcrValue>& present);

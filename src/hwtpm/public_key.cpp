@@ -149,18 +149,30 @@ Result<PublicKey> parse_public_key(ByteView spki) {
     return PublicKey{.type = KeyType::ecdsa_p256, .modulus = {}, .x = std::move(*x_bytes), .y = std::move(*y_bytes)};
 }
 
-Result<void> verify_sha256(ByteView spki, ByteView message, ByteView signature) {
+namespace {
+
+Result<void> verify_with(const EVP_MD* digest, ByteView spki, ByteView message, ByteView signature) {
     if (auto known = parse_public_key(spki); !known) { // no other keys than those
         return known.error();
     }
     auto key = read_spki(spki);
     const DigestContext context(EVP_MD_CTX_new());
-    if (!key || !context || EVP_DigestVerifyInit(context.get(), nullptr, EVP_sha256(), nullptr, key->get()) != 1 ||
+    if (!key || !context || EVP_DigestVerifyInit(context.get(), nullptr, digest, nullptr, key->get()) != 1 ||
         EVP_DigestVerify(context.get(), uchar_ptr(signature), signature.size(), uchar_ptr(message), message.size()) !=
             1) {
         return make_error(Errc::permission, "the signature is not of this key over this");
     }
     return {};
+}
+
+} // namespace
+
+Result<void> verify_sha256(ByteView spki, ByteView message, ByteView signature) {
+    return verify_with(EVP_sha256(), spki, message, signature);
+}
+
+Result<void> verify_sha1(ByteView spki, ByteView message, ByteView signature) {
+    return verify_with(EVP_sha1(), spki, message, signature);
 }
 
 Result<EcdsaSignature> parse_ecdsa_signature(ByteView der) {

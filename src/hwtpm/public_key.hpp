@@ -34,6 +34,9 @@ struct PublicKey {
 /// of this key over this message.
 [[nodiscard]] Result<void> verify_sha256(ByteView spki, ByteView message, ByteView signature);
 
+/// An RSA signature as of 1.2 days: PKCS #1 v1.5 with SHA-1. Errc::permission, as above.
+[[nodiscard]] Result<void> verify_sha1(ByteView spki, ByteView message, ByteView signature);
+
 /// r and s of an ECDSA-Sig-Value, 32 bytes each. Errc::protocol.
 struct EcdsaSignature {
     Bytes r, s;

@@ -71,6 +71,8 @@ class RootOfTrust {
         bool allow_zero_pcrs = false;
         /// Not empty: the values that it opens at, one for each PCR of the selection in its order, instead of the present ones.
         std::vector<PcrValue> values = {};
+        /// Instead of values, TPM 1.2 only: SHA-1 of the TPM_PCR_COMPOSITE that it opens at, 20 bytes.
+        Bytes composite = {};
     };
     virtual Task<Result<SealedSecret>> seal(SecretBytes secret, SealOptions options) = 0;
     /// Errc::pcr_mismatch names every PCR that differs from the value sealed to (bank, index, sealed, present);
@@ -111,6 +113,8 @@ class RootOfTrust {
     virtual Task<Result<Bytes>> random(std::size_t count) = 0;
     /// Values of the banks and indices that exist; banks the TPM has not are left out.
     virtual Task<Result<std::vector<PcrValue>>> pcr_read(std::vector<PcrSelection> selections) = 0;
+    /// Extends a PCR of the SHA-1 bank by 20 bytes: its new value. Errc::pcr_mismatch: there is no such bank; usage: no such PCR.
+    virtual Task<Result<Bytes>> pcr_extend(unsigned index, Bytes digest) = 0;
     /// PCR banks that are allocated.
     [[nodiscard]] virtual std::vector<HashAlg> banks() const = 0;
 

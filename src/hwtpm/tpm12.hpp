@@ -53,6 +53,7 @@ class Tpm12 final : public Operations {
     Result<void> counter_delete(const CounterRef& counter) override;
     Result<Bytes> random(std::size_t count) override;
     Result<std::vector<PcrValue>> pcr_read(const std::vector<PcrSelection>& selections) override;
+    Result<Bytes> pcr_extend(unsigned index, ByteView digest) override;
     [[nodiscard]] TpmVersion version() const override { return TpmVersion::tpm12; }
     [[nodiscard]] const std::vector<HashAlg>& banks() const override { return banks_; }
     [[nodiscard]] const std::string& part() const override { return part_; }
@@ -75,7 +76,7 @@ class Tpm12 final : public Operations {
 
     Result<std::vector<PcrValue>> pcr_read_once(const std::vector<PcrSelection>& selections);
     Result<std::vector<PcrValue>> checked_values(const RootOfTrust::SealOptions& options);
-    Result<Bytes> pcr_info(const PcrSelection& selection, const std::vector<PcrValue>& values) const;
+    Result<Bytes> pcr_info(const SealedSecret& sealed, ByteView given_composite) const;
     Result<SealedSecret> seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
     Result<SecretBytes> unseal_once(const SealedSecret& sealed);
     Error explain(const SealedSecret& sealed, Error cause);

@@ -34,6 +34,17 @@ void put_pcr_selection(WireWriter& w, const PcrSelection& selection) {
     }
 }
 
+Result<Bytes> pcr_composite(const PcrSelection& selection, const std::vector<PcrValue>& values) {
+    WireWriter composite;
+    put_pcr_selection(composite, selection);
+    composite.be32(static_cast<std::uint32_t>(values.size() * digest_size(selection.bank)));
+    for (const PcrValue& v : values) {
+        composite.bytes(v.digest);
+    }
+    auto digest = sha1({composite.view()});
+    return digest ? Result<Bytes>(to_bytes(*digest)) : Result<Bytes>(digest.error());
+}
+
 Result<std::vector<PcrValue>> Tpm12::pcr_read(const std::vector<PcrSelection>& selections) {
     return attempt(Repeat::always, [&] { return pcr_read_once(selections); });
 }
@@ -63,11 +74,30 @@ Result<std::vector<PcrValue>> Tpm12::pcr_read_once(const std::vector<PcrSelectio
     return out;
 }
 
+Result<Bytes> Tpm12::pcr_extend(unsigned index, ByteView digest) {
+    return attempt(Repeat::if_not_executed, [&]() -> Result<Bytes> {
+        WireWriter w;
+        w.be32(index).bytes(digest);
+        auto value = client_.run({.ordinal = tpm::ord::extend, .parameters = w.view(), .name = "TPM_Extend"});
+        if (value && value->size() != digest_size(HashAlg::sha1)) {
+            return make_error(Errc::protocol, "TPM_Extend: malformed answer");
+        }
+        return value;
+    });
+}
+
 Result<std::vector<PcrValue>> Tpm12::checked_values(const RootOfTrust::SealOptions& options) {
     const PcrSelection& selection = options.selection;
     if (!selection.pcrs.empty() && selection.bank != HashAlg::sha1) {
         return make_error(Errc::pcr_mismatch, "{}: a TPM 1.2 has SHA-1 PCRs only: choose them as sha1:...",
                           to_string(selection));
+    }
+    if (!options.composite.empty()) {
+        return options.composite.size() == digest_size(HashAlg::sha1) && options.values.empty() &&
+                       !selection.pcrs.empty()
+                   ? Result<std::vector<PcrValue>>(std::vector<PcrValue>{})
+                   : Result<std::vector<PcrValue>>(
+                         make_error(Errc::usage, "a seal to a composite hash: 20 bytes, of some PCRs, and no values"));
     }
     auto values = options.values.empty() ? pcr_read_once({selection}) : Result<std::vector<PcrValue>>(options.values);
     if (values && !options.values.empty() && !fits(*values, selection)) {
@@ -93,24 +123,22 @@ Result<std::vector<PcrValue>> Tpm12::checked_values(const RootOfTrust::SealOptio
 }
 
 /// TPM_PCR_INFO_LONG, TPM Main part 2 section 8.4; empty if there is nothing to bind to.
-Result<Bytes> Tpm12::pcr_info(const PcrSelection& selection, const std::vector<PcrValue>& values) const {
+Result<Bytes> Tpm12::pcr_info(const SealedSecret& sealed, ByteView given_composite) const {
+    const PcrSelection& selection = sealed.selection;
+    const std::vector<PcrValue>& values = sealed.values;
     if (selection.pcrs.empty() && config_.locality == 0) {
         return Bytes{};
     }
-    WireWriter composite; // TPM_PCR_COMPOSITE, section 8.2
-    put_pcr_selection(composite, selection);
-    composite.be32(static_cast<std::uint32_t>(values.size() * digest_size(HashAlg::sha1)));
-    for (const PcrValue& v : values) {
-        composite.bytes(v.digest);
-    }
     // A selection of no PCR is not compared.
     Digest12 digest{};
-    if (!selection.pcrs.empty()) {
-        auto d = sha1({composite.view()});
+    if (!given_composite.empty()) {
+        std::copy(given_composite.begin(), given_composite.end(), digest.begin());
+    } else if (!selection.pcrs.empty()) {
+        auto d = pcr_composite(selection, values);
         if (!d) {
             return d.error();
         }
-        digest = *d;
+        std::copy(d->begin(), d->end(), digest.begin());
     }
     const auto release = static_cast<std::uint8_t>(config_.locality == 0 ? any_locality : 1U << config_.locality);
     WireWriter w;
@@ -136,7 +164,7 @@ Result<SealedSecret> Tpm12::seal_once(const SecretBytes& secret, const RootOfTru
         return values.error();
     }
     out.values = std::move(*values);
-    auto info = pcr_info(out.selection, out.values);
+    auto info = pcr_info(out, options.composite);
     if (!info) {
         return info.error();
     }
@@ -165,7 +193,7 @@ Result<SealedSecret> Tpm12::seal_once(const SecretBytes& secret, const RootOfTru
         return blob.error();
     }
     out.blob = std::move(*blob);
-    if (!options.values.empty()) {
+    if (!options.values.empty() || !options.composite.empty()) {
         return out; // it is not to open now
     }
     if (auto proven = check_opens(unseal_once(out), secret); !proven) {

@@ -66,6 +66,7 @@ class Tpm20 final : public Operations {
     Result<void> counter_delete(const CounterRef& counter) override;
     Result<Bytes> random(std::size_t count) override;
     Result<std::vector<PcrValue>> pcr_read(const std::vector<PcrSelection>& selections) override;
+    Result<Bytes> pcr_extend(unsigned index, ByteView digest) override;
 
     [[nodiscard]] TpmVersion version() const override { return TpmVersion::tpm20; }
     [[nodiscard]] const std::vector<HashAlg>& banks() const override { return banks_; }

@@ -161,4 +161,27 @@ Result<std::vector<PcrValue>> Tpm20::pcr_read_once(const std::vector<PcrSelectio
     return out;
 }
 
+Result<Bytes> Tpm20::pcr_extend(unsigned index, ByteView digest) {
+    if (std::find(banks_.begin(), banks_.end(), HashAlg::sha1) == banks_.end()) {
+        return make_error(Errc::pcr_mismatch, "this TPM has no sha1 bank of PCRs");
+    }
+    return attempt(Repeat::if_not_executed, [&]() -> Result<Bytes> {
+        TPML_DIGEST_VALUES values{};
+        values.count = 1;
+        values.digests[0].hashAlg = TPM2_ALG_SHA1;
+        std::copy(digest.begin(), digest.end(), reinterpret_cast<std::byte*>(values.digests[0].digest.sha1));
+        const TSS2_RC rc =
+            Esys_PCR_Extend(esys_->get(), ESYS_TR_PCR0 + index, ESYS_TR_PASSWORD, ESYS_TR_NONE, ESYS_TR_NONE, &values);
+        if (auto r = esys_->check(rc, "TPM2_PCR_Extend"); !r) {
+            return r.error();
+        }
+        auto now = pcr_read_once({{.bank = HashAlg::sha1, .pcrs = {index}}});
+        if (!now) {
+            return now.error();
+        }
+        return now->size() == 1 ? Result<Bytes>(now->front().digest)
+                                : Result<Bytes>(make_error(Errc::pcr_mismatch, "sha1:{} cannot be read", index));
+    });
+}
+
 } // namespace vtpmd::hwtpm

@@ -3,7 +3,7 @@
 // TPM fails); after() likewise, when the operation has happened but nobody heard of it.
 #pragma once
 
-#include "hwtpm/root_of_trust.hpp"
+#include "hwtpm/pcr.hpp"
 
 #include <algorithm>
 #include <functional>
@@ -26,6 +26,8 @@ struct FakeTpm {
     struct Sealed {
         SecretBytes secret;
         std::vector<hwtpm::PcrValue> values;
+        hwtpm::PcrSelection selection;
+        Bytes composite; ///< not empty: what counts, of the selection
     };
     std::map<std::uint32_t, Sealed> sealed;
     struct SealedFor {
@@ -67,7 +69,15 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
                 out.blob.push_back(static_cast<std::byte>(id >> shift));
             }
             out.blob.resize(200); // about what a TPM gives
-            tpm_.sealed.emplace(id, FakeTpm::Sealed{held->clone(), out.values});
+            FakeTpm::Sealed made{.secret = held->clone(), .values = out.values, .selection = {}, .composite = {}};
+            if (!options.composite.empty()) {
+                out.values.clear();
+                made = {.secret = held->clone(),
+                        .values = {},
+                        .selection = options.selection,
+                        .composite = options.composite};
+            }
+            tpm_.sealed.emplace(id, std::move(made));
             return out;
         });
     }
@@ -86,6 +96,11 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
                 if (tpm_.pcrs[{v.bank, v.index}] != v.digest) {
                     differ += fmt::format(" PCR {}", v.index);
                 }
+            }
+            if (!it->second.composite.empty() &&
+                hwtpm::pcr_composite(it->second.selection, values_of(it->second.selection)).value() !=
+                    it->second.composite) {
+                differ = " a composite";
             }
             if (!differ.empty()) {
                 return make_error(Errc::pcr_mismatch, "PCRs differ from what was sealed to:{}", differ);
@@ -136,8 +151,13 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
         return doing<hwtpm::AttestationKey>(
             "attestation_key_create", [this, options]() -> Result<hwtpm::AttestationKey> {
                 Bytes name{static_cast<std::byte>(++tpm_.attestation_keys)};
+                // An RSA key to look at, told apart by its first bytes; nobody has its other half.
+                Bytes modulus(256, std::byte{0xC1});
+                modulus[1] = name.front();
+                auto key =
+                    hwtpm::to_spki({.type = hwtpm::KeyType::rsa_2048, .modulus = std::move(modulus), .x = {}, .y = {}});
                 return hwtpm::AttestationKey{
-                    .blob = name, .key = name, .public_area = name, .binding = options.chosen_id};
+                    .blob = name, .key = key.value(), .public_area = name, .binding = options.chosen_id};
             });
     }
     Task<Result<hwtpm::Quote>> quote(hwtpm::AttestationKey key, hwtpm::QuoteRequest request) override {
@@ -218,6 +238,11 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
                 all.insert(all.end(), values.begin(), values.end());
             }
             return all;
+        });
+    }
+    Task<Result<Bytes>> pcr_extend(unsigned index, Bytes digest) override {
+        return doing<Bytes>("pcr_extend", [this, index, digest]() -> Result<Bytes> {
+            return tpm_.pcrs[{hwtpm::HashAlg::sha1, index}] = digest; // not hashed, but seen
         });
     }
     [[nodiscard]] std::vector<hwtpm::HashAlg> banks() const override { return tpm_.banks; }
