@@ -45,7 +45,13 @@ constexpr OptionSpec specs[] = {
      "this domain's vTPM devices in Xen's toolstack are guests' (with --spawn each gets an instance), or vTPM domains' "
      "(each reaches the manager by its ring)",
      true},
-    {"tpm-version", "VERSION", "1.2 or 2.0: what a spawned instance makes for a new UUID (default 2.0)"},
+    {"admin", "UUID",
+     "the administrator's vTPM device: it manages groups and vTPMs by the protocol of Xen's vtpmmgr "
+     "(manage-vtpmmgr.pl); "
+     "with --xen, also of guests: its ring is the manager's"},
+    {"tpm-version", "VERSION",
+     "1.2 or 2.0: what a spawned instance makes for a new UUID (default 2.0), and what the administrator adds (default "
+     "1.2)"},
     {"locality-policy", "SUBJECT=LIST", "passed on to spawned instances, see --mode=instance --help", true},
     {"config", "FILE", "more options, name = value (default /etc/vtpmd/manager.conf if it exists)"},
     {"log-level", "LEVEL", "error, info (default) or debug", false, "loglevel"},
@@ -140,6 +146,13 @@ Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
         // A guest that were taken for a vTPM domain could ask for its vTPM's key.
         return make_error(Errc::usage, "--xen=guests and --xen=vtpms: the devices of one back-end domain are either "
                                        "guests' or vTPM domains'; run the guests' instances in another domain");
+    }
+    if (auto text = line.get("admin")) {
+        auto uuid = parse_uuid(*text);
+        if (!uuid || uuid->is_nil()) {
+            return make_error(Errc::usage, "--admin={}: expected the UUID of a vTPM", printable(*text));
+        }
+        out.admin = *uuid;
     }
     if (auto version = line.get("tpm-version")) {
         if (*version != "1.2" && *version != "2.0") {

@@ -8,9 +8,9 @@
 
 namespace vtpmd::manager {
 
-enum class Request : std::uint8_t { hello, save, load, boot_hash, tpm_command, handed_over, quote };
-inline constexpr std::array<std::string_view, 7> request_names{"hello",       "save",        "load", "boot_hash",
-                                                               "tpm_command", "handed_over", "quote"};
+enum class Request : std::uint8_t { hello, save, load, boot_hash, tpm_command, handed_over, quote, management };
+inline constexpr std::array<std::string_view, 8> request_names{"hello",       "save",        "load",  "boot_hash",
+                                                               "tpm_command", "handed_over", "quote", "management"};
 
 struct ServiceCounters {
     struct Outcomes {

@@ -1,9 +1,10 @@
 // Layout, all big-endian; a string is u32 n, bytes[n]:
-//   u8 version (1)
+//   u8 version (1; 2: with the old form at the end)
 //   string approver | string approval list (approval_list.cpp)
 //   u16 n, n seals: string blob | u16 bank | u8 k, k * index u8 | u8 m, m * { u16 bank, u8 index, string digest }
 //   strings: attestation key's blob, key, public area, binding
 //   strings: recovery key, challenge, box
+//   version 2: string list, a frame of GROUP_UPDATE (proto/management.hpp; empty: none yet) | string box
 #include "manager/group_detail.hpp"
 
 #include "hwtpm/pcr.hpp"
@@ -17,6 +18,7 @@ namespace vtpmd::manager {
 namespace {
 
 constexpr std::uint8_t detail_version = 1;
+constexpr std::uint8_t detail_version_old = 2; ///< a group of the old form
 constexpr std::size_t shared_secret_size = 32; ///< the x coordinate, P-256
 
 void put_part(WireWriter& w, ByteView part) { w.be32(static_cast<std::uint32_t>(part.size())).bytes(part); }
@@ -93,7 +95,7 @@ Result<SecretBytes> share(EVP_PKEY* own, EVP_PKEY* peer) {
 
 Bytes encode(const GroupDetail& d) {
     WireWriter w;
-    w.u8(detail_version);
+    w.u8(d.old ? detail_version_old : detail_version);
     put_part(w, d.protection.approver);
     put_part(w, encode(d.protection.approved));
     w.be16(static_cast<std::uint16_t>(d.protection.seals.size()));
@@ -104,15 +106,19 @@ Bytes encode(const GroupDetail& d) {
                               &d.attestation.binding, &d.recovery.key, &d.recovery.challenge, &d.recovery.box}) {
         put_part(w, *part);
     }
+    if (d.old) {
+        put_part(w, d.old->update ? proto::management::encode(*d.old->update) : Bytes{});
+        put_part(w, d.old->box);
+    }
     return w.take();
 }
 
 Result<GroupDetail> decode_group_detail(ByteView bytes) {
     WireReader r(bytes);
     const std::uint8_t version = r.u8();
-    if (r.ok() && version != detail_version) {
-        return make_error(Errc::version, "a group's record of version {}: this program knows {}", version,
-                          detail_version);
+    if (r.ok() && version != detail_version && version != detail_version_old) {
+        return make_error(Errc::version, "a group's record of version {}: this program knows {} and {}", version,
+                          detail_version, detail_version_old);
     }
     GroupDetail d;
     d.protection.approver = get_part(r);
@@ -124,6 +130,11 @@ Result<GroupDetail> decode_group_detail(ByteView bytes) {
                         &d.recovery.key, &d.recovery.challenge, &d.recovery.box}) {
         *part = get_part(r);
     }
+    Bytes update;
+    if (version == detail_version_old) {
+        update = get_part(r);
+        d.old.emplace().box = get_part(r);
+    }
     if (!r.expect_end()) {
         return make_error(Errc::corrupt, "a group's record of {} bytes is malformed", bytes.size());
     }
@@ -132,6 +143,14 @@ Result<GroupDetail> decode_group_detail(ByteView bytes) {
         return in_context(approved.error(), "a group's record");
     }
     d.protection.approved = std::move(*approved);
+    if (!update.empty()) {
+        auto request = proto::management::parse(update);
+        auto* signed_list = request ? std::get_if<proto::management::GroupUpdate>(&*request) : nullptr;
+        if (signed_list == nullptr) {
+            return make_error(Errc::corrupt, "a group's record: its list is malformed");
+        }
+        d.old->update = std::move(*signed_list);
+    }
     return d;
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "manager/group_key.hpp"
+#include "proto/management.hpp"
 
 namespace vtpmd::manager {
 
@@ -16,10 +17,18 @@ struct GroupRecovery {
     Bytes box;       ///< the group's key
 };
 
+/// Of a group in the form of Xen's old manager (old_group.hpp).
+struct OldForm {
+    std::optional<proto::management::GroupUpdate>
+        update; ///< its list as it was signed; none yet: open wherever the store is
+    Bytes box;  ///< the group's key, under one of the store's; empty: it is in the protection's seals
+};
+
 struct GroupDetail {
     GroupProtection protection;
     hwtpm::AttestationKey attestation; ///< no blob: none
     GroupRecovery recovery;
+    std::optional<OldForm> old; ///< then the protection's list has no platforms and no signature
 };
 
 /// Layout beside the codec.

@@ -1,6 +1,7 @@
 #include "manager/groups.hpp"
 
 #include "manager/crypto.hpp"
+#include "manager/old_group.hpp"
 
 namespace vtpmd::manager {
 
@@ -34,6 +35,7 @@ void fill_in(GroupInfo& out, GroupDetail detail) {
     out.attestation_public = std::move(detail.attestation.public_area);
     out.identity_binding = std::move(detail.attestation.binding);
     out.recovery_challenge = std::move(detail.recovery.challenge);
+    out.old = std::move(detail.old);
 }
 
 } // namespace
@@ -84,9 +86,11 @@ Task<Result<void>> Groups::try_open(GroupId id) {
     if (!known) {
         co_return known.error();
     }
-    GroupProtection protection = std::move(known->protection);
-    const Uuid uuid = protection.approved.group;
-    auto key = co_await open_group_key(parts_.root, std::move(protection));
+    const Uuid uuid = known->protection.approved.group;
+    SecretBytes escrow = parts_.vault.escrow_key(uuid);
+    Task<Result<SecretBytes>> opening = known->old ? open_old_group(parts_.root, std::move(*known), std::move(escrow))
+                                                   : open_group_key(parts_.root, std::move(known->protection));
+    auto key = co_await std::move(opening);
     if (!key) {
         if (means_closed(key.error().code)) {
             parts_.vault.close_group(id, key.error().message);
@@ -163,12 +167,8 @@ Task<Result<GroupId>> Groups::create(Create request) {
         co_return guard.error();
     }
     const Uuid uuid = request.approved.group;
-    const auto& groups = parts_.vault.registry().groups();
-    if (uuid.is_nil() || find(uuid)) {
-        co_return make_error(Errc::exists, "a group {} is there already, or that is no UUID", uuid);
-    }
-    if (groups.size() >= group_limit) {
-        co_return make_error(Errc::too_large, "there are {} groups: no more than {}", groups.size(), group_limit);
+    if (auto room = room_for(uuid); !room) {
+        co_return room.error();
     }
     if (!request.recovery_key.empty()) {
         auto named = hwtpm::verify_sha256(request.approver, recovery_message(uuid, request.recovery_key),
@@ -177,37 +177,59 @@ Task<Result<GroupId>> Groups::create(Create request) {
             co_return in_context(named.error(), "the approver's word for the recovery key");
         }
     }
-    auto random = co_await parts_.root.random(group_tpm_random);
-    if (!random) {
-        co_return in_context(random.error(), "randomness from the TPM");
+    auto key = co_await new_key();
+    if (!key) {
+        co_return key.error();
     }
-    const SecretBytes key = mix_key(*random);
-    cleanse(*random);
-
     GroupDetail made;
     if (!request.recovery_key.empty()) {
-        auto recovery = keep_for_recovery(uuid, request.recovery_key, key);
+        auto recovery = keep_for_recovery(uuid, request.recovery_key, *key);
         if (!recovery) {
             co_return recovery.error();
         }
         made.recovery = std::move(*recovery);
     }
-    SecretBytes sealed_key = key.clone();
-    auto protection = co_await protect_group_key(parts_.root, std::move(sealed_key), std::move(request.approver),
+    auto protection = co_await protect_group_key(parts_.root, std::move(*key), std::move(request.approver),
                                                  std::move(request.approved));
     if (!protection) {
         co_return protection.error();
     }
     made.protection = std::move(*protection);
+    co_return co_await add(std::move(made), std::move(request.chosen_id));
+}
+
+Result<void> Groups::room_for(const Uuid& uuid) const {
+    const auto& groups = parts_.vault.registry().groups();
+    if (uuid.is_nil() || find(uuid)) {
+        return make_error(Errc::exists, "a group {} is there already, or that is no UUID", uuid);
+    }
+    if (groups.size() >= group_limit) {
+        return make_error(Errc::too_large, "there are {} groups: no more than {}", groups.size(), group_limit);
+    }
+    return {};
+}
+
+Task<Result<SecretBytes>> Groups::new_key() {
+    auto random = co_await parts_.root.random(group_tpm_random);
+    if (!random) {
+        co_return in_context(random.error(), "randomness from the TPM");
+    }
+    SecretBytes key = mix_key(*random);
+    cleanse(*random);
+    co_return key;
+}
+
+Task<Result<GroupId>> Groups::add(GroupDetail made, Bytes chosen_id) {
     hwtpm::AttestationKeyOptions options;
-    options.chosen_id = std::move(request.chosen_id);
+    options.chosen_id = std::move(chosen_id);
     auto attestation = co_await parts_.root.attestation_key_create(std::move(options));
     if (!attestation) {
         co_return in_context(attestation.error(), "the group's attestation key");
     }
     made.attestation = std::move(*attestation);
 
-    const GroupId id = groups.rbegin()->first + 1;
+    const Uuid uuid = made.protection.approved.group;
+    const GroupId id = parts_.vault.registry().groups().rbegin()->first + 1;
     auto stored = co_await parts_.vault.create_group(id, uuid, encode(made));
     if (!stored) {
         co_return stored.error();
@@ -217,6 +239,49 @@ Task<Result<GroupId>> Groups::create(Create request) {
         parts_.log.warning("{}", opened.error().message);
     }
     co_return id;
+}
+
+Task<Result<GroupId>> Groups::create_old(Bytes modulus, Bytes chosen_id) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto approver = old_approver(modulus);
+    if (!approver) {
+        co_return approver.error();
+    }
+    const Uuid uuid = random_uuid();
+    if (auto room = room_for(uuid); !room) {
+        co_return room.error();
+    }
+    auto key = co_await new_key();
+    if (!key) {
+        co_return key.error();
+    }
+    GroupDetail made = new_old_group(uuid, std::move(*approver), parts_.vault.escrow_key(uuid), *key);
+    co_return co_await add(std::move(made), std::move(chosen_id));
+}
+
+Task<Result<void>> Groups::update_old(GroupId id, proto::management::GroupUpdate update) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto known = detail(id);
+    if (!known) {
+        co_return known.error();
+    }
+    std::optional<SecretBytes> key;
+    if (const SecretBytes* open = parts_.vault.group_key(id)) {
+        key.emplace(open->clone());
+    }
+    const std::uint64_t sequence = update.list.sequence;
+    auto after = co_await update_old_group(parts_.root, std::move(*known), std::move(update), std::move(key));
+    if (!after) {
+        co_return after.error();
+    }
+    parts_.log.info("group {}: list {} taken", id, sequence);
+    co_return co_await store(id, std::move(*after));
 }
 
 Task<Result<void>> Groups::remove(GroupId id) {
@@ -249,6 +314,9 @@ Task<Result<void>> Groups::update(GroupId id, ApprovalList approved) {
     auto known = detail(id);
     if (!known) {
         co_return known.error();
+    }
+    if (known->old) {
+        co_return make_error(Errc::usage, "group {} is of the old form: its lists come by GROUP_UPDATE", id);
     }
     std::optional<SecretBytes> key;
     if (const SecretBytes* open = parts_.vault.group_key(id)) {

@@ -28,8 +28,9 @@ struct GroupInfo {
     Bytes attestation_key;         ///< DER SubjectPublicKeyInfo; empty: none
     Bytes attestation_public;      ///< TPM2B_PUBLIC (2.0), TPM_PUBKEY (1.2)
     Bytes identity_binding;        ///< 1.2, see hwtpm::AttestationKey
-    Bytes
-        recovery_challenge; ///< DER SubjectPublicKeyInfo: what recover() wants the shared secret with; empty: no recovery
+    /// DER SubjectPublicKeyInfo: what recover() wants the shared secret with; empty: no recovery.
+    Bytes recovery_challenge;
+    std::optional<OldForm> old; ///< a group of the old form: its platforms are here
 };
 
 class Groups {
@@ -67,6 +68,10 @@ class Groups {
         Bytes chosen_id = Bytes(20); ///< hwtpm::AttestationKeyOptions
     };
     Task<Result<GroupId>> create(Create request);
+    /// A group of the old form, with a UUID of its own. `modulus`: the approver's, RSA-2048. Errc::usage.
+    Task<Result<GroupId>> create_old(Bytes modulus, Bytes chosen_id);
+    /// As update(), for such a group. Errors of update_old_group().
+    Task<Result<void>> update_old(GroupId id, proto::management::GroupUpdate update);
     /// Errc::busy while it has vTPMs; usage for group 0.
     Task<Result<void>> remove(GroupId id);
     /// A newer list in place of the present one. To revoke a platform is a list of a new epoch without it. Opens the group if the
@@ -86,6 +91,10 @@ class Groups {
     [[nodiscard]] Result<GroupDetail> detail(GroupId id) const;
     Task<Result<void>> store(GroupId id, GroupDetail detail);
     Task<Result<void>> try_open(GroupId id);
+    Task<Result<SecretBytes>> new_key();
+    /// Stores a new group, with an attestation key, and opens it.
+    Task<Result<GroupId>> add(GroupDetail made, Bytes chosen_id);
+    [[nodiscard]] Result<void> room_for(const Uuid& uuid) const;
 
     Parts parts_;
     FifoLock lock_; ///< one change at a time

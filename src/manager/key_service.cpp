@@ -132,8 +132,16 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         co_return count(Request::quote, std::move(quoted));
     }
     Task<Result<Bytes>> tpm_command(Bytes command) override {
-        auto answer = co_await run_tpm_command(service_.parts_.root, std::move(command));
+        const PeerRight right = is_administrator() ? PeerRight::administrator : PeerRight::vtpm;
+        auto answer = co_await run_tpm_command(service_.parts_.root, std::move(command), right);
         co_return count(Request::tpm_command, std::move(answer));
+    }
+    Task<Result<Bytes>> management(Bytes frame) override {
+        Task<Result<Bytes>> asked = is_administrator() && service_.parts_.administer
+                                        ? service_.parts_.administer(std::move(frame))
+                                        : proto::Handler::management(std::move(frame));
+        auto answer = co_await std::move(asked);
+        co_return count(Request::management, std::move(answer));
     }
 
   private:
@@ -142,6 +150,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         auto& o = service_.counters_.of(what);
         ++(outcome ? o.done : is_refusal(outcome.error().code) ? o.refused : o.failed);
         return outcome;
+    }
+
+    [[nodiscard]] bool is_administrator() const {
+        return info_.named_by_transport && info_.made_for && info_.made_for == service_.options_.admin;
     }
 
     /// The hello that a peer left out, where the transport names the vTPM.
@@ -334,12 +346,12 @@ struct KeyService::OwnHold {
     ~OwnHold() { holders.erase(uuid); }
 };
 
-Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version) {
+Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version, GroupId group) {
     if (!holders_.try_emplace(uuid, nullptr).second) {
         co_return make_error(Errc::busy, "vTPM {} is open, or is being made or deleted", uuid);
     }
     OwnHold hold{holders_, uuid};
-    auto registered = co_await parts_.vault.register_vtpm(uuid, version);
+    auto registered = co_await parts_.vault.register_vtpm(uuid, version, group);
     if (registered) {
         ++counters_.registered;
         parts_.log.info("vTPM {} registered, TPM {}", uuid, to_string(version));

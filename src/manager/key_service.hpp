@@ -41,12 +41,16 @@ class KeyService {
         std::function<Result<void>(const Uuid&, const proto::BootHash&)> admit = {};
         /// A deep quote for the vTPM (DeepQuotes::make). Empty: none are made.
         std::function<Task<Result<proto::QuoteReply>>(const Uuid&, proto::QuoteRequest)> quote = {};
+        /// Answers a management frame of the administrator's vTPM (Administration). Empty: management is not offered.
+        std::function<Task<Result<Bytes>>(Bytes)> administer = {};
     };
     struct Options {
         bool auto_create = false;
         Clock::duration hello_deadline = std::chrono::seconds(10);
         /// How long a hello waits for the end of a link whose peer is gone already.
         Clock::duration takeover_deadline = std::chrono::seconds(30);
+        /// The vTPM that manages, by a link whose transport names it.
+        std::optional<Uuid> admin = std::nullopt;
     };
     KeyService(Options options, Parts parts);
     KeyService(const KeyService&) = delete;
@@ -60,7 +64,7 @@ class KeyService {
     void stop();
 
     /// Registers a new vTPM. Errc::busy while somebody else is at it: two registrations of one UUID would stop the journal.
-    Task<Result<void>> enrol(Uuid uuid, TpmVersion version);
+    Task<Result<void>> enrol(Uuid uuid, TpmVersion version, GroupId group = 0);
     /// Deletes a vTPM, or records that it migrated away. Errc::busy while an instance has it open.
     Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
 

@@ -1,5 +1,6 @@
 #include "manager/run.hpp"
 
+#include "manager/administration.hpp"
 #include "manager/control_service.hpp"
 #include "manager/deep_quotes.hpp"
 #include "manager/groups.hpp"
@@ -52,7 +53,7 @@ class Manager {
         , groups_({.executor = deps.executor, .vault = *vault_, .root = root, .log = deps.log})
         , deep_quotes_({.vault = *vault_, .root = root, .groups = groups_})
         , service_(
-              {.auto_create = options_.auto_create},
+              {.auto_create = options_.auto_create, .admin = options_.admin},
               {.executor = deps.executor,
                .vault = *vault_,
                .root = root,
@@ -60,7 +61,8 @@ class Manager {
                .log = deps.log,
                .admit = [this](const Uuid& vtpm, const proto::BootHash& label) { return groups_.admit(vtpm, label); },
                .quote = [this](const Uuid& vtpm,
-                               proto::QuoteRequest request) { return deep_quotes_.make(vtpm, std::move(request)); }})
+                               proto::QuoteRequest request) { return deep_quotes_.make(vtpm, std::move(request)); },
+               .administer = [this](Bytes frame) { return administration_.run(std::move(frame)); }})
         , supervisor_(
               options_.spawn, options_.listen_path,
               {.executor = deps.executor,
@@ -73,7 +75,14 @@ class Manager {
                     .root = root,
                     .service = service_,
                     .supervisor = supervisor_,
-                    .store_path = options_.store_path}) {}
+                    .store_path = options_.store_path})
+        , administration_(
+              {.admin = options_.admin, .new_vtpms = options_.spawn.tpm_version.value_or(TpmVersion::tpm12)},
+              {.vault = *vault_,
+               .groups = groups_,
+               .service = service_,
+               .root = root,
+               .remove_vtpm = [this](Uuid uuid) { return control_.remove(uuid); }}) {}
 
     Task<Result<void>> run() {
         co_await groups_.open_all();
@@ -185,13 +194,24 @@ class Manager {
         fabric_ = std::move(*fabric);
         fabric_->start();
         if (options_.xen.guests) {
-            xen_guests_ = std::make_unique<XenGuests>(
-                options_.spawn.enabled,
-                XenGuests::Parts{
-                    .fabric = *fabric_, .supervisor = supervisor_, .clock = deps_.clock, .log = deps_.log});
-        } else {
-            xen_rings_ = std::make_unique<XenRings>(XenRings::Parts{
-                .fabric = *fabric_, .service = service_, .links = links_, .clock = deps_.clock, .log = deps_.log});
+            xen_guests_ =
+                std::make_unique<XenGuests>(options_.spawn.enabled, XenGuests::Parts{.fabric = *fabric_,
+                                                                                     .supervisor = supervisor_,
+                                                                                     .clock = deps_.clock,
+                                                                                     .log = deps_.log,
+                                                                                     .admin = options_.admin});
+        }
+        if (options_.xen.vtpms || options_.admin) {
+            std::optional<Uuid> only;
+            if (options_.xen.guests) {
+                only = options_.admin;
+            }
+            xen_rings_ = std::make_unique<XenRings>(XenRings::Parts{.fabric = *fabric_,
+                                                                    .service = service_,
+                                                                    .links = links_,
+                                                                    .clock = deps_.clock,
+                                                                    .log = deps_.log,
+                                                                    .only = only});
         }
         return {};
     }
@@ -275,6 +295,7 @@ class Manager {
     KeyService service_;
     Supervisor supervisor_;
     ControlService control_;
+    Administration administration_;
     std::unique_ptr<xen::Fabric> fabric_; ///< with --xen
     std::unique_ptr<XenGuests> xen_guests_;
     std::unique_ptr<XenRings> xen_rings_;

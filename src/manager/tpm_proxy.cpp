@@ -68,6 +68,23 @@ Task<Result<Bytes>> pcr_read_12(hwtpm::RootOfTrust& root, WireReader in) {
     co_return response(tpm::tag_rsp_command, values->front().digest);
 }
 
+Task<Result<Bytes>> extend_12(hwtpm::RootOfTrust& root, WireReader in) {
+    const std::uint32_t index = in.be32();
+    Bytes digest = to_bytes(in.bytes(tpm::sha1_size));
+    if (!in.expect_end()) {
+        co_return refuse_12(tpm::Refusal::bad_size);
+    }
+    const auto banks = root.banks();
+    if (index >= tpm::pcr_count || !std::ranges::count(banks, hwtpm::HashAlg::sha1)) {
+        co_return tpm::error_response(TpmVersion::tpm12, tpm_bad_index);
+    }
+    auto value = co_await root.pcr_extend(index, std::move(digest));
+    if (!value) {
+        co_return value.error();
+    }
+    co_return response(tpm::tag_rsp_command, *value);
+}
+
 // --- TPM 2.0 ---
 
 Task<Result<Bytes>> get_random_20(hwtpm::RootOfTrust& root, WireReader in) {
@@ -192,7 +209,7 @@ Task<Result<Bytes>> pcr_read_20(hwtpm::RootOfTrust& root, WireReader in) {
 
 } // namespace
 
-Task<Result<Bytes>> run_tpm_command(hwtpm::RootOfTrust& root, Bytes command) {
+Task<Result<Bytes>> run_tpm_command(hwtpm::RootOfTrust& root, Bytes command, PeerRight right) {
     auto header = tpm::parse_header(command);
     bool is_20 = tpm::peek_header(command).tag == tpm::st_no_sessions;
     if (!header) {
@@ -205,6 +222,11 @@ Task<Result<Bytes>> run_tpm_command(hwtpm::RootOfTrust& root, Bytes command) {
             co_return co_await get_random_12(root, body);
         case tpm::ord::pcr_read:
             co_return co_await pcr_read_12(root, body);
+        case tpm::ord::extend:
+            if (right == PeerRight::administrator) {
+                co_return co_await extend_12(root, body);
+            }
+            co_return refuse_12(tpm::Refusal::bad_ordinal);
         default:
             co_return refuse_12(tpm::Refusal::bad_ordinal);
         }

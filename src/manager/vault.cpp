@@ -195,6 +195,10 @@ std::string Vault::why_closed(GroupId id) const {
     return it == why_closed_.end() ? fmt::format("group {} has not been opened", id) : it->second;
 }
 
+SecretBytes Vault::escrow_key(const Uuid& group) const {
+    return derive_key(keyring_.group0, "vtpmd old group", group.bytes);
+}
+
 Error Vault::closed_error(GroupId id) const { return make_error(Errc::pcr_mismatch, "{}", why_closed(id)); }
 
 Task<Result<void>> Vault::close() {

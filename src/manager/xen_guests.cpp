@@ -17,6 +17,9 @@ Task<> XenGuests::stop() {
 }
 
 Task<bool> XenGuests::appeared(ring::DeviceId id, Uuid uuid) {
+    if (parts_.admin == uuid) {
+        co_return true;
+    }
     if (!spawn_) {
         parts_.log.info("frontend {} wants vTPM {}: start its instance with --guest=xen:{} (or use --spawn)",
                         ring::to_string(id), uuid, ring::to_string(id));

@@ -26,6 +26,7 @@ class XenGuests final : private XenDevices::Observer {
         Supervisor& supervisor;
         Clock& clock;
         const Log& log;
+        std::optional<Uuid> admin = {}; ///< its device is the manager's own (XenRings), and gets no instance
     };
     /// Without `spawn` it only says in the log which instance is wanted.
     XenGuests(bool spawn, Parts parts);

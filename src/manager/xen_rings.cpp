@@ -144,6 +144,9 @@ XenRings::XenRings(Parts parts)
     , group_(parts.fabric.executor(), parts.log) {}
 
 Task<bool> XenRings::appeared(ring::DeviceId id, Uuid uuid) {
+    if (parts_.only && *parts_.only != uuid) {
+        co_return true;
+    }
     if (rings_.contains(id)) {
         next_.insert_or_assign(id, uuid); // the last one has not noticed its end yet
         co_return true;

@@ -1,6 +1,6 @@
 // --xen=vtpms: the manager protocol on the rings of vTPM domains, many at once on one loop. Which vTPM a ring speaks for is
 // the toolstack's word, the UUID in the back end's directory; a hello that names another is refused, and Xen's own stub
-// domains, which send none, need none.
+// domains, which send none, need none. With --xen=guests the administrator's device alone is served so (--admin).
 #pragma once
 
 #include "manager/key_service.hpp"
@@ -51,6 +51,7 @@ class XenRings final : private XenDevices::Observer {
         TaskGroup& links;
         Clock& clock;
         const Log& log;
+        std::optional<Uuid> only = {}; ///< only the devices of this vTPM; the others are somebody else's
     };
     explicit XenRings(Parts parts);
 

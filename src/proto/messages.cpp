@@ -8,6 +8,7 @@ namespace vtpmd::proto {
 namespace {
 
 // TPM Main part 3 (1.2); TPM 2.0 part 2, section 6.5.2.
+constexpr std::uint32_t tpm12_ord_extend = 0x14;
 constexpr std::uint32_t tpm12_ord_pcr_read = 0x15;
 constexpr std::uint32_t tpm12_ord_get_random = 0x46;
 constexpr std::uint32_t tpm20_cc_get_random = 0x17B;
@@ -66,7 +67,7 @@ Request parse_hello(ByteView body) {
 
 bool may_pass(const FrameHeader& h) {
     if (h.tag == tag::tpm12_command) {
-        return h.code == tpm12_ord_get_random || h.code == tpm12_ord_pcr_read;
+        return h.code == tpm12_ord_extend || h.code == tpm12_ord_get_random || h.code == tpm12_ord_pcr_read;
     }
     return h.code == tpm20_cc_get_random || h.code == tpm20_cc_pcr_read;
 }
@@ -123,7 +124,7 @@ Request parse_request(ByteView frame) {
         }
         return TpmCommand{to_bytes(frame)};
     case tag::management:
-        return bad(Status::bad_ordinal, fmt::format("management ordinal 0x{:x} on a vTPM's link", header->code));
+        return ManagementRequest{to_bytes(frame)};
     default:
         return bad(Status::bad_tag, fmt::format("unknown tag 0x{:04x}", header->tag));
     }

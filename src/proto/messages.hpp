@@ -9,6 +9,7 @@
 //                               u32 flags (1 create, 2 incoming)     (0 if not known)
 //   0x56500002   HANDED_OVER    -                                    -
 //   0x56500003   QUOTE          see quote_messages.hpp
+//   tag 0x01C2   management, see management.hpp
 //
 // The last three are ours, and outside the ranges of the Xen ordinals. HANDED_OVER says that another host has taken this vTPM: the
 // manager leaves a tombstone. QUOTE asks for a deep quote. HELLO names the vTPM on a socket, once, before anything else. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every
@@ -71,9 +72,14 @@ struct SaveRequest {
 struct LoadRequest {};
 struct BootHashRequest {};
 struct HandedOverRequest {};
-/// A raw TPM command that any vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read.
+/// A raw TPM command that a vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read; TPM_Extend, which is
+/// the administrator's only.
 struct TpmCommand {
     Bytes command;
+};
+/// A management request (management.hpp), not looked at: whether the peer may ask at all comes first.
+struct ManagementRequest {
+    Bytes frame;
 };
 /// A frame that is none of the above: the answer to send, and why for the log.
 struct BadRequest {
@@ -81,7 +87,7 @@ struct BadRequest {
     std::string reason;
 };
 using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest, QuoteRequest,
-                             TpmCommand, BadRequest>;
+                             TpmCommand, ManagementRequest, BadRequest>;
 
 /// Any whole frame (parse_frame holds).
 [[nodiscard]] Request parse_request(ByteView frame);

@@ -84,6 +84,9 @@ class Session {
         if (auto* quote = std::get_if<QuoteRequest>(&request)) {
             co_return co_await answer_quote(std::move(*quote));
         }
+        if (auto* management = std::get_if<ManagementRequest>(&request)) {
+            co_return co_await answer_management(std::move(management->frame));
+        }
         co_return co_await answer_tpm(std::move(std::get<TpmCommand>(request)));
     }
 
@@ -111,6 +114,20 @@ class Session {
             co_return encode_error(frame.error());
         }
         co_return std::move(*frame);
+    }
+
+    Task<Bytes> answer_management(Bytes frame) {
+        auto body = co_await handler_.management(std::move(frame));
+        if (body) {
+            Bytes answer = encode_success(*body);
+            cleanse(*body);
+            co_return answer;
+        }
+        warn(fmt::format("management: {}", body.error().message));
+        if (body.error().code == Errc::permission) {
+            co_return make_frame(tag::response, static_cast<std::uint32_t>(Status::auth_fail));
+        }
+        co_return encode_error(body.error());
     }
 
     Task<Bytes> answer_tpm(TpmCommand request) {
@@ -147,6 +164,10 @@ class Session {
 };
 
 } // namespace
+
+Task<Result<Bytes>> Handler::management(Bytes /*frame*/) {
+    co_return make_error(Errc::permission, "only the administrator's vTPM manages");
+}
 
 Task<Result<void>> serve(Channel& channel, Handler& handler, Clock& clock, const Log& log, ServeOptions options) {
     Session session(channel, handler, clock, log, options);

@@ -29,7 +29,9 @@ class Handler {
     virtual Task<Result<QuoteReply>> quote(QuoteRequest /*request*/) {
         co_return make_error(Errc::unsupported, "not offered");
     }
-    /// TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit
+    /// A whole frame of tag 0x01C2, not yet looked at: the answer's body. Errc::permission: not the administrator's link.
+    virtual Task<Result<Bytes>> management(Bytes frame);
+    /// TPM_GetRandom, TPM_PcrRead, TPM_Extend, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit
     /// bytes; body not yet checked. Returns a TPM response; an error becomes TPM_FAIL or TPM_RC_FAILURE.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;
 };

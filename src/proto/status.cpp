@@ -54,6 +54,7 @@ Errc errc_of(std::uint32_t status) noexcept {
         return Errc::not_found;
     case Status::bad_parameter:
         return Errc::usage;
+    case Status::auth_fail:
     case Status::disabled_cmd:
     case Status::vendor_permission:
         return Errc::permission;
@@ -98,6 +99,7 @@ std::string_view meaning(std::uint32_t status) noexcept {
         return "there is no such record";
     case Status::bad_parameter:
         return "the request makes no sense to it";
+    case Status::auth_fail:
     case Status::disabled_cmd:
     case Status::vendor_permission:
         return "not allowed";

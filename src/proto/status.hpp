@@ -24,6 +24,7 @@ namespace vtpmd::proto {
 
 enum class Status : std::uint32_t {
     success = 0,
+    auth_fail = 0x01, ///< management by another than the administrator's vTPM
     bad_index = 0x02,
     bad_parameter = 0x03,
     disabled_cmd = 0x08,

@@ -27,7 +27,7 @@ struct Stage {
     XenGuests guests;
     TaskGroup tasks{loop.io.get_executor(), loop.log};
 
-    explicit Stage(test::Loop& l, SpawnOptions options = {}, bool spawn = true)
+    explicit Stage(test::Loop& l, SpawnOptions options = {}, bool spawn = true, std::optional<Uuid> admin = {})
         : loop(l)
         , supervisor(std::move(options), "/run/m.sock",
                      {.executor = loop.io.get_executor(),
@@ -35,7 +35,8 @@ struct Stage {
                       .clock = loop.clock,
                       .log = loop.log,
                       .serve_link = [this](UniqueFd fd, const Uuid&, pid_t) { links.push_back(std::move(fd)); }})
-        , guests(spawn, {.fabric = *fabric, .supervisor = supervisor, .clock = loop.clock, .log = loop.log}) {}
+        , guests(spawn,
+                 {.fabric = *fabric, .supervisor = supervisor, .clock = loop.clock, .log = loop.log, .admin = admin}) {}
 
     void start() {
         fabric->start();
@@ -94,6 +95,25 @@ Task<> come_and_go(Stage& s) {
     CHECK(s.spawner.processes.size() == 2); // nobody wants it again
     co_await s.finish();
     CHECK(s.process(1).signals.empty()); // its guest runs on while the manager is away
+}
+
+/// The administrator's device is the manager's own: no instance for it, and the device is left alone.
+Task<> administrator(Stage& s) {
+    s.host.add_vtpm(0, 3, 0, uuid_b);
+    s.host.add_vtpm(0, 4, 0, uuid_a);
+    s.start();
+    bool started = co_await s.until_started(1);
+    CHECK(started);
+    CHECK(has(s.process(0), "--guest=xen:4/0"));
+    CHECK(s.state(4) == "2");
+    CHECK(s.state(3) == "1");
+    s.host.remove_vtpm(0, 3, 0);
+    auto gone = [&] { return s.guests.devices() == 1; };
+    bool ended = co_await s.until(gone);
+    CHECK(ended);
+    CHECK(s.process(0).signals.empty());
+    CHECK(s.spawner.processes.size() == 1);
+    co_await s.finish();
 }
 
 /// The new domain of a guest that reboots is there before the old one's instance has ended.
@@ -215,6 +235,12 @@ TEST_SUITE("xen guests") {
         test::Loop loop;
         Stage stage(loop, {.enabled = true, .tpm_version = TpmVersion::tpm12});
         loop.run(come_and_go(stage));
+    }
+
+    TEST_CASE("the administrator's device gets no instance") {
+        test::Loop loop;
+        Stage stage(loop, {}, true, uuid_b);
+        loop.run(administrator(stage));
     }
 
     TEST_CASE("a rebooted guest's new domain waits for the old instance; one that cannot be served is told") {

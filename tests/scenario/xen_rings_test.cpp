@@ -32,7 +32,8 @@ Bytes key_of(unsigned mark) { return Bytes(proto::hash_key_long, static_cast<std
 
 /// A manager in domain 0; one vTPM domain, 5, with a device for each vTPM.
 struct Stage {
-    explicit Stage(unsigned vtpms, bool auto_create = true) {
+    explicit Stage(unsigned vtpms, bool auto_create = true, std::optional<Uuid> administrator = {})
+        : only(administrator) {
         m.options.size = std::size_t{1} << 20;
         REQUIRE(m.create());
         service.emplace(KeyService::Options{.auto_create = auto_create},
@@ -59,8 +60,8 @@ struct Stage {
         service.reset();
     }
     void begin() {
-        rings.emplace(
-            XenRings::Parts{.fabric = *back, .service = *service, .links = *links, .clock = clock, .log = m.loop.log});
+        rings.emplace(XenRings::Parts{
+            .fabric = *back, .service = *service, .links = *links, .clock = clock, .log = m.loop.log, .only = only});
         tasks->spawn("rings", rings->run());
     }
     /// The manager goes away in order.
@@ -112,6 +113,7 @@ struct Stage {
     std::optional<TaskGroup> links{std::in_place, m.loop.io.get_executor(), m.loop.log};
     std::optional<TaskGroup> tasks{std::in_place, m.loop.io.get_executor(), m.loop.log};
     std::optional<XenRings> rings;
+    const std::optional<Uuid> only; ///< XenRings::Parts
 };
 
 Result<Bytes> ask(Stage& s, ring::FrontDevice& device, ByteView frame) {
@@ -250,6 +252,25 @@ TEST_SUITE("xen rings") {
             CHECK(tpm::peek_header(*answer).code != 0);
         }
         CHECK(s.m.vault->registry().vtpm_count() == 0);
+    }
+
+    TEST_CASE("with --xen=guests only the administrator's ring is the manager's") {
+        Stage s(3, true, uuid_of(1));
+        ring::FrontDevice device({.handle = 1}, *s.front);
+        REQUIRE(s.run(device.connect()));
+        const Bytes frame = proto::make_frame(proto::tag::management, 0x02000101);
+        auto answer = ask(s, device, frame);
+        REQUIRE(answer);
+        CHECK(tpm::peek_header(*answer).code == 1); // this service has no administrator
+        CHECK(s.rings->rings() == 1);
+        CHECK_FALSE(s.rings->requests({vtpm_domain, 0}));
+        CHECK_FALSE(s.rings->requests({vtpm_domain, 2}));
+        // xl vtpm-attach, later.
+        s.host->add_vtpm(0, vtpm_domain, 3, uuid_of(9));
+        s.host->add_vtpm(0, vtpm_domain, 4, uuid_of(1));
+        ring::FrontDevice second({.handle = 4}, *s.front);
+        REQUIRE(s.run(second.connect()));
+        CHECK(s.rings->rings() == 2);
     }
 
     TEST_CASE("1, 16, 256 and 1024 rings are served alike, and cost nothing when idle") {

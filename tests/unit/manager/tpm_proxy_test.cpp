@@ -17,9 +17,10 @@ namespace {
 struct Proxy {
     fakes::Loop loop;
     fakes::FakeTpm tpm;
+    manager::PeerRight right = manager::PeerRight::vtpm;
     Result<Bytes> run(Bytes command) {
         fakes::FakeRootOfTrust root(tpm);
-        return loop.run(manager::run_tpm_command(root, std::move(command)));
+        return loop.run(manager::run_tpm_command(root, std::move(command), right));
     }
     std::uint32_t code(Bytes command) {
         auto response = run(std::move(command));
@@ -126,6 +127,26 @@ TEST_SUITE("manager") {
                                  .value())) == 0x1C3);
         CHECK(p.code(command(0x8001, 0x17E, from_hex("00000011").value())) != 0);
         CHECK(p.tpm.calls.empty());
+    }
+    TEST_CASE("passed on: TPM_Extend, from the administrator's vTPM only") {
+        Proxy p;
+        WireWriter w;
+        w.be32(20).bytes(Bytes(20, std::byte{7}));
+        const Bytes extend = command(0x00C1, 0x14, w.view());
+        CHECK(p.code(extend) == 0x0A);
+        CHECK(p.tpm.calls.empty());
+        p.right = manager::PeerRight::administrator;
+        auto response = p.run(extend);
+        REQUIRE(response);
+        CHECK(to_hex(*response) == "00c40000001e00000000" + to_hex(Bytes(20, std::byte{7})));
+        CHECK(p.tpm.pcrs[{HashAlg::sha1, 20}] == Bytes(20, std::byte{7}));
+        for (std::size_t n = 0; n < w.view().size(); ++n) {
+            CHECK(p.code(command(0x00C1, 0x14, w.view().first(n))) != 0);
+        }
+        CHECK(p.code(command(0x00C1, 0x14, WireWriter().be32(24).bytes(Bytes(20)).view())) == 2);
+        p.tpm.banks = {HashAlg::sha256};
+        CHECK(p.code(extend) == 2);
+        CHECK(p.tpm.calls.size() == 1);
     }
     TEST_CASE("passed on: what the hardware fails at is an error") {
         Proxy p;

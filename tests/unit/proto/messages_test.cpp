@@ -233,12 +233,13 @@ TEST_SUITE("proto") {
         };
         CHECK(passed(tag::tpm12_command, 0x46));
         CHECK(passed(tag::tpm12_command, 0x15));
-        CHECK_FALSE(passed(tag::tpm12_command, 0x14)); // Extend
+        CHECK(passed(tag::tpm12_command, 0x14));       // Extend: whether the peer may is the manager's to say
+        CHECK_FALSE(passed(tag::tpm12_command, 0x17)); // Seal
         CHECK(passed(tag::tpm20_command, 0x17B));
         CHECK(passed(tag::tpm20_command, 0x17E));
         CHECK_FALSE(passed(tag::tpm20_command, 0x182)); // PCR_Extend
         CHECK_FALSE(passed(tag::tpm12_command, 0x17B));
-        CHECK(to_hex(std::get<BadRequest>(parse_request(make_frame(tag::tpm12_command, 0x14))).answer) ==
+        CHECK(to_hex(std::get<BadRequest>(parse_request(make_frame(tag::tpm12_command, 0x17))).answer) ==
               "00c40000000a0000000a");
         CHECK(to_hex(std::get<BadRequest>(parse_request(make_frame(tag::tpm20_command, 0x182))).answer) ==
               "80010000000a00000143");
@@ -247,7 +248,9 @@ TEST_SUITE("proto") {
     TEST_CASE("unknown tags and ordinals get an answer") {
         CHECK(status_in(parse_request(make_frame(0x1234, 1))) == 0x1E);
         CHECK(status_in(parse_request(make_frame(tag::request, 99))) == 0x0A);
-        CHECK(status_in(parse_request(make_frame(tag::management, 0x02000101))) == 0x0A);
+        // Not looked at: who may not manage learns nothing of it.
+        CHECK(std::holds_alternative<ManagementRequest>(parse_request(make_frame(tag::management, 0x02000101))));
+        CHECK(std::holds_alternative<ManagementRequest>(parse_request(make_frame(tag::management, 99, key(3)))));
         CHECK(status_in(parse_request(make_frame(tag::response, 1))) == 0x1E);
     }
 
