@@ -2,8 +2,10 @@
 """The machine's own TPM, 1.2 and 2.0, as the manager's root of trust in dom0: through the registers and through the kernel.
 
 One disk goes through three machines: it is set up, found again after a power cut, and put beside another TPM. On the registers
-a guest's whole chain stands: xen-tpmfront, instance, manager, TPM; on the kernel's device an instance.
+a guest's whole chain stands: xen-tpmfront, instance, manager, TPM; on the kernel's device an instance. On the first of them
+the administrator's domain manages groups and vTPMs as Xen's own script does (administrator.py).
 """
+import administrator
 import lab
 from lab import harness
 
@@ -16,7 +18,8 @@ TIS = ("--tpm=tis", "--tpm-locality=2")
 class Host:
     """A manager in dom0 with what it keeps on the disk: a guest's vTPM, or one whose instance is started by hand."""
 
-    def __init__(self, dom0, bank, tpm_options=TIS, store="tis", options=("--xen=guests", "--spawn", "--auto-create", "--state-dir=/mnt")):
+    def __init__(self, dom0, bank, tpm_options=TIS, store="tis", options=("--xen=guests", "--spawn", "--auto-create", "--state-dir=/mnt",
+                          f"--admin={administrator.UUID}")):
         self.dom0 = dom0
         self.bank, self.tpm_options, self.store, self.options = bank, tpm_options, store, options
         self.guest = lab.Guest(dom0, "chain", vtpm=f"backend=0,uuid={CHAIN}")
@@ -91,8 +94,13 @@ class Stories:
         guest.nv_write(DATA, b"precious")
         self.assertEqual(guest.nv_read(DATA), b"precious")
         guest.pcr_extend(16, bytes(32))
+        admin = administrator.Administrator(self, machine.dom0, self.VERSION)
+        admin.boot()
+        admin.first_run()
         manager.terminate()
         manager.start()
+        admin.after_restart()
+        admin.leave()
         guest.nv_write(DATA, b"the last")
         machine.power_cut()
 
