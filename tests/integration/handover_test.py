@@ -229,6 +229,23 @@ class Handover(Hosts):
         self.assertNotEqual(self.init(self.dest, 1), 0)
         self.assert_stayed()
 
+    def test_the_old_hosts_manager_is_away(self):
+        """Nobody knows then whether the vTPM is handed over already: neither host runs it, until the manager is back."""
+        self.target()
+        self.assertEqual(self.set_blobs(self.dest, self.get_blobs(self.source)), 0)
+        self.here.manager.process.kill()
+        with self.dest.control() as control:
+            control.sock.settimeout(3 * harness.PATIENCE)
+            control.sock.sendall(struct.pack(">II", control.INIT, 1))
+            self.source.process.wait_log("it stands still until the manager is back", 3 * harness.PATIENCE)
+            self.here.manager.start()
+            control._client.read_exactly(4)  # yes, or no if it was asked too often in vain
+        self.source.process.wait_log("another host has it now", 3 * harness.PATIENCE)
+        self.assertFalse(self.runs(self.source))
+        if not self.runs(self.dest):
+            self.assertEqual(self.init(self.dest, 1), 0)
+        self.assert_moved()
+
     def test_the_new_host_dies_before_it_asked(self):
         """It has the state on its disk, but not to run: neither then nor after a restart."""
         self.target(incoming="unix:" + self.path("nowhere"))
