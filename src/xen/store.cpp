@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <utility>
 
 namespace vtpmd::xen {
 
@@ -29,8 +30,6 @@ ssize_t write_quietly(int fd, std::string_view data) {
     ssize_t n = ::send(fd, data.data(), data.size(), MSG_NOSIGNAL);
     return n < 0 && errno == ENOTSOCK ? ::write(fd, data.data(), data.size()) : n;
 }
-
-bool sets_watch(StoreOp op) { return op == StoreOp::watch || op == StoreOp::unwatch; }
 
 Error no_connection() { return make_error(Errc::unavailable, "xenstore: no connection to xenstored"); }
 
@@ -299,7 +298,7 @@ Task<> Store::serve(UniqueFd fd) {
     connected_ = true;
     ++connections_;
     out_.clear();
-    unanswered_ = 0;
+    unanswered_ = false;
     for (auto& [token, watch] : watches_) {
         watch->overflow_ = true; // whatever changed while nobody told us
         queue(StoreOp::watch, 0, terminated(watch->path_) + terminated(token));
@@ -317,13 +316,13 @@ Task<> Store::serve(UniqueFd fd) {
 }
 
 Task<> Store::write_loop(asio::posix::stream_descriptor& link) {
-    bool begun = false;
     for (;;) {
-        // A watch is set or ended only while nothing is unanswered: the kernel's /dev/xen/xenbus sets it inside write(),
-        // with the file's lock held, and its thread wants that lock to hand over the answer before it. Both would wait
-        // for ever, and with them every user of xenstore in the domain (Linux, drivers/xen/xenbus/
-        // xenbus_dev_frontend.c, xenbus_file_write and xenbus_dev_queue_reply).
-        if (out_.empty() || (!begun && unanswered_ != 0 && sets_watch(out_.front().op))) {
+        // One request at a time, for two reasons that lie in the kernel's /dev/xen/xenbus (Linux, drivers/xen/xenbus).
+        // It queues a request whose body is still the file's buffer, where the next write() puts another (xenbus_xs.c,
+        // xenbus_dev_request_and_reply): only an answer says that the body is sent. And it sets a watch inside write()
+        // with the file's lock held, which its thread needs to hand over the answer before it (xenbus_dev_frontend.c,
+        // xenbus_file_write and xenbus_dev_queue_reply): both would wait for ever.
+        if (out_.empty() || unanswered_) {
             if (auto ended = co_await out_wake_.wait(); ended) {
                 co_return;
             }
@@ -335,10 +334,9 @@ Task<> Store::write_loop(asio::posix::stream_descriptor& link) {
         ssize_t n = write_quietly(link.native_handle(), bytes);
         if (n > 0) {
             bytes.erase(0, static_cast<std::size_t>(n));
-            begun = !bytes.empty();
-            if (!begun) {
+            if (bytes.empty()) {
                 out_.pop_front();
-                ++unanswered_;
+                unanswered_ = true;
             }
             continue;
         }
@@ -416,8 +414,8 @@ void Store::on_message(const StoreHeader& header, std::string_view payload) {
         }
         return;
     }
-    if (unanswered_ > 0 && --unanswered_ == 0) {
-        out_wake_.set(); // a watch may wait for this
+    if (std::exchange(unanswered_, false)) {
+        out_wake_.set(); // the next may go
     }
     auto it = pending_.find(header.request);
     if (it == pending_.end()) {

@@ -137,7 +137,7 @@ class Store {
         std::string bytes; ///< what is still to be written
     };
     std::deque<Message> out_; ///< the first perhaps begun
-    unsigned unanswered_ = 0; ///< messages written whole on this connection, without an answer yet
+    bool unanswered_ = false; ///< a request is written whole, and its answer not there yet
     Wake out_wake_;
     bool connected_ = false;
     bool stopping_ = false;
