@@ -180,8 +180,8 @@ class Reader {
         const ByteView rest = bytes_.subspan(half_.next.offset);
         reach = std::min(reach, rest.size());
         const ByteView beyond = rest.subspan(reach);
-        const auto stray = std::ranges::find_if(beyond, [](std::byte b) { return b != std::byte{0}; });
-        if (stray != beyond.end()) {
+        if (!all_zero(beyond)) {
+            const auto stray = std::ranges::find_if(beyond, [](std::byte b) { return b != std::byte{0}; });
             return damaged(half_.next.offset + reach + static_cast<std::size_t>(stray - beyond.begin()), otherwise);
         }
         if (!all_zero(rest.first(reach))) {
