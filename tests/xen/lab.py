@@ -390,14 +390,14 @@ class SharedMachineCase(harness.Case):
 
     def destroy_without_delay(self, guest):
         """A guest's `xl destroy` must not wait for its vTPM: where a back end does not clear away what is its own, libxl waits 10 s
-        for it. What the vTPM adds to the time must stay under 2 s; on a machine so slow that the toolstack needs longer than that
-        without a vTPM, under as much again. The latter is measured on a domain that is alike but for the vTPM, and never ran."""
+        for it, and says an error. What the vTPM adds to the time must stay under 2 s; on a machine so slow that the toolstack needs
+        more than a second without a vTPM, under twice that. It is measured on a domain that is alike but never ran."""
         plain = self.guest("plain", memory=guest.memory)
         plain.configure()
         self.dom0.sh(f"xl create -q -p {plain.config}", seconds=60 * harness.SLOW)
         without, took = plain.destroy(), guest.destroy()
         print(f"# xl destroy: {took:.2f} s, without a vTPM {without:.2f} s", flush=True)
-        self.assertLess(took - without, max(2.0, without))
+        self.assertLess(took - without, max(2.0, 2 * without))
 
     def end_guests(self):
         for guest in self.guests:
