@@ -82,34 +82,6 @@ Result<TPML_PCR_SELECTION> to_tpml(const std::vector<PcrSelection>& selections) 
     return out;
 }
 
-Result<Bytes> pcr_policy_digest(const PcrSelection& selection, const std::vector<PcrValue>& values) {
-    Bytes concatenated;
-    for (unsigned index : selection.pcrs) {
-        auto it = std::find_if(values.begin(), values.end(),
-                               [&](const PcrValue& v) { return v.bank == selection.bank && v.index == index; });
-        if (it == values.end()) {
-            return make_error(Errc::pcr_mismatch, "{}:{}: no value", bank_name(selection.bank), index);
-        }
-        concatenated.insert(concatenated.end(), it->digest.begin(), it->digest.end());
-    }
-    auto sha256 = [](ByteView data, Bytes& out) {
-        out.resize(32);
-        return EVP_Digest(data.data(), data.size(), uchar_ptr(MutByteView(out)), nullptr, EVP_sha256(), nullptr) == 1;
-    };
-    Bytes pcr_digest;
-    Bytes policy;
-    bool ok = sha256(concatenated, pcr_digest);
-    const TPMS_PCR_SELECTION s = to_tpms(selection);
-    WireWriter w;
-    w.zeros(32).be32(TPM2_CC_PolicyPCR).be32(1).be16(s.hash).u8(s.sizeofSelect);
-    w.bytes(view_of(s.pcrSelect, s.sizeofSelect)).bytes(pcr_digest);
-    ok = ok && sha256(w.view(), policy);
-    if (!ok) {
-        return make_error(Errc::unsupported, "OpenSSL refuses SHA-256");
-    }
-    return policy;
-}
-
 Result<std::vector<PcrValue>> Tpm20::pcr_read(const std::vector<PcrSelection>& selections) {
     return attempt(Repeat::always, [&] { return pcr_read_once(selections); });
 }

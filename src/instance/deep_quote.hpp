@@ -1,14 +1,19 @@
-// TPM_ORD_DeepQuote of a TPM 1.2 (Xen's vTPM has it as a vendor command): the owner asks what the hardware TPM says of this vTPM.
+// Deep quotes for guests: what the hardware TPM says of this vTPM, as a vendor command of its TPM, 0x20000016 in both families.
 //
-//   in    nonce[20], TPM_PCR_SELECTION of the vTPM, TPM_PCR_SELECTION of the hardware, u32 flags; authorised by the owner (AUTH1)
-//   out   vTPM's uuid[16], u8 n, n * (u16 TPM_ALG_ID, u8 PCR, u8 n, value[n]) of the vTPM, then the answer of QUOTE
-//         (proto/quote_messages.hpp)
+// TPM 1.2 (TPM_ORD_DeepQuote, which Xen's vTPM has too), authorised by the owner (AUTH1):
+//   in    nonce[20], TPM_PCR_SELECTION of the vTPM, TPM_PCR_SELECTION of the hardware, u32 flags
+//   out   the deep quote (quote/deep_quote.hpp)
+// TPM 2.0, without sessions; it needs the endorsement hierarchy's authorisation to be empty, as it is at first:
+//   in    TPM2B nonce (1 to 64 bytes), TPML_PCR_SELECTION of the vTPM, TPML_PCR_SELECTION of the hardware, u32 flags
+//   out   u16 n, the deep quote[n]; its endorsement key is the RSA-2048 one of the EK Credential Profile (template L-1)
 //
 // Flag 0x80000000: the form of quote/deep_quote.hpp, on hardware of either family. Nothing else is known: Xen's own form is not built.
 #pragma once
 
 #include "engine/owner_auth.hpp"
 #include "proto/client.hpp"
+#include "quote/deep_quote.hpp"
+#include "util/worker.hpp"
 
 namespace vtpmd::instance {
 
@@ -16,17 +21,26 @@ inline constexpr std::uint32_t deep_quote_form = 0x80000000;
 
 struct DeepQuoteCommand {
     Bytes nonce;
-    std::uint32_t pcrs = 0;      ///< of the vTPM, bit n: PCR n
-    std::uint32_t host_pcrs = 0; ///< of the hardware, not none
+    std::vector<proto::QuoteSelection> pcrs;      ///< of the vTPM
+    std::vector<proto::QuoteSelection> host_pcrs; ///< of the hardware, not none
 };
 /// Errc::protocol: too short or too long; usage: a PCR that there is not, no PCR of the hardware, or an unknown flag.
 [[nodiscard]] Result<DeepQuoteCommand> parse_deep_quote(ByteView parameters);
+/// The same, of a TPM 2.0.
+[[nodiscard]] Result<DeepQuoteCommand> parse_deep_quote_20(ByteView parameters);
 
-/// What the authorised command is answered with. `engine` must not do anything else meanwhile; `session` outlives the task.
-Task<Result<Bytes>> deep_quote(Engine& engine, proto::ManagerClient& manager, Uuid vtpm,
-                               const OwnerAuthorised& session);
+/// What a quote is asked of.
+struct QuotedVtpm {
+    Engine& engine; ///< must not do anything else meanwhile
+    proto::ManagerClient& manager;
+    Uuid uuid;
+};
+/// What the authorised command is answered with. `session` outlives the task.
+Task<Result<Bytes>> deep_quote(QuotedVtpm vtpm, const OwnerAuthorised& session);
+/// For a TPM 2.0; its endorsement key is made on the worker. Errc::permission: the endorsement hierarchy has an authorisation.
+Task<Result<Bytes>> deep_quote_20(QuotedVtpm vtpm, Worker& worker, DeepQuoteCommand command);
 
-/// TPM 1.2 return code for an error of deep_quote().
-[[nodiscard]] std::uint32_t deep_quote_refusal(Errc code) noexcept;
+/// Return code for an error of the functions above.
+[[nodiscard]] std::uint32_t deep_quote_refusal(TpmVersion version, Errc code) noexcept;
 
 } // namespace vtpmd::instance

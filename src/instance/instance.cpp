@@ -6,6 +6,7 @@
 #include "tpm/commands.hpp"
 #include "tpm/cost.hpp"
 #include "util/deadline.hpp"
+#include "util/wire.hpp"
 
 #include <algorithm>
 
@@ -57,8 +58,12 @@ Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locali
         ++counters_.failed_not_durable;
         co_return tpm::error_response(version(), tpm::Refusal::failure);
     }
-    if (version() == TpmVersion::tpm12 && tpm::peek_header(command).code == tpm::ord::vendor_deep_quote) {
-        Bytes quoted = co_await owner_quote(std::move(turn), std::move(command), locality);
+    static_assert(tpm::ord::vendor_deep_quote == tpm::cc::vendor_deep_quote);
+    if (tpm::peek_header(command).code == tpm::cc::vendor_deep_quote) {
+        Task<Bytes> quoting = version() == TpmVersion::tpm12
+                                  ? owner_quote(std::move(turn), std::move(command), locality)
+                                  : own_quote(std::move(turn), std::move(command));
+        Bytes quoted = co_await std::move(quoting);
         co_return quoted;
     }
     Bytes answer;
@@ -90,14 +95,46 @@ Task<Bytes> Instance::owner_quote(Turn turn, Bytes command, std::uint8_t localit
         co_return std::move(*refusal);
     }
     const OwnerAuthorised session = std::move(std::get<OwnerAuthorised>(asked));
-    auto quoted = co_await deep_quote(engine_, manager_, config_.uuid, session);
+    const QuotedVtpm quoted_vtpm{.engine = engine_, .manager = manager_, .uuid = config_.uuid};
+    auto quoted = co_await deep_quote(quoted_vtpm, session);
     if (!quoted) {
         ++counters_.tpm_errors;
         warn(in_context(quoted.error(), "no deep quote").message);
         end_session(engine_, session);
-        co_return tpm::error_response(version(), deep_quote_refusal(quoted.error().code));
+        co_return tpm::error_response(version(), deep_quote_refusal(version(), quoted.error().code));
     }
     co_return authorised_response(session, *quoted);
+}
+
+Task<Bytes> Instance::own_quote(Turn turn, Bytes command) {
+    const Turn held = std::move(turn);
+    ++counters_.commands;
+    ++counters_.long_commands;
+    given_out_ = {};
+    shut_down_ = false;
+    if (tpm::peek_header(command).tag != tpm::st_no_sessions) {
+        ++counters_.tpm_errors;
+        co_return tpm::error_response(version(), tpm::rc20::auth_context);
+    }
+    auto asked = parse_deep_quote_20(ByteView(command).subspan(tpm::header_size));
+    Result<Bytes> quoted = asked ? Bytes{} : Result<Bytes>(asked.error());
+    if (asked) {
+        const QuotedVtpm quoted_vtpm{.engine = engine_, .manager = manager_, .uuid = config_.uuid};
+        quoted = co_await deep_quote_20(quoted_vtpm, worker_, std::move(*asked));
+    }
+    auto settled = co_await settle();
+    if (!settled) {
+        ++counters_.failed_not_durable;
+        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    }
+    if (!quoted) {
+        ++counters_.tpm_errors;
+        warn(in_context(quoted.error(), "no deep quote").message);
+        co_return tpm::error_response(version(), deep_quote_refusal(version(), quoted.error().code));
+    }
+    WireWriter out;
+    out.be16(tpm::st_no_sessions).be32(static_cast<std::uint32_t>(tpm::header_size + quoted->size())).be32(0);
+    co_return out.bytes(*quoted).take();
 }
 
 /// The answer if what the command changed is durable, a failure otherwise.

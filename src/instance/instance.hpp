@@ -92,6 +92,8 @@ class Instance final : public guest::TpmService {
     Task<Bytes> slow_command(Turn turn, Bytes command, std::uint8_t locality);
     /// TPM_ORD_DeepQuote, which libtpms does not have.
     Task<Bytes> owner_quote(Turn turn, Bytes command, std::uint8_t locality);
+    /// The same of a TPM 2.0.
+    Task<Bytes> own_quote(Turn turn, Bytes command);
     Task<Bytes> settle_answer(Turn turn, Bytes answer);
     /// Takes a turn and runs `step` on the TPM between settling what there is and settling what it changed.
     Task<Result<void>> with_tpm(std::string what, Step step);

@@ -32,6 +32,8 @@ struct DeepQuoteClaims {
 [[nodiscard]] Result<Bytes> endorsement_digest(ByteView spki);
 /// The same, of a TPM 1.2's TPM_PUBKEY. Errc::protocol.
 [[nodiscard]] Result<Bytes> endorsement_digest_12(ByteView pubkey);
+/// The same, of a TPM 2.0's RSA key by its modulus.
+[[nodiscard]] Result<Bytes> endorsement_digest_rsa(ByteView modulus);
 /// Of the vTPM's PCRs, in the order given.
 [[nodiscard]] Result<Bytes> pcrs_digest(const std::vector<hwtpm::PcrValue>& pcrs);
 
@@ -41,6 +43,15 @@ struct DeepQuote {
     std::vector<hwtpm::PcrValue> pcrs; ///< the vTPM's, whose digest the claims have
     hwtpm::Quote quote;
 };
+
+/// As a file, and as a guest's TPM gives it, big-endian:
+///   magic[8] "vtpmdDQ1" | u8 hardware family (1: 1.2, 2: 2.0) | vTPM's uuid[16] | group's uuid[16] | u16 n, endorsement[n] |
+///   u16 n, nonce[n] | PCRs of the vTPM | u16 n, attested[n] | u16 n, signature[n] | PCRs of the hardware
+/// PCRs are u8 n, n * (u16 TPM_ALG_ID, u8 PCR, u8 n, value[n]). claims.pcrs is not in it: the PCRs are.
+/// Errc::too_large: a part of more than 65535 bytes, or too many PCRs.
+[[nodiscard]] Result<Bytes> encode(const DeepQuote& deep);
+/// Errc::not_ours: it does not begin as one; protocol: malformed.
+[[nodiscard]] Result<DeepQuote> decode_deep_quote(ByteView bytes);
 
 struct DeepQuoteCheck {
     Bytes key; ///< the group's attestation key, which is trusted, DER SubjectPublicKeyInfo

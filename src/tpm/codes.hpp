@@ -142,6 +142,8 @@ inline constexpr std::uint32_t zgen_2phase = 0x18D;
 inline constexpr std::uint32_t ec_ephemeral = 0x18E;
 inline constexpr std::uint32_t create_loaded = 0x191;
 inline constexpr std::uint32_t certify_x509 = 0x197;
+/// A vendor's: section 6.5.1, V. A deep quote, by the number that it has in a TPM 1.2.
+inline constexpr std::uint32_t vendor_deep_quote = 0x20000016;
 } // namespace cc
 
 // TPM 1.2 return codes (TPM_*). Main 2 section 16.
@@ -163,10 +165,15 @@ inline constexpr std::uint32_t retry = 0x800;
 namespace rc20 {
 inline constexpr std::uint32_t success = 0;
 inline constexpr std::uint32_t bad_tag = 0x01E;
+inline constexpr std::uint32_t value = 0x084;
+inline constexpr std::uint32_t size = 0x095;
 inline constexpr std::uint32_t initialize = 0x100;
 inline constexpr std::uint32_t failure = 0x101;
+inline constexpr std::uint32_t disabled = 0x120;
+inline constexpr std::uint32_t auth_unavailable = 0x12F;
 inline constexpr std::uint32_t command_size = 0x142;
 inline constexpr std::uint32_t command_code = 0x143;
+inline constexpr std::uint32_t auth_context = 0x145;
 inline constexpr std::uint32_t locality = 0x907;
 inline constexpr std::uint32_t canceled = 0x909;
 inline constexpr std::uint32_t testing = 0x90A;

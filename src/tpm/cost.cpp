@@ -90,6 +90,7 @@ Cost cost_20(std::uint32_t code) noexcept {
     case cc::ec_ephemeral:
     case cc::create_loaded:
     case cc::certify_x509:
+    case cc::vendor_deep_quote:
         return Cost::long_;
     default:
         return Cost::fast;

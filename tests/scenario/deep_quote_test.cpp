@@ -23,7 +23,8 @@ constexpr std::uint32_t invalid_authhandle = 34;
 
 /// A guest's end of the instance.
 struct Guest final : hwtpm::TpmDevice {
-    Guest() {
+    explicit Guest(TpmVersion version = TpmVersion::tpm12)
+        : engine(Engine::create(version).value()) {
         instance::InstanceConfig config;
         config.uuid = parse_uuid("76000000-0000-4000-8000-000000000001").value();
         uuid = config.uuid;
@@ -40,7 +41,7 @@ struct Guest final : hwtpm::TpmDevice {
 
     Loop loop;
     Points points{loop.io.get_executor()};
-    std::unique_ptr<Engine> engine = Engine::create(TpmVersion::tpm12).value();
+    std::unique_ptr<Engine> engine;
     FakeImage image{points};
     FakeManager manager{points};
     Uuid uuid;
@@ -62,6 +63,31 @@ Result<Bytes> ask(Guest& guest, hwtpm::Session12 session, ByteView parameters) {
                             std::span(&session, 1));
 }
 
+Bytes command_20(ByteView body, std::uint16_t tag = tpm::st_no_sessions) {
+    WireWriter w;
+    w.be16(tag).be32(static_cast<std::uint32_t>(tpm::header_size + body.size())).be32(tpm::cc::vendor_deep_quote);
+    return w.bytes(body).take();
+}
+
+Bytes parameters_20(std::size_t nonce = 24, std::uint32_t flags = instance::deep_quote_form) {
+    WireWriter w;
+    w.be16(static_cast<std::uint16_t>(nonce)).bytes(Bytes(nonce, std::byte{0x4e}));
+    w.be32(2).be16(tpm::alg::sha1).u8(3).zeros(3);            // none
+    w.be16(tpm::alg::sha256).u8(3).u8(0x01).u8(0x04).u8(0);   // the vTPM's 0 and 10
+    w.be32(1).be16(tpm::alg::sha256).u8(3).u8(0x11).zeros(2); // the hardware's 0 and 4
+    return w.be32(flags).take();
+}
+
+proto::QuoteReply some_reply() {
+    proto::QuoteReply reply;
+    reply.hardware = TpmVersion::tpm20;
+    reply.group.bytes.fill(std::byte{2});
+    reply.attested = Bytes(100, std::byte{0xa7});
+    reply.signature = Bytes(262, std::byte{0x51});
+    reply.values.push_back({.bank = 0x0b, .index = 4, .digest = Bytes(32, std::byte{4})});
+    return reply;
+}
+
 } // namespace
 
 TEST_SUITE("deep quote") {
@@ -69,8 +95,8 @@ TEST_SUITE("deep quote") {
         const Bytes whole = parameters();
         const auto parsed = instance::parse_deep_quote(whole).value();
         CHECK(parsed.nonce == Bytes(20, std::byte{0x4e}));
-        CHECK(parsed.pcrs == 1U << 10U);
-        CHECK(parsed.host_pcrs == 0x11);
+        CHECK(parsed.pcrs == std::vector<proto::QuoteSelection>{{.bank = tpm::alg::sha1, .pcrs = 1U << 10U}});
+        CHECK(parsed.host_pcrs == std::vector<proto::QuoteSelection>{{.bank = 0, .pcrs = 0x11}});
         for (std::size_t n = 0; n < whole.size(); ++n) {
             CHECK(instance::parse_deep_quote(ByteView(whole).first(n)).has_error());
         }
@@ -85,7 +111,7 @@ TEST_SUITE("deep quote") {
         CHECK(instance::parse_deep_quote(far.view()).error().code == Errc::usage);
         WireWriter wide;
         wide.zeros(20).be16(9).zeros(9).be16(1).u8(1).be32(instance::deep_quote_form); // more bytes, but no PCR
-        CHECK(instance::parse_deep_quote(wide.view()).value().pcrs == 0);
+        CHECK(instance::parse_deep_quote(wide.view()).value().pcrs.empty());
         WireWriter none;
         none.zeros(20).be16(1).u8(1).be16(1).u8(0).be32(instance::deep_quote_form); // of the hardware's
         CHECK(instance::parse_deep_quote(none.view()).error().code == Errc::usage);
@@ -117,25 +143,23 @@ TEST_SUITE("deep quote") {
         guest.manager.quote_reply = make_error(Errc::pcr_mismatch, "closed");
         CHECK(ask(guest, owner(), parameters()).error().detail == tpm::rc12::fail);
 
-        proto::QuoteReply reply;
-        reply.hardware = TpmVersion::tpm20;
-        reply.group.bytes.fill(std::byte{2});
-        reply.attested = Bytes(100, std::byte{0xa7});
-        reply.signature = Bytes(262, std::byte{0x51});
-        reply.values.push_back({.bank = 0x0b, .index = 4, .digest = Bytes(32, std::byte{4})});
+        const proto::QuoteReply reply = some_reply();
         guest.manager.quote_reply = reply;
         CHECK(ask(guest, owner(), parameters(0)).error().detail == tpm::rc12::bad_parameter); // Xen's form
         CHECK(guest.manager.quotes_asked.size() == 2);
 
         auto shown = ask(guest, owner(), parameters()); // whose answer's authorisation the client checks
         REQUIRE(shown);
-        WireReader r(*shown);
-        CHECK(r.array<16>() == guest.uuid.bytes);
-        CHECK(r.u8() == 1);
-        CHECK(r.be16() == tpm::alg::sha1);
-        CHECK(r.u8() == 10);
-        CHECK(to_bytes(r.bytes(r.u8())) == to_bytes(*value));
-        CHECK(proto::parse_quote_reply(proto::encode_success(r.rest())).value() == reply);
+        const auto deep = quote::decode_deep_quote(*shown).value();
+        CHECK(deep.hardware == TpmVersion::tpm20);
+        CHECK(deep.claims.vtpm == guest.uuid);
+        CHECK(deep.claims.group == reply.group);
+        CHECK(deep.claims.endorsement == guest.manager.quotes_asked.back().endorsement);
+        CHECK(deep.claims.nonce == Bytes(20, std::byte{0x4e}));
+        CHECK(deep.pcrs == std::vector<hwtpm::PcrValue>{{hwtpm::HashAlg::sha1, 10, to_bytes(*value)}});
+        CHECK(deep.quote.attested == reply.attested);
+        CHECK(deep.quote.signature == reply.signature);
+        CHECK(deep.quote.values == std::vector<hwtpm::PcrValue>{{hwtpm::HashAlg::sha256, 4, Bytes(32, std::byte{4})}});
         const proto::QuoteRequest& asked = guest.manager.quotes_asked.back();
         CHECK(asked.nonce == Bytes(20, std::byte{0x4e}));
         CHECK(asked.endorsement == quote::endorsement_digest(hwtpm::spki_of_pubkey(pubkey).value()).value());
@@ -150,6 +174,73 @@ TEST_SUITE("deep quote") {
         // What libtpms counted of that is on the disk.
         CHECK_FALSE(guest.vtpm->dirty());
         CHECK(ask(guest, owner(), parameters()));
+    }
+
+    TEST_CASE("a TPM 2.0's deep quote: what it asks for; cut at every length, a trailing byte, nonces, banks, flags") {
+        const Bytes whole = parameters_20();
+        const auto parsed = instance::parse_deep_quote_20(whole).value();
+        CHECK(parsed.nonce == Bytes(24, std::byte{0x4e}));
+        CHECK(parsed.pcrs == std::vector<proto::QuoteSelection>{{.bank = tpm::alg::sha256, .pcrs = 0x401}});
+        CHECK(parsed.host_pcrs == std::vector<proto::QuoteSelection>{{.bank = tpm::alg::sha256, .pcrs = 0x11}});
+        for (std::size_t n = 0; n < whole.size(); ++n) {
+            CHECK(instance::parse_deep_quote_20(ByteView(whole).first(n)).has_error());
+        }
+        Bytes longer = whole;
+        longer.push_back(std::byte{0});
+        CHECK(instance::parse_deep_quote_20(longer).error().code == Errc::protocol);
+        CHECK(instance::parse_deep_quote_20(parameters_20(64)));
+        for (std::size_t nonce : {std::size_t{0}, std::size_t{65}}) {
+            CHECK(instance::parse_deep_quote_20(parameters_20(nonce)).error().code == Errc::usage);
+        }
+        CHECK(instance::parse_deep_quote_20(parameters_20(20, 1)).error().code == Errc::usage);
+        WireWriter none;
+        none.be16(1).u8(1).be32(0).be32(0).be32(instance::deep_quote_form);
+        CHECK(instance::parse_deep_quote_20(none.view()).error().code == Errc::usage);
+        WireWriter many;
+        many.be16(1).u8(1).be32(0xFFFFFFFF);
+        CHECK(instance::parse_deep_quote_20(many.view()).error().code == Errc::protocol);
+    }
+
+    TEST_CASE("a TPM 2.0 asks its manager over its own PCRs and endorsement key, always the same one, and serves on") {
+        Guest guest(TpmVersion::tpm20);
+        const auto send = [&](ByteView command) { return guest.transmit(command, {}).value(); };
+        const auto code_of = [](const Bytes& answer) { return tpm::peek_header(answer).code; };
+        CHECK(code_of(send(command_20(parameters_20()))) == tpm::rc20::disabled); // group 0 has no key
+        guest.manager.quote_reply = some_reply();
+        Bytes last;
+        for (int i = 0; i < 2; ++i) {
+            const Bytes answer = send(command_20(parameters_20()));
+            REQUIRE(tpm::is_well_formed_response(TpmVersion::tpm20, answer));
+            REQUIRE(code_of(answer) == 0);
+            WireReader r(ByteView(answer).subspan(tpm::header_size));
+            const auto deep = quote::decode_deep_quote(r.bytes(r.be16())).value();
+            CHECK(r.expect_end());
+            CHECK(deep.claims.vtpm == guest.uuid);
+            CHECK(deep.claims.nonce == Bytes(24, std::byte{0x4e}));
+            REQUIRE(deep.pcrs.size() == 2);
+            CHECK(deep.pcrs.back() == hwtpm::PcrValue{hwtpm::HashAlg::sha256, 10, Bytes(32)});
+            CHECK(guest.manager.quotes_asked.back().pcrs == deep.claims.pcrs);
+            CHECK((i == 0 || deep.claims.endorsement == last));
+            last = deep.claims.endorsement;
+        }
+        CHECK(code_of(send(command_20(parameters_20(), 0x8002))) == tpm::rc20::auth_context);
+        CHECK(code_of(send(command_20(parameters_20(0)))) == tpm::rc20::value);
+        CHECK(code_of(send(command_20({}))) == tpm::rc20::size);
+        WireWriter no_bank; // of the vTPM
+        no_bank.be16(1).u8(1).be32(1).be16(0x27).u8(3).u8(1).zeros(2);
+        no_bank.be32(1).be16(tpm::alg::sha256).u8(1).u8(1).be32(instance::deep_quote_form);
+        CHECK(code_of(send(command_20(no_bank.view()))) != 0);
+        guest.manager.quote_reply = make_error(Errc::unavailable, "away");
+        CHECK(code_of(send(command_20(parameters_20()))) == tpm::rc20::retry);
+
+        // TPM2_HierarchyChangeAuth of the endorsement hierarchy: its key can no longer be made by others.
+        WireWriter change;
+        change.be16(0x8002).be32(0).be32(0x129).be32(0x4000000B).be32(9).be32(tpm::rh::pw).be16(0).u8(0).be16(0);
+        change.be16(1).u8(7).patch_be32(2, static_cast<std::uint32_t>(change.size()));
+        REQUIRE(code_of(send(change.view())) == 0);
+        guest.manager.quote_reply = some_reply();
+        CHECK(code_of(send(command_20(parameters_20()))) == tpm::rc20::auth_unavailable);
+        CHECK(code_of(send(tpm::get_random_command(TpmVersion::tpm20, 8))) == 0);
     }
 }
 

@@ -129,25 +129,9 @@ void from_end_to_end(TpmVersion version) {
                          std::span(&*session, 1));
     REQUIRE(answer);
 
-    WireReader r(*answer);
-    quote::DeepQuote deep;
-    deep.claims.vtpm.bytes = r.array<16>();
-    for (unsigned n = r.u8(); n > 0; --n) {
-        hwtpm::PcrValue v{.bank = static_cast<hwtpm::HashAlg>(r.be16()), .index = r.u8(), .digest = {}};
-        v.digest = to_bytes(r.bytes(r.u8()));
-        deep.pcrs.push_back(std::move(v));
-    }
-    auto reply = proto::parse_quote_reply(proto::encode_success(r.rest()));
-    REQUIRE(reply);
-    deep.hardware = reply->hardware;
-    deep.claims.group = reply->group;
-    deep.claims.endorsement = quote::endorsement_digest_12(pubkey).value();
-    deep.claims.pcrs = quote::pcrs_digest(deep.pcrs).value();
-    deep.claims.nonce = nonce;
-    deep.quote = {.attested = reply->attested, .signature = reply->signature, .values = {}};
-    for (const proto::QuotedPcr& v : reply->values) {
-        deep.quote.values.push_back({static_cast<hwtpm::HashAlg>(v.bank), v.index, v.digest});
-    }
+    auto decoded = quote::decode_deep_quote(*answer);
+    REQUIRE(decoded);
+    quote::DeepQuote deep = std::move(*decoded);
     quote::DeepQuoteCheck check{.key = m.groups->show(m.group)->attestation_key,
                                 .vtpm = guest_uuid,
                                 .group = group_uuid,

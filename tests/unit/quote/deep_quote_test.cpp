@@ -74,6 +74,46 @@ TEST_SUITE("quote") {
               "36587b24b0ed08fd603f5515508b4d0344d819d7f147cb85c0ea2360e50d6c33");
     }
 
+    TEST_CASE("deep quote as a file: round trip; cut at every length, a trailing byte, another magic, other hardware") {
+        for (TpmVersion hardware : {TpmVersion::tpm12, TpmVersion::tpm20}) {
+            const Shown shown(hardware);
+            const Bytes whole = encode(shown.good).value();
+            const DeepQuote back = decode_deep_quote(whole).value();
+            CHECK(verify_deep_quote(back, shown.check));
+            CHECK(encode(back).value() == whole);
+            CHECK(back.claims.pcrs == shown.good.claims.pcrs);
+            for (std::size_t n = 0; n < whole.size(); ++n) {
+                CHECK(decode_deep_quote(ByteView(whole).first(n)).error().code ==
+                      (n < 8 ? Errc::not_ours : Errc::protocol));
+            }
+            Bytes other = whole;
+            other.push_back(std::byte{0});
+            CHECK(decode_deep_quote(other).error().code == Errc::protocol);
+            other = whole;
+            other[7] = std::byte{'2'};
+            CHECK(decode_deep_quote(other).error().code == Errc::not_ours);
+            other = whole;
+            other[8] = std::byte{3};
+            CHECK(decode_deep_quote(other).error().code == Errc::protocol);
+            DeepQuote large = shown.good;
+            large.quote.signature.resize(65536);
+            CHECK(encode(large).error().code == Errc::too_large);
+            large = shown.good;
+            large.pcrs.resize(256, large.pcrs.front());
+            CHECK(encode(large).error().code == Errc::too_large);
+        }
+        // Whatever one byte of a good one is changed to, it is not taken.
+        const Shown shown(TpmVersion::tpm20);
+        const Bytes whole = encode(shown.good).value();
+        for (std::size_t at = 0; at < whole.size(); ++at) {
+            Bytes bad = whole;
+            bad[at] ^= std::byte{0x10};
+            auto deep = decode_deep_quote(bad);
+            CAPTURE(at);
+            CHECK((!deep || !verify_deep_quote(*deep, shown.check)));
+        }
+    }
+
     TEST_CASE("deep quote: no part can be taken for another's end") {
         const DeepQuoteClaims one{
             .vtpm = {}, .group = {}, .endorsement = Bytes(2), .pcrs = Bytes(1), .nonce = Bytes(1)};

@@ -1,0 +1,125 @@
+// Deep quotes, wherever bytes of them come from: a guest's vendor command (of both families), an instance's QUOTE, a manager's
+// answer, a file that somebody shows. The first byte says which; what is taken says itself again in the same bytes.
+#include "fuzz.hpp"
+#include "instance/deep_quote.hpp"
+#include "proto/quote_messages.hpp"
+#include "quote/deep_quote.hpp"
+#include "util/wire.hpp"
+
+#include <algorithm>
+
+using namespace vtpmd;
+
+namespace {
+
+enum class Kind : std::uint8_t { guest12, guest20, request, reply, file, count };
+
+Bytes seed(Kind kind, ByteView rest) {
+    WireWriter w;
+    return w.u8(static_cast<std::uint8_t>(kind)).bytes(rest).take();
+}
+
+proto::QuoteRequest some_request() {
+    proto::QuoteRequest request;
+    request.nonce = Bytes(20, std::byte{1});
+    request.endorsement = Bytes(proto::quote_digest_size, std::byte{2});
+    request.pcrs = Bytes(proto::quote_digest_size, std::byte{3});
+    request.selections = {{.bank = 4, .pcrs = 0x11}, {.bank = 11, .pcrs = 0xFFFFFF}};
+    return request;
+}
+
+proto::QuoteReply some_reply() {
+    proto::QuoteReply reply;
+    reply.attested = Bytes(100, std::byte{1});
+    reply.signature = Bytes(262, std::byte{2});
+    reply.values.push_back({.bank = 11, .index = 4, .digest = Bytes(32)});
+    return reply;
+}
+
+Bytes some_file(TpmVersion hardware) {
+    quote::DeepQuote deep;
+    deep.hardware = hardware;
+    deep.claims.endorsement = Bytes(32);
+    deep.claims.nonce = Bytes(20);
+    deep.pcrs = {{hwtpm::HashAlg::sha256, 0, Bytes(32)}, {hwtpm::HashAlg::sha1, 10, Bytes(20)}};
+    deep.quote = {.attested = Bytes(48), .signature = Bytes(256), .values = {{hwtpm::HashAlg::sha1, 4, Bytes(20)}}};
+    return quote::encode(deep).value();
+}
+
+void check_guest(const Result<instance::DeepQuoteCommand>& command) {
+    if (command) {
+        fuzz::fuzz_check(!command->nonce.empty() && command->nonce.size() <= proto::quote_nonce_limit,
+                         "a nonce that was taken fits");
+        fuzz::fuzz_check(!command->host_pcrs.empty(), "something of the hardware is quoted");
+    } else {
+        fuzz::fuzz_check(!command.error().message.empty(), "a refusal says why");
+    }
+}
+
+void check_file(ByteView bytes) {
+    auto deep = quote::decode_deep_quote(bytes);
+    if (!deep) {
+        fuzz::fuzz_check(!deep.error().message.empty(), "a refusal says why");
+        return;
+    }
+    fuzz::fuzz_check(quote::encode(*deep).value() == to_bytes(bytes), "a file that was taken is written the same");
+    const quote::DeepQuoteCheck check{
+        .key = {}, .vtpm = {}, .group = {}, .endorsement_key = {}, .nonce = {}, .pcrs = {}, .host_pcrs = {}};
+    fuzz::fuzz_check(!quote::verify_deep_quote(*deep, check), "nothing is taken without a key");
+}
+
+} // namespace
+
+std::vector<Bytes> fuzz::seeds() {
+    WireWriter guest12;
+    guest12.zeros(20).be16(3).u8(0).u8(4).u8(0).be16(2).u8(0x11).u8(0).be32(instance::deep_quote_form);
+    WireWriter guest20;
+    guest20.be16(20).zeros(20).be32(1).be16(11).u8(3).u8(1).zeros(2);
+    guest20.be32(2).be16(4).u8(3).u8(1).zeros(2).be16(11).u8(3).zeros(2).u8(1).be32(instance::deep_quote_form);
+    const Bytes request = proto::encode_quote(some_request());
+    const Bytes reply = proto::encode_quote_reply(some_reply()).value();
+    return {seed(Kind::guest12, guest12.view()),
+            seed(Kind::guest20, guest20.view()),
+            seed(Kind::request, proto::body_of(request)),
+            seed(Kind::reply, reply),
+            seed(Kind::file, some_file(TpmVersion::tpm20)),
+            seed(Kind::file, some_file(TpmVersion::tpm12))};
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    const ByteView bytes = view_of(data, size);
+    if (bytes.empty()) {
+        return 0;
+    }
+    const ByteView rest = bytes.subspan(1);
+    switch (static_cast<Kind>(data[0] % static_cast<unsigned>(Kind::count))) {
+    case Kind::guest12:
+        check_guest(instance::parse_deep_quote(rest));
+        break;
+    case Kind::guest20:
+        check_guest(instance::parse_deep_quote_20(rest));
+        break;
+    case Kind::request: {
+        auto request = proto::parse_quote(rest);
+        if (request) {
+            const Bytes again = proto::encode_quote(*request);
+            fuzz::fuzz_check(std::ranges::equal(proto::body_of(again), rest),
+                             "a request that was taken is sent the same");
+        }
+        break;
+    }
+    case Kind::reply: {
+        auto reply = proto::parse_quote_reply(rest);
+        if (reply) {
+            auto again = proto::encode_quote_reply(*reply);
+            fuzz::fuzz_check(!again || proto::parse_quote_reply(*again).value() == *reply,
+                             "an answer that was taken is sent the same");
+        }
+        break;
+    }
+    default:
+        check_file(rest);
+        break;
+    }
+    return 0;
+}
