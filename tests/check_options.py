@@ -42,11 +42,11 @@ def main():
     compare("vtpmctl.1", tool, of_man(root / "contrib/man/vtpmctl.1"), problems)
     completion = (root / "contrib/completion/vtpmctl").read_text()
     compare("completion", tool, set(re.findall(r"--([a-z-]+)=?[ \"]", re.search(r'-W "(--[^"]*")', completion).group(1))), problems)
-    commands = set(re.findall(r"^  ([a-z]+) ", text.split("Options:")[0], re.M)) - {"vtpmctl"}
+    commands = set(re.findall(r"^  ([a-z-]+) ", text.split("Options:")[0], re.M)) - {"vtpmctl"}
     for name in sorted(commands):
         if not re.search(rf"\b{name}\b", completion):
             problems.append(f"completion: no command {name}")
-        if not re.search(rf'^\.(B|BI|BR) {name}\b', (root / "contrib/man/vtpmctl.1").read_text(), re.M):
+        if not re.search(rf'^\.(B|BI|BR) "?{name}\b', (root / "contrib/man/vtpmctl.1").read_text().replace("\\-", "-"), re.M):
             problems.append(f"vtpmctl.1: no command {name}")
     for p in problems:
         print(p)

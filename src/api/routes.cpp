@@ -1,11 +1,9 @@
-// The table, its handlers and their JSON; the only unit that sees Boost.JSON.
-#include "api/routes.hpp"
-
+// The table, the handlers for vTPMs and the host, and their JSON.
 #include "api/errors.hpp"
+#include "api/handlers.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
-#include <boost/json.hpp>
 
 namespace vtpmd::api {
 
@@ -14,15 +12,6 @@ namespace {
 namespace json = boost::json;
 using manager::Control;
 using manager::VtpmInfo;
-
-struct Call {
-    Control& control;
-    Uuid uuid; ///< of the path, if it has one
-    json::object body;
-};
-using Handler = Task<Result<Response>> (*)(Call);
-
-json::value whole(std::uint64_t n) { return json::value(n); }
 
 json::object to_json(const VtpmInfo& v) {
     json::object o{{"uuid", to_string(v.uuid)},   {"tpm_version", to_string(v.version)}, {"group", to_string(v.group)},
@@ -33,10 +22,6 @@ json::object to_json(const VtpmInfo& v) {
         o["pid"] = nullptr;
     }
     return o;
-}
-
-Response answer(unsigned status, const json::value& body) {
-    return {.status = status, .body = json::serialize(body) + "\n"};
 }
 
 Task<Result<Response>> get_host(Call call) {
@@ -68,12 +53,6 @@ Task<Result<Response>> show_vtpm(Call call) {
     co_return answer(200, to_json(*v));
 }
 
-/// Of a body whose fields were checked.
-std::string_view text_of(const json::object& body, std::string_view name, std::string_view fallback) {
-    const json::value* v = body.if_contains(name);
-    return v != nullptr ? std::string_view(v->get_string()) : fallback;
-}
-
 Task<Result<Response>> create_vtpm(Call call) {
     Uuid uuid = random_uuid();
     if (call.body.contains("uuid")) {
@@ -90,7 +69,15 @@ Task<Result<Response>> create_vtpm(Call call) {
     if (version != "1.2" && version != "2.0") {
         co_return make_error(Errc::usage, "tpm_version: expected \"1.2\" or \"2.0\", found \"{}\"", printable(version));
     }
-    auto made = co_await call.control.create(uuid, version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20);
+    std::optional<Uuid> group;
+    if (call.body.contains("group")) {
+        auto parsed = parse_uuid(text_of(call.body, "group", ""));
+        if (!parsed) {
+            co_return in_context(parsed.error(), "group");
+        }
+        group = *parsed;
+    }
+    auto made = co_await call.control.create(uuid, version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20, group);
     if (!made) {
         co_return made.error();
     }
@@ -126,11 +113,7 @@ Task<Result<Response>> get_seal(Call call) {
     if (!seal) {
         co_return seal.error();
     }
-    json::array pcrs;
-    for (const auto& p : seal->pcrs) {
-        pcrs.push_back(json::object{{"bank", p.bank}, {"index", p.index}, {"value", p.value}});
-    }
-    co_return answer(200, json::object{{"selection", seal->selection}, {"pcrs", std::move(pcrs)}});
+    co_return answer(200, json::object{{"selection", seal->selection}, {"pcrs", pcrs_json(seal->pcrs)}});
 }
 
 Task<Result<Response>> get_freshness(Call call) {
@@ -153,16 +136,11 @@ Task<Result<Response>> get_metrics(Call call) {
 constexpr Field create_fields[] = {
     {"uuid", "string", false, "the new vTPM's; one is made up if it is left out"},
     {"tpm_version", "string", false, "1.2 or 2.0 (the default)"},
+    {"group", "string", false, "the UUID of the group that it is made in; the store's own if it is left out"},
 };
 
-struct Route {
-    RouteInfo info;
-    Handler handler;
-    [[nodiscard]] bool changes() const { return info.method != "GET"; }
-};
-
-const std::vector<Route>& table() {
-    static const std::vector<Route> all{
+std::vector<Route> all_routes() {
+    std::vector<Route> all{
         {{"GET", "/v1/host", "The manager, its store and its hardware TPM", {}}, get_host},
         {{"GET", "/v1/vtpms", "All vTPMs", {}}, list_vtpms},
         {{"POST", "/v1/vtpms", "Registers a new vTPM", create_fields}, create_vtpm},
@@ -175,6 +153,14 @@ const std::vector<Route>& table() {
         {{"GET", "/metrics", "Figures in Prometheus' text format", {}}, get_metrics},
         {{"GET", "/openapi.json", "This description (OpenAPI 3.0)", {}}, get_description},
     };
+    for (Route& r : group_routes()) {
+        all.push_back(r);
+    }
+    return all;
+}
+
+const std::vector<Route>& table() {
+    static const std::vector<Route> all = all_routes();
     return all;
 }
 
@@ -266,6 +252,11 @@ Result<json::object> parse_body(std::string_view text, std::span<const Field> fi
                               std::string_view(json::to_string(member.value().kind())));
         }
     }
+    for (const Field& f : fields) {
+        if (f.required && !body.contains(f.name)) {
+            return make_error(Errc::usage, "the field \"{}\" is missing: {}", f.name, f.help);
+        }
+    }
     return body;
 }
 
@@ -282,6 +273,31 @@ Response error_body(unsigned status, std::string_view code, std::string_view mes
 }
 
 } // namespace
+
+Response answer(unsigned status, const json::value& body) {
+    return {.status = status, .body = json::serialize(body) + "\n"};
+}
+
+json::array pcrs_json(const std::vector<manager::PcrInfo>& pcrs) {
+    json::array out;
+    for (const manager::PcrInfo& p : pcrs) {
+        out.push_back(json::object{{"bank", p.bank}, {"index", p.index}, {"value", p.value}});
+    }
+    return out;
+}
+
+std::string_view text_of(const json::object& body, std::string_view name, std::string_view fallback) {
+    const json::value* v = body.if_contains(name);
+    return v != nullptr ? std::string_view(v->get_string()) : fallback;
+}
+
+Result<Bytes> bytes_of(const json::object& body, std::string_view name) {
+    auto bytes = from_hex(text_of(body, name, ""));
+    if (!bytes) {
+        return in_context(bytes.error(), name);
+    }
+    return bytes;
+}
 
 std::vector<RouteInfo> routes() {
     std::vector<RouteInfo> out;

@@ -4,6 +4,7 @@
 #include <openssl/core_names.h>
 #include <openssl/ecdsa.h>
 #include <openssl/param_build.h>
+#include <openssl/pem.h>
 #include <openssl/rsa.h>
 #include <openssl/x509.h>
 
@@ -104,6 +105,30 @@ Result<Bytes> to_spki(const PublicKey& key) {
     Bytes out = to_bytes(view_of(raw, static_cast<std::size_t>(size)));
     OPENSSL_free(raw);
     return out;
+}
+
+Result<Bytes> spki_of_pem(std::string_view pem) {
+    const std::unique_ptr<BIO, Free<BIO_free>> in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+    unsigned char* data = nullptr;
+    long size = 0;
+    if (!in || PEM_bytes_read_bio(&data, &size, nullptr, PEM_STRING_PUBLIC, in.get(), nullptr, nullptr) != 1) {
+        return make_error(Errc::usage, "it has no public key in PEM (-----BEGIN PUBLIC KEY-----); openssl pkey -pubout "
+                                       "writes one");
+    }
+    Bytes out = to_bytes(view_of(data, static_cast<std::size_t>(size)));
+    OPENSSL_free(data);
+    return out;
+}
+
+std::string pem_of_spki(ByteView spki) {
+    const std::unique_ptr<BIO, Free<BIO_free_all>> out(BIO_new(BIO_s_mem()));
+    if (spki.empty() || !out ||
+        PEM_write_bio(out.get(), PEM_STRING_PUBLIC, "", uchar_ptr(spki), static_cast<long>(spki.size())) <= 0) {
+        return {};
+    }
+    char* text = nullptr;
+    const long size = BIO_get_mem_data(out.get(), &text);
+    return {text, static_cast<std::size_t>(size)};
 }
 
 Result<PublicKey> parse_public_key(ByteView spki) {

@@ -7,6 +7,8 @@
 
 #include <memory>
 #include <openssl/evp.h>
+#include <string>
+#include <string_view>
 
 namespace vtpmd::hwtpm {
 
@@ -27,6 +29,10 @@ struct PublicKey {
 [[nodiscard]] Result<PublicKey> parse_public_key(ByteView spki);
 /// DER SubjectPublicKeyInfo. Errc::protocol if it is no such key (a point that is not on the curve).
 [[nodiscard]] Result<Bytes> to_spki(const PublicKey& key);
+/// DER SubjectPublicKeyInfo of the first "PUBLIC KEY" in a PEM text, of any kind. Errc::usage: there is none.
+[[nodiscard]] Result<Bytes> spki_of_pem(std::string_view pem);
+/// The other way round; empty for an empty one.
+[[nodiscard]] std::string pem_of_spki(ByteView spki);
 /// The key for OpenSSL. An RSA modulus may have any size here.
 [[nodiscard]] Result<Pkey> to_pkey(const PublicKey& key);
 

@@ -208,6 +208,11 @@ std::vector<hwtpm::PcrSelection> selections_of(const ApprovalList& list) {
     return out;
 }
 
+Bytes recovery_message(const Uuid& group, ByteView recovery_key) {
+    WireWriter w;
+    return w.bytes(as_bytes("vtpmd recovery key")).bytes(group.bytes).bytes(recovery_key).take();
+}
+
 bool admits(const ApprovalList& list, const LabelHash& label) {
     return list.labels.empty() || std::find(list.labels.begin(), list.labels.end(), label) != list.labels.end();
 }

@@ -50,6 +50,10 @@ inline constexpr std::size_t label_limit = 1024;
 /// The selections whose values find_platform() needs.
 [[nodiscard]] std::vector<hwtpm::PcrSelection> selections_of(const ApprovalList& list);
 
+/// What the approver signs (as an approval list) to name a recovery key: "vtpmd recovery key" || group[16] || DER
+/// SubjectPublicKeyInfo.
+[[nodiscard]] Bytes recovery_message(const Uuid& group, ByteView recovery_key);
+
 [[nodiscard]] bool admits(const ApprovalList& list, const LabelHash& label);
 
 } // namespace vtpmd::manager

@@ -4,10 +4,12 @@
 
 #include "tpm/version.hpp"
 #include "util/asio.hpp"
+#include "util/bytes.hpp"
 #include "util/clock.hpp"
 #include "util/fd.hpp"
 #include "util/log.hpp"
 #include "util/result.hpp"
+#include "util/secret_bytes.hpp"
 #include "util/uuid.hpp"
 
 #include <functional>
@@ -63,6 +65,32 @@ struct SealInfo {
     std::vector<PcrInfo> pcrs;
 };
 
+/// A group (manager/groups.hpp). Keys are PEM, other bytes hexadecimal.
+struct GroupStatus {
+    Uuid uuid;
+    std::uint32_t number = 0; ///< 0: the store's own, without approver and keys
+    std::uint64_t created = 0;
+    std::size_t vtpms = 0;
+    bool open = false;
+    std::string why_closed;
+    std::string approver;
+    std::uint64_t epoch = 0;
+    std::uint64_t sequence = 0;
+    std::vector<SealInfo> platforms;
+    std::vector<std::string> labels; ///< empty: any vTPM
+    std::string attestation_key;
+    std::string attestation_public; ///< TPM2B_PUBLIC (2.0), TPM_PUBKEY (1.2)
+    std::string identity_binding;   ///< 1.2
+    std::string recovery_challenge; ///< empty: it cannot be recovered
+};
+
+struct NewGroup {
+    std::string approver;     ///< PEM
+    Bytes list;               ///< approval_list.cpp has its layout; names the group
+    std::string recovery_key; ///< PEM; empty: no recovery
+    Bytes recovery_signature;
+};
+
 struct FreshnessInfo {
     std::string policy;         ///< as --freshness takes it
     std::uint64_t counter = 0;  ///< the hardware TPM's, as last seen: how much of its part is worn
@@ -105,14 +133,28 @@ class Control {
     [[nodiscard]] virtual std::vector<VtpmInfo> vtpms() const = 0;
     /// Errc::not_found, tombstone.
     [[nodiscard]] virtual Result<VtpmInfo> vtpm(const Uuid& uuid) const = 0;
-    /// Errc::exists, tombstone, no_space.
-    virtual Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version) = 0;
+    /// Into the store's own group if none is named. Errc::exists, tombstone, no_space; not_found: no such group; pcr_mismatch: it
+    /// is closed.
+    virtual Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) = 0;
     /// For good: a tombstone keeps every copy of it from coming back. Errc::not_found, tombstone, busy while it is open.
     virtual Task<Result<void>> remove(Uuid uuid) = 0;
     /// Keeps an instance running for it; one that was never started is made. Errc::busy if somebody else has it open.
     virtual Task<Result<void>> start(Uuid uuid) = 0;
     /// In good order; returns when it has ended. Errc::busy if the manager did not start it, timed_out while it ends.
     virtual Task<Result<void>> stop(Uuid uuid) = 0;
+
+    /// In the order in which they were made.
+    [[nodiscard]] virtual std::vector<GroupStatus> groups() const = 0;
+    /// Errc::not_found, here and below.
+    [[nodiscard]] virtual Result<GroupStatus> group(const Uuid& uuid) const = 0;
+    /// Errc::usage: a key or list that cannot be read; permission: a signature; exists.
+    virtual Task<Result<GroupStatus>> create_group(NewGroup request) = 0;
+    /// A newer approval list. Errc::rollback: it is not newer; permission: a signature.
+    virtual Task<Result<GroupStatus>> update_group(Uuid uuid, Bytes list) = 0;
+    /// Errc::busy while it has vTPMs.
+    virtual Task<Result<void>> remove_group(Uuid uuid) = 0;
+    /// Groups::recover().
+    virtual Task<Result<GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) = 0;
 
     virtual Task<Result<SealInfo>> seal() = 0;
     [[nodiscard]] virtual FreshnessInfo freshness() const = 0;

@@ -79,7 +79,7 @@ Result<VtpmInfo> ControlService::vtpm(const Uuid& uuid) const {
     return info_of(uuid, **found);
 }
 
-Task<Result<VtpmInfo>> ControlService::create(Uuid uuid, TpmVersion version) {
+Task<Result<VtpmInfo>> ControlService::create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) {
     auto found = find(uuid);
     if (found) {
         co_return make_error(Errc::exists, "vTPM {} is registered already", uuid);
@@ -87,7 +87,14 @@ Task<Result<VtpmInfo>> ControlService::create(Uuid uuid, TpmVersion version) {
     if (found.error().code == Errc::tombstone) {
         co_return found.error();
     }
-    auto registered = co_await parts_.service.enrol(uuid, version);
+    Result<GroupId> into = GroupId{0};
+    if (group) {
+        into = find_group(*group);
+    }
+    if (!into) {
+        co_return into.error();
+    }
+    auto registered = co_await parts_.service.enrol(uuid, version, *into);
     if (!registered) {
         co_return registered.error();
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "manager/control.hpp"
+#include "manager/groups.hpp"
 #include "manager/key_service.hpp"
 #include "manager/supervisor.hpp"
 
@@ -15,6 +16,7 @@ class ControlService final : public Control {
         hwtpm::RootOfTrust& root;
         KeyService& service;
         Supervisor& supervisor;
+        Groups& groups;
         std::string store_path;
     };
     explicit ControlService(Parts parts);
@@ -22,10 +24,16 @@ class ControlService final : public Control {
     [[nodiscard]] HostInfo host() const override;
     [[nodiscard]] std::vector<VtpmInfo> vtpms() const override;
     [[nodiscard]] Result<VtpmInfo> vtpm(const Uuid& uuid) const override;
-    Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version) override;
+    Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) override;
     Task<Result<void>> remove(Uuid uuid) override;
     Task<Result<void>> start(Uuid uuid) override;
     Task<Result<void>> stop(Uuid uuid) override;
+    [[nodiscard]] std::vector<GroupStatus> groups() const override;
+    [[nodiscard]] Result<GroupStatus> group(const Uuid& uuid) const override;
+    Task<Result<GroupStatus>> create_group(NewGroup request) override;
+    Task<Result<GroupStatus>> update_group(Uuid uuid, Bytes list) override;
+    Task<Result<void>> remove_group(Uuid uuid) override;
+    Task<Result<GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) override;
     Task<Result<SealInfo>> seal() override;
     [[nodiscard]] FreshnessInfo freshness() const override;
     [[nodiscard]] std::vector<Metric> metrics() const override;
@@ -33,6 +41,7 @@ class ControlService final : public Control {
   private:
     [[nodiscard]] VtpmInfo info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] Result<const Registry::Vtpm*> find(const Uuid& uuid) const;
+    [[nodiscard]] Result<GroupId> find_group(const Uuid& uuid) const;
 
     Parts parts_;
 };

@@ -154,11 +154,6 @@ Result<GroupDetail> decode_group_detail(ByteView bytes) {
     return d;
 }
 
-Bytes recovery_message(const Uuid& group, ByteView recovery_key) {
-    WireWriter w;
-    return w.bytes(as_bytes("vtpmd recovery key")).bytes(group.bytes).bytes(recovery_key).take();
-}
-
 Result<GroupRecovery> keep_for_recovery(const Uuid& group, ByteView recovery_key, const SecretBytes& group_key) {
     auto peer = p256_key(recovery_key);
     if (!peer) {

@@ -36,10 +36,6 @@ struct GroupDetail {
 /// Errc::version, Errc::corrupt.
 [[nodiscard]] Result<GroupDetail> decode_group_detail(ByteView bytes);
 
-/// What the approver signs (as an approval list) to name a recovery key: "vtpmd recovery key" || group[16] || DER
-/// SubjectPublicKeyInfo.
-[[nodiscard]] Bytes recovery_message(const Uuid& group, ByteView recovery_key);
-
 /// A new challenge and box for the holder of `recovery_key`. Errc::usage: it is no P-256 key.
 [[nodiscard]] Result<GroupRecovery> keep_for_recovery(const Uuid& group, ByteView recovery_key,
                                                       const SecretBytes& group_key);

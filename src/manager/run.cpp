@@ -75,6 +75,7 @@ class Manager {
                     .root = root,
                     .service = service_,
                     .supervisor = supervisor_,
+                    .groups = groups_,
                     .store_path = options_.store_path})
         , administration_(
               {.admin = options_.admin, .new_vtpms = options_.spawn.tpm_version.value_or(TpmVersion::tpm12)},

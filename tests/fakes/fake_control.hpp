@@ -3,6 +3,7 @@
 
 #include "manager/control.hpp"
 
+#include <algorithm>
 #include <map>
 
 namespace vtpmd::fakes {
@@ -10,6 +11,8 @@ namespace vtpmd::fakes {
 class FakeControl final : public manager::Control {
   public:
     std::map<Uuid, manager::VtpmInfo> all;
+    std::map<Uuid, manager::GroupStatus> all_groups;
+    manager::NewGroup new_group;     ///< as the last one was asked for
     std::vector<std::string> calls;  ///< "create UUID" and the like
     std::optional<Error> next_error; ///< given once, by the next call that can fail
 
@@ -28,11 +31,14 @@ class FakeControl final : public manager::Control {
         }
         return it->second;
     }
-    Task<Result<manager::VtpmInfo>> create(Uuid uuid, TpmVersion version) override {
+    Task<Result<manager::VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) override {
+        if (group && !all_groups.contains(*group)) {
+            co_return make_error(Errc::not_found, "there is no group {}", *group);
+        }
         if (auto no = asked("create", uuid); !no) {
             co_return no.error();
         }
-        all[uuid] = {.uuid = uuid, .version = version};
+        all[uuid] = {.uuid = uuid, .version = version, .group = group.value_or(Uuid{})};
         co_return all[uuid];
     }
     Task<Result<void>> remove(Uuid uuid) override {
@@ -44,6 +50,54 @@ class FakeControl final : public manager::Control {
     }
     Task<Result<void>> start(Uuid uuid) override { co_return asked("start", uuid); }
     Task<Result<void>> stop(Uuid uuid) override { co_return asked("stop", uuid); }
+    [[nodiscard]] std::vector<manager::GroupStatus> groups() const override {
+        std::vector<manager::GroupStatus> out;
+        for (const auto& [uuid, g] : all_groups) {
+            out.push_back(g);
+        }
+        return out;
+    }
+    [[nodiscard]] Result<manager::GroupStatus> group(const Uuid& uuid) const override {
+        auto it = all_groups.find(uuid);
+        if (it == all_groups.end()) {
+            return make_error(Errc::not_found, "there is no group {}", uuid);
+        }
+        return it->second;
+    }
+    /// The first 16 bytes of a list are its group's UUID.
+    Task<Result<manager::GroupStatus>> create_group(manager::NewGroup request) override {
+        Uuid uuid;
+        if (request.list.size() < uuid.bytes.size()) {
+            co_return make_error(Errc::usage, "a list of {} bytes", request.list.size());
+        }
+        std::copy_n(request.list.begin(), uuid.bytes.size(), uuid.bytes.begin());
+        calls.push_back(fmt::format("create group {}", uuid));
+        all_groups[uuid] = {.uuid = uuid, .open = true, .approver = request.approver, .epoch = 1, .sequence = 1};
+        new_group = std::move(request);
+        co_return all_groups[uuid];
+    }
+    Task<Result<manager::GroupStatus>> update_group(Uuid uuid, Bytes list) override {
+        auto known = group(uuid);
+        if (known) {
+            calls.push_back(fmt::format("update group {} by {} bytes", uuid, list.size()));
+            known->sequence = ++all_groups[uuid].sequence;
+        }
+        co_return known;
+    }
+    Task<Result<void>> remove_group(Uuid uuid) override {
+        if (all_groups.erase(uuid) == 0) {
+            co_return make_error(Errc::not_found, "there is no group {}", uuid);
+        }
+        calls.push_back(fmt::format("remove group {}", uuid));
+        co_return Result<void>{};
+    }
+    Task<Result<manager::GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) override {
+        auto known = group(uuid);
+        if (known) {
+            calls.push_back(fmt::format("recover group {} by {} bytes", uuid, shared.size()));
+        }
+        co_return known;
+    }
     Task<Result<manager::SealInfo>> seal() override {
         co_return manager::SealInfo{.selection = "sha256:0", .pcrs = {{.bank = "sha256", .index = 0, .value = "00"}}};
     }

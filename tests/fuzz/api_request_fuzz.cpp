@@ -19,6 +19,14 @@ std::string take(std::string_view& rest) {
     return word;
 }
 
+/// One that is taken.
+std::string value_for(const api::Field& field) {
+    if (field.name == "uuid") {
+        return "6f1e7c1a-0000-4000-8000-000000000001";
+    }
+    return field.name == "tpm_version" ? "1.2" : "6f1e7c1a00004000800000000000000100";
+}
+
 } // namespace
 
 std::vector<Bytes> fuzz::seeds() {
@@ -30,7 +38,12 @@ std::vector<Bytes> fuzz::seeds() {
             target.replace(at, 6, uuid);
         }
         std::string text = std::string("\x01") + std::string(route.method) + '\0' + target + '\0';
-        text += route.fields.empty() ? "{}" : R"({"uuid":")" + uuid + R"(","tpm_version":"1.2"})";
+        std::string body;
+        for (const auto& field : route.fields) {
+            body += std::string(body.empty() ? "" : ",") + "\"" + std::string(field.name) + "\":\"" + value_for(field) +
+                    "\"";
+        }
+        text += "{" + body + "}";
         const ByteView bytes = view_of(text.data(), text.size());
         seeds.emplace_back(bytes.begin(), bytes.end());
     }

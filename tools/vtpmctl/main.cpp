@@ -1,5 +1,9 @@
 // vtpmctl: what the manager's API does (src/api), for people: tables, questions before destruction, exit codes of sysexits(3).
-// One request a connection; it needs nothing of the daemon's library.
+// One request a connection. What needs no manager (offline.hpp) uses what is pure of the daemon's library.
+#include "offline.hpp"
+#include "options.hpp"
+#include "util/text.hpp"
+
 #include <algorithm>
 #include <array>
 #include <boost/json.hpp>
@@ -10,7 +14,6 @@
 #include <ctime>
 #include <fmt/format.h>
 #include <iostream>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <sys/socket.h>
@@ -20,86 +23,11 @@
 #include <unistd.h>
 #include <vector>
 
+using namespace vtpmctl;
+
 namespace {
 
 namespace json = boost::json;
-
-constexpr std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the virtual TPMs of this host's vtpmd
-
-  vtpmctl [OPTION...] COMMAND
-
-  list                     all vTPMs
-  show UUID                one vTPM
-  create [UUID]            register a new vTPM; a UUID is made up if none is given
-  start UUID               keep an instance running for it
-  stop UUID                end that instance in good order
-  delete UUID              delete it for good; no copy of it will be accepted again
-  status                   the manager, its store and its hardware TPM
-  seal                     what the store is sealed to, and the PCRs as they are
-  freshness                rollback protection and the wear of the TPM's counter
-  metrics                  figures in Prometheus' text format
-
-Options:
-  --socket=PATH            the manager's API (default /run/vtpmd/api.sock)
-  --tpm-version=VERSION    with create: 1.2 or 2.0 (default 2.0)
-  --json                   print what the manager answers, for programs
-  --yes                    do not ask before deleting
-  --help                   this text
-  --version                the program's version
-
-Exit status: 0 done; 64 a command line that makes no sense; 66 no such vTPM; 69 the manager is not there; 73 it exists
-already; 75 it is in use; 77 you may not; 65, 70, 74 what is stored or the manager failed: the message says what to do.
-)";
-
-struct Failure {
-    int status;
-    std::string message;
-};
-
-[[noreturn]] void fail(int status, std::string message) { throw Failure{status, std::move(message)}; }
-
-struct Options {
-    std::string socket = "/run/vtpmd/api.sock";
-    std::string tpm_version = "2.0";
-    bool json = false;
-    bool yes = false;
-    std::vector<std::string> words;
-};
-
-/// The value of --name=VALUE or --name VALUE, if `at` is that option; moves on over a separate value.
-std::optional<std::string> value_of(std::string_view name, const std::vector<std::string>& args, std::size_t& at) {
-    const std::string& word = args[at];
-    if (word.starts_with(fmt::format("{}=", name))) {
-        return word.substr(name.size() + 1);
-    }
-    if (word != name) {
-        return std::nullopt;
-    }
-    if (at + 1 == args.size()) {
-        fail(EX_USAGE, fmt::format("{} needs a value; see vtpmctl --help", name));
-    }
-    return args[++at];
-}
-
-Options parse(const std::vector<std::string>& args) {
-    Options o;
-    for (std::size_t i = 0; i < args.size(); ++i) {
-        if (auto path = value_of("--socket", args, i)) {
-            o.socket = path->starts_with("unix:") ? path->substr(5) : *path;
-        } else if (auto version = value_of("--tpm-version", args, i)) {
-            o.tpm_version = *version;
-        } else if (args[i] == "--json") {
-            o.json = true;
-        } else if (args[i] == "--yes" || args[i] == "-y") {
-            o.yes = true;
-        } else if (args[i].starts_with("-")) {
-            fail(EX_USAGE, fmt::format("there is no option {}; see vtpmctl --help", args[i]));
-        } else {
-            o.words.push_back(args[i]);
-        }
-    }
-    return o;
-}
 
 class Connection {
   public:
@@ -244,17 +172,43 @@ void print_vtpms(const json::array& all) {
     }
 }
 
+void print_groups(const json::array& all) {
+    std::printf("%-36s  %6s %-6s %7s %8s  %s\n", "UUID", "NUMBER", "STATE", "VTPMS", "SEQUENCE", "CREATED (UTC)");
+    for (const json::value& entry : all) {
+        const json::object& g = entry.as_object();
+        std::printf("%-36s  %6s %-6s %7s %8s  %s\n", text_of(g.at("uuid")).c_str(), text_of(g.at("number")).c_str(),
+                    g.at("open").as_bool() ? "open" : "closed", text_of(g.at("vtpms")).c_str(),
+                    text_of(g.at("sequence")).c_str(), time_text(g.at("created")).c_str());
+    }
+}
+
+void print_pcrs(const json::array& pcrs) {
+    for (const json::value& p : pcrs) {
+        std::printf("  %s:%-2s %s\n", text_of(p.at("bank")).c_str(), text_of(p.at("index")).c_str(),
+                    text_of(p.at("value")).c_str());
+    }
+}
+
 void print_fields(const json::object& o) {
     for (const auto& member : o) {
         const std::string name(member.key());
+        const json::value& v = member.value();
         if (name == "pcrs") {
-            for (const json::value& p : member.value().as_array()) {
-                std::printf("  %s:%-2s %s\n", text_of(p.at("bank")).c_str(), text_of(p.at("index")).c_str(),
-                            text_of(p.at("value")).c_str());
+            print_pcrs(v.as_array());
+        } else if (name == "platforms") {
+            for (const json::value& p : v.as_array()) {
+                std::printf("platform           %s\n", text_of(p.at("selection")).c_str());
+                print_pcrs(p.at("pcrs").as_array());
             }
-        } else {
-            std::printf("%-18s %s\n", name.c_str(),
-                        name == "created" ? time_text(member.value()).c_str() : text_of(member.value()).c_str());
+        } else if (v.is_array()) {
+            for (const json::value& one : v.get_array()) {
+                std::printf("%-18s %s\n", name.c_str(), text_of(one).c_str());
+            }
+        } else if (const std::string text = name == "created" ? time_text(v) : text_of(v);
+                   text.find('\n') != std::string::npos) {
+            std::printf("%s\n%s", name.c_str(), text.c_str());
+        } else if (!text.empty()) {
+            std::printf("%-18s %s\n", name.c_str(), text.c_str());
         }
     }
 }
@@ -267,22 +221,23 @@ void print(const Options& o, const Answer& a) {
     const json::value v = json::parse(a.body);
     if (const auto* all = v.as_object().if_contains("vtpms"); all != nullptr && all->is_array()) {
         print_vtpms(all->get_array());
+    } else if (const auto* groups = v.as_object().if_contains("groups")) {
+        print_groups(groups->as_array());
     } else {
         print_fields(v.get_object());
     }
 }
 
-void confirm_delete(const Options& o, const std::string& uuid) {
+void confirm_delete(const Options& o, const std::string& what, const std::string& consequence) {
     if (o.yes) {
         return;
     }
     if (::isatty(STDIN_FILENO) == 0) {
-        fail(EX_USAGE,
-             fmt::format("deleting vTPM {} cannot be undone, and there is no terminal to ask at; give --yes if "
-                         "it is meant",
-                         uuid));
+        fail(EX_USAGE, fmt::format("deleting {} cannot be undone, and there is no terminal to ask at; give --yes if it "
+                                   "is meant",
+                                   what));
     }
-    std::fprintf(stderr, "Delete vTPM %s for good? Its guest's keys are lost. Type yes: ", uuid.c_str());
+    std::fprintf(stderr, "Delete %s for good? %s Type yes: ", what.c_str(), consequence.c_str());
     std::string line;
     std::getline(std::cin, line);
     if (line != "yes") {
@@ -290,21 +245,72 @@ void confirm_delete(const Options& o, const std::string& uuid) {
     }
 }
 
-std::string uuid_word(const Options& o) {
+/// The UUID that is the last of `count` words.
+std::string uuid_word(const Options& o, std::size_t count, std::string_view command, std::string_view shown_by) {
+    if (o.words.size() != count) {
+        fail(EX_USAGE, fmt::format("{} needs one UUID; {} shows them", command, shown_by));
+    }
+    if (o.words.back().find_first_not_of("0123456789abcdefABCDEF-") != std::string::npos) {
+        fail(EX_USAGE, fmt::format("'{}' is not a UUID; {} shows them", o.words.back(), shown_by));
+    }
+    return o.words.back();
+}
+std::string uuid_word(const Options& o) { return uuid_word(o, 2, o.words[0], "vtpmctl list"); }
+
+/// A file, in hexadecimal.
+std::string hex_of_file(const std::string& path) { return vtpmd::to_hex(vtpmd::as_bytes(read_file(path))); }
+
+void create_group(const Options& o) {
     if (o.words.size() != 2) {
-        fail(EX_USAGE, fmt::format("{} needs one UUID; vtpmctl list shows them", o.words[0]));
+        fail(EX_USAGE, "group create takes no UUID: the approval list names it; see vtpmctl --help");
     }
-    if (o.words[1].find_first_not_of("0123456789abcdefABCDEF-") != std::string::npos) {
-        fail(EX_USAGE, fmt::format("'{}' is not a UUID; vtpmctl list shows them", o.words[1]));
+    json::object body{{"approver", read_file(o.needed("approver", "the approver's public key"))},
+                      {"list", hex_of_file(o.needed("list", "the first approval list, signed (vtpmctl approve)"))}};
+    if (auto key = o.one("recovery-key")) {
+        body["recovery_key"] = read_file(*key);
+        body["recovery_signature"] =
+            hex_of_file(o.needed("recovery-signature", "the approver's signature for the recovery key"));
     }
-    return o.words[1];
+    print(o, ask(o, "POST", "/v1/groups", json::serialize(body)));
+}
+
+void group_command(const Options& o) {
+    const std::string what = o.words.size() < 2 ? "" : o.words[1];
+    const std::string name = "group " + what;
+    if (what == "list" && o.words.size() == 2) {
+        print(o, ask(o, "GET", "/v1/groups"));
+        return;
+    }
+    if (what == "create") {
+        create_group(o);
+        return;
+    }
+    if (what != "show" && what != "update" && what != "recover" && what != "delete") {
+        fail(EX_USAGE, "group takes one of: list, show, create, update, recover, delete; see vtpmctl --help");
+    }
+    const std::string path = "/v1/groups/" + uuid_word(o, 3, name, "vtpmctl group list");
+    if (what == "show") {
+        print(o, ask(o, "GET", path));
+    } else if (what == "update") {
+        const json::object body{{"list", hex_of_file(o.needed("list", "the newer approval list (vtpmctl approve)"))}};
+        print(o, ask(o, "POST", path + "/update", json::serialize(body)));
+    } else if (what == "recover") {
+        const json::object body{{"shared", hex_of_file(o.needed("shared", "the shared secret (openssl pkeyutl)"))}};
+        print(o, ask(o, "POST", path + "/recover", json::serialize(body)));
+    } else {
+        confirm_delete(o, "group " + o.words.back(), "Its keys are lost.");
+        print(o, ask(o, "DELETE", path));
+    }
 }
 
 void create(const Options& o) {
     if (o.words.size() > 2) {
         fail(EX_USAGE, "create takes one UUID at most; see vtpmctl --help");
     }
-    json::object body{{"tpm_version", o.tpm_version}};
+    json::object body{{"tpm_version", o.one("tpm-version").value_or("2.0")}};
+    if (auto group = o.one("group")) {
+        body["group"] = *group;
+    }
     if (o.words.size() == 2) {
         body["uuid"] = o.words[1];
     }
@@ -313,7 +319,8 @@ void create(const Options& o) {
 
 void run(const Options& o) {
     if (o.words.empty()) {
-        fail(EX_USAGE, "say what to do: list, show, create, start, stop, delete, status; see vtpmctl --help");
+        fail(EX_USAGE, "say what to do: list, show, create, start, stop, delete, group, status, approve, verify-quote; "
+                       "see vtpmctl --help");
     }
     const std::string& command = o.words[0];
     for (auto [name, path] : {std::pair{"list", "/v1/vtpms"},
@@ -336,13 +343,19 @@ void run(const Options& o) {
     }
     if (command == "create") {
         create(o);
+    } else if (command == "group") {
+        group_command(o);
+    } else if (command == "approve") {
+        approve(o);
+    } else if (command == "verify-quote") {
+        verify_quote(o);
     } else if (command == "show") {
         print(o, ask(o, "GET", "/v1/vtpms/" + uuid_word(o)));
     } else if (command == "start" || command == "stop") {
         print(o, ask(o, "POST", "/v1/vtpms/" + uuid_word(o) + "/" + command));
     } else if (command == "delete") {
         const std::string uuid = uuid_word(o);
-        confirm_delete(o, uuid);
+        confirm_delete(o, "vTPM " + uuid, "Its guest's keys are lost.");
         print(o, ask(o, "DELETE", "/v1/vtpms/" + uuid));
     } else {
         fail(EX_USAGE, fmt::format("there is no command '{}'; see vtpmctl --help", command));

@@ -94,6 +94,39 @@ TEST_SUITE("api") {
         CHECK(control.all.size() == 1);
     }
 
+    TEST_CASE_FIXTURE(Fixture, "a group is made, listed, shown, updated, recovered, given a vTPM, and deleted") {
+        const std::string hex = "6f1e7c1a000040008000000000000001";
+        auto made = call(
+            "POST", "/v1/groups",
+            fmt::format(R"({{"approver":"PEM","list":"{}ff","recovery_key":"P","recovery_signature":"ab"}})", hex));
+        CHECK(made.status == 201);
+        CHECK(object(made).at("uuid") == some);
+        CHECK(control.new_group.list.size() == 17);
+        CHECK(control.new_group.recovery_key == "P");
+        CHECK(control.new_group.recovery_signature == Bytes{std::byte{0xab}});
+        const std::string path = fmt::format("/v1/groups/{}", some);
+        control.all_groups.begin()->second.platforms.push_back(
+            {.selection = "sha256:0", .pcrs = {{.bank = "sha256", .index = 0, .value = "00"}}});
+        control.all_groups.begin()->second.labels.emplace_back("aa");
+        const auto shown = object(call("GET", path, "", false));
+        CHECK(shown.at("approver") == "PEM");
+        CHECK(shown.at("labels").as_array().at(0) == "aa");
+        CHECK(shown.at("platforms").as_array().at(0).at("selection") == "sha256:0");
+        const auto listed = object(call("GET", "/v1/groups", "", false)).at("groups").as_array();
+        REQUIRE(listed.size() == 1);
+        CHECK(listed.at(0).at("uuid") == some);
+        CHECK(object(call("POST", path + "/update", R"({"list":"0102"})")).at("sequence") == 2);
+        CHECK(call("POST", path + "/recover", R"({"shared":"0102"})").status == 200);
+        auto vtpm = call("POST", "/v1/vtpms", fmt::format(R"({{"uuid":"{}","group":"{}"}})", some, some));
+        CHECK(object(vtpm).at("group") == some);
+        CHECK(call("DELETE", path).status == 200);
+        CHECK(call("GET", path).status == 404);
+        const std::string u = some;
+        CHECK(control.calls == std::vector<std::string>{"create group " + u, "update group " + u + " by 2 bytes",
+                                                        "recover group " + u + " by 2 bytes", "create " + u,
+                                                        "remove group " + u});
+    }
+
     TEST_CASE_FIXTURE(Fixture, "a reader changes nothing, whatever it asks") {
         const std::string path = fmt::format("/v1/vtpms/{}", some);
         for (const RouteInfo& r : routes()) {
@@ -137,6 +170,17 @@ TEST_SUITE("api") {
             {"POST", "/v1/vtpms", R"({"uuid":"00000000-0000-0000-0000-000000000000"})", 400},
             {"POST", "/v1/vtpms", R"({"tpm_version":"2"})", 400},
             {"POST", "/v1/vtpms", R"({"colour":"blue"})", 400},
+            {"POST", "/v1/vtpms", R"({"group":"blue"})", 400},
+            {"POST", "/v1/vtpms", R"({"group":"6f1e7c1a-0000-4000-8000-000000000009"})", 404},
+            {"POST", "/v1/groups", "", 400},
+            {"POST", "/v1/groups", R"({"approver":"x"})", 400},
+            {"POST", "/v1/groups", R"({"approver":"x","list":"1"})", 400},
+            {"POST", "/v1/groups", R"({"approver":"x","list":"xx"})", 400},
+            {"GET", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009", "", 404},
+            {"DELETE", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009", "", 404},
+            {"POST", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/update", R"({"list":"00"})", 404},
+            {"POST", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/recover", R"({"shared":"00"})", 404},
+            {"POST", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/recover", "", 400},
         };
         for (const Bad& b : all) {
             CAPTURE(b.method);

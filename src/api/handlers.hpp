@@ -1,0 +1,35 @@
+// What the units that see Boost.JSON share: a call, as its handler gets it, and how it is answered.
+#pragma once
+
+#include "api/routes.hpp"
+
+#include <boost/json.hpp>
+
+namespace vtpmd::api {
+
+struct Call {
+    manager::Control& control;
+    Uuid uuid; ///< of the path, if it has one
+    boost::json::object body;
+};
+using Handler = Task<Result<Response>> (*)(Call);
+
+struct Route {
+    RouteInfo info;
+    Handler handler;
+    [[nodiscard]] bool changes() const { return info.method != "GET"; }
+};
+
+[[nodiscard]] Response answer(unsigned status, const boost::json::value& body);
+[[nodiscard]] inline boost::json::value whole(std::uint64_t n) { return boost::json::value(n); }
+[[nodiscard]] boost::json::array pcrs_json(const std::vector<manager::PcrInfo>& pcrs);
+/// Of a body whose fields were checked.
+[[nodiscard]] std::string_view text_of(const boost::json::object& body, std::string_view name,
+                                       std::string_view fallback);
+/// Of a field in hexadecimal; empty if it is not there.
+[[nodiscard]] Result<Bytes> bytes_of(const boost::json::object& body, std::string_view name);
+
+/// What is there for groups (group_routes.cpp).
+[[nodiscard]] std::vector<Route> group_routes();
+
+} // namespace vtpmd::api
