@@ -39,6 +39,9 @@ Error wrong_kind() {
                       "P-256, as DER SubjectPublicKeyInfo");
 }
 
+/// OpenSSL's own would ask at the terminal, though it is a public key that claims to be encrypted.
+int no_password(char* /*buffer*/, int /*size*/, int /*writing*/, void* /*data*/) { return -1; }
+
 Result<Pkey> import(const char* type, OSSL_PARAM_BLD* build) {
     const Params params(OSSL_PARAM_BLD_to_param(build));
     const KeyContext context(EVP_PKEY_CTX_new_from_name(nullptr, type, nullptr));
@@ -111,7 +114,7 @@ Result<Bytes> spki_of_pem(std::string_view pem) {
     const std::unique_ptr<BIO, Free<BIO_free>> in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
     unsigned char* data = nullptr;
     long size = 0;
-    if (!in || PEM_bytes_read_bio(&data, &size, nullptr, PEM_STRING_PUBLIC, in.get(), nullptr, nullptr) != 1) {
+    if (!in || PEM_bytes_read_bio(&data, &size, nullptr, PEM_STRING_PUBLIC, in.get(), &no_password, nullptr) != 1) {
         return make_error(Errc::usage, "it has no public key in PEM (-----BEGIN PUBLIC KEY-----); openssl pkey -pubout "
                                        "writes one");
     }

@@ -9,17 +9,17 @@ namespace vtpmd::instance {
 namespace {
 
 // Library part 2: sections 6.3 (TPM_ALG_ID), 7.4 (TPM_RH).
-constexpr std::uint16_t alg_rsa = 0x0001;
-constexpr std::uint16_t alg_aes = 0x0006;
-constexpr std::uint16_t alg_null = 0x0010;
-constexpr std::uint16_t alg_cfb = 0x0043;
+constexpr std::uint16_t type_rsa = 0x0001;
+constexpr std::uint16_t symmetric_aes = 0x0006;
+constexpr std::uint16_t scheme_null = 0x0010;
+constexpr std::uint16_t mode_cfb = 0x0043;
 constexpr std::uint32_t rh_endorsement = 0x4000000B;
 constexpr std::uint32_t cc_flush_context = 0x165;
 // fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy, restricted, decrypt (section 8.3).
 constexpr std::uint32_t ek_attributes = 0x000300B2;
 /// PolicySecret of the endorsement hierarchy (EK Credential Profile section B.3.3).
 constexpr std::string_view ek_policy = "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa";
-constexpr std::uint16_t ek_bits = 2048;
+constexpr std::uint16_t ek_key_bits = 2048;
 // Response codes: section 6.6.3.
 constexpr std::uint32_t rc_object_memory = 0x902;
 constexpr std::uint32_t rc_hierarchy = 0x085; ///< format one: it comes with a handle's number
@@ -27,16 +27,16 @@ constexpr std::uint32_t rc_bad_auth = 0x0A2;  ///< with a session's
 constexpr std::uint32_t rc_auth_fail = 0x08E; ///< with a session's
 constexpr std::uint32_t format_one = 0x0BF;   ///< the bits that say which error it is
 
-Bytes create_command(ByteView policy) {
+Bytes create_primary_command(ByteView policy) {
     WireWriter out;
     out.be16(tpm::st_sessions).be32(0).be32(tpm::cc::create_primary).be32(rh_endorsement);
     out.be32(9).be32(tpm::rh::pw).be16(0).u8(0).be16(0); // the empty password
     out.be16(4).be16(0).be16(0);                         // TPM2B_SENSITIVE_CREATE
     WireWriter area;                                     // TPMT_PUBLIC
-    area.be16(alg_rsa).be16(tpm::alg::sha256).be32(ek_attributes);
+    area.be16(type_rsa).be16(tpm::alg::sha256).be32(ek_attributes);
     area.be16(static_cast<std::uint16_t>(policy.size())).bytes(policy);
-    area.be16(alg_aes).be16(128).be16(alg_cfb).be16(alg_null).be16(ek_bits).be32(0);
-    area.be16(ek_bits / 8).zeros(ek_bits / 8);
+    area.be16(symmetric_aes).be16(128).be16(mode_cfb).be16(scheme_null).be16(ek_key_bits).be32(0);
+    area.be16(ek_key_bits / 8).zeros(ek_key_bits / 8);
     out.be16(static_cast<std::uint16_t>(area.size())).bytes(area.view());
     out.be16(0).be32(0); // outsideInfo, creationPCR
     out.patch_be32(2, static_cast<std::uint32_t>(out.size()));
@@ -61,7 +61,7 @@ Error not_made(std::uint32_t code) {
 
 Result<Bytes> make_endorsement_key_20(Engine& engine) {
     const Bytes policy = from_hex(ek_policy).value();
-    const Bytes answer = engine.execute(create_command(policy), 0);
+    const Bytes answer = engine.execute(create_primary_command(policy), 0);
     const auto header = tpm::parse_header(answer);
     if (!header) {
         return header.error();
@@ -84,7 +84,7 @@ Result<Bytes> make_endorsement_key_20(Engine& engine) {
     if (auto gone = tpm::check_response(flushed, "unloading the endorsement key"); !gone) {
         return gone.error();
     }
-    if (!r.ok() || modulus.size() != ek_bits / 8) {
+    if (!r.ok() || modulus.size() != ek_key_bits / 8) {
         return make_error(Errc::protocol, "the endorsement key came back as something else");
     }
     return modulus;

@@ -94,6 +94,10 @@ class Groups(harness.Case):
                 first = self.approve(1, self.pcr4, extra=[public])
                 self.refused(harness.EX_NOPERM, "recovery key", "group", "create", f"--approver={self.path('approver.pub')}", first,
                              public, f"--recovery-signature={self.path('list1')}")
+                with open(self.path("locked.pub"), "w") as f:  # nobody is asked for a password
+                    f.write(open(self.path("approver.pub")).read().replace(
+                        "KEY-----\n", "KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n", 1))
+                self.refused(harness.EX_USAGE, "no public key in PEM", "group", "create", f"--approver={self.path('locked.pub')}", first)
                 self.create_group(first, public, f"--recovery-signature={self.path('list1.recovery')}")
                 shown = self.show()
                 self.assertTrue(shown["open"], shown)
