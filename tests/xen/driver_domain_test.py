@@ -25,10 +25,8 @@ class DriverDomain(lab.SharedMachineCase):
         cls.manager.terminate()
 
     def serve(self, driver, uuid):
-        """Starts the instance in the driver domain as soon as the toolstack has made the guest's device there."""
-        driver.sh(f"(await 60 'xenstore ls backend/vtpm 2>/dev/null | grep -q {uuid}' && exec vtpmd --mode=instance --uuid={uuid} "
-                  "--manager=xen --state=/run/vtpm.img --guest=xen:"
-                  "$(xenstore ls -f backend/vtpm | sed -n 's,.*vtpm/\\([0-9]*\\)/0/uuid.*,\\1,p')) >>/run/log/instance 2>&1 &")
+        """Starts what becomes the instance in the driver domain when the toolstack has made the guest's device there."""
+        driver.sh(f"(exec vtpmd-xen-guest {uuid} --state=/run/vtpm.img >>/run/log/instance 2>&1) </dev/null &")
 
     def create(self, driver, guest, uuid):
         self.serve(driver, uuid)

@@ -21,6 +21,7 @@ import zlib
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("VTPMD_XENLAB", "/var/tmp/vtpmd-xenlab")
 TPM_FRONT = os.environ.get("VTPMD_TPM_FRONT", "build/tests/xen/tpm_front")
+XEN_GUEST = os.path.join(HERE, "..", "..", "contrib", "xl", "vtpmd-xen-guest")
 VTPM_PROXY = os.environ.get("VTPMD_VTPM_PROXY", "build/tools/vtpm-proxy/vtpm-proxy")
 
 # Of the kernel's modules, with what they depend on: in every domain, in dom0 only.
@@ -261,7 +262,7 @@ class Parts:
             self._initrd(vtpmd)
 
     def _initrd(self, vtpmd):
-        sources = [vtpmd, TPM_FRONT, VTPM_PROXY, *sorted(glob.glob(os.path.join(HERE, "image", "*"))), os.path.abspath(__file__)]
+        sources = [vtpmd, TPM_FRONT, VTPM_PROXY, XEN_GUEST, *sorted(glob.glob(os.path.join(HERE, "image", "*"))), os.path.abspath(__file__)]
         state = hashlib.sha256(repr([(s, os.stat(s).st_mtime_ns, os.stat(s).st_size) for s in sources]).encode()).hexdigest()
         stamp = os.path.join(CACHE, "initrd.made-of")
         with contextlib.suppress(FileNotFoundError):
@@ -273,6 +274,7 @@ class Parts:
         add_tpm2_tools(guest)
         guest.program(TPM_FRONT)
         guest.program(VTPM_PROXY)
+        guest.program(XEN_GUEST)
         tree = base_tree(MODULES + DOM0_MODULES)
         add_vtpmd(tree, vtpmd)
         for name in ("xl", "xenstored", "xenconsoled", "xen-init-dom0"):
