@@ -4,6 +4,7 @@
 
 #include "check.hpp"
 #include "crash_images.hpp"
+#include "every.hpp"
 #include "fault_file.hpp"
 #include "list_client.hpp"
 #include "run_task.hpp"
@@ -200,7 +201,7 @@ TEST_SUITE("store") {
     TEST_CASE("journal: power goes at any operation: what was acknowledged is there, the rest wholly or not at all") {
         const std::uint64_t operations = operations_of_a_life();
         CHECK(operations > 60);
-        for (std::uint64_t at = 0; at < operations; ++at) {
+        for (std::uint64_t at = 0; at < operations; at += test::every) {
             FaultDisk disk;
             disk.plan.die_at = at;
             Life before;
@@ -218,7 +219,7 @@ TEST_SUITE("store") {
 
     TEST_CASE("journal: any operation fails: an error to its callers only, and memory is what the disk says") {
         const std::uint64_t operations = operations_of_a_life();
-        for (std::uint64_t at = 0; at < operations; ++at) {
+        for (std::uint64_t at = 0; at < operations; at += test::every) {
             for (const std::size_t prefix : {0, 50, 512, 700}) {
                 for (const std::uint32_t seed : {0U, 9U}) {
                     CAPTURE(at);
@@ -244,7 +245,7 @@ TEST_SUITE("store") {
 
     TEST_CASE("journal: an operation fails and then power goes: no failed batch comes back over what came later") {
         const std::uint64_t operations = operations_of_a_life();
-        for (std::uint64_t at = 8; at < operations; ++at) {
+        for (std::uint64_t at = 8; at < operations; at += test::every) {
             for (const std::uint64_t later : {1, 2, 4, 7}) {
                 FaultDisk disk;
                 disk.plan = {.die_at = at + later,
@@ -350,7 +351,7 @@ TEST_SUITE("store") {
         }
         CHECK(used > 4000);
         CHECK(used % 512 == 0);
-        for (std::size_t at = 0; at < used; ++at) {
+        for (std::size_t at = 0; at < used; at += test::every) {
             flip(halves_at + half + at, static_cast<std::byte>(1U << (at % 8)));
         }
         // All but the five frames' end marks are fatal, each of which is made good.
