@@ -257,8 +257,16 @@ Task<Result<Bytes>> Administration::answer(management::VtpmShow r) {
     co_return encode(status);
 }
 
-Task<Result<Bytes>> Administration::answer(management::VtpmEdit /*r*/) {
-    co_return make_error(Errc::unsupported, "not offered");
+Task<Result<Bytes>> Administration::answer(management::VtpmEdit r) {
+    auto id = group_at(r.group);
+    if (!id) {
+        co_return id.error();
+    }
+    auto moved = co_await parts_.service.move(r.uuid, *id);
+    if (!moved) {
+        co_return moved.error();
+    }
+    co_return Bytes{};
 }
 
 Task<Result<Bytes>> Administration::answer(management::VtpmNew r) {

@@ -359,6 +359,18 @@ Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version, GroupId grou
     co_return registered;
 }
 
+Task<Result<void>> KeyService::move(Uuid uuid, GroupId group) {
+    if (!holders_.try_emplace(uuid, nullptr).second) {
+        co_return make_error(Errc::busy, "vTPM {} is open; stop its instance first", uuid);
+    }
+    OwnHold hold{holders_, uuid};
+    auto moved = co_await parts_.vault.move_vtpm(uuid, group);
+    if (moved) {
+        parts_.log.info("vTPM {} is in group {} now", uuid, group);
+    }
+    co_return moved;
+}
+
 Task<Result<void>> KeyService::remove(Uuid uuid, TombstoneRecord::Reason reason) {
     if (!holders_.try_emplace(uuid, nullptr).second) {
         co_return make_error(Errc::busy, "vTPM {} is open; stop its instance first", uuid);

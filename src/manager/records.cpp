@@ -7,6 +7,7 @@
 //   6 detail     u32 id, u32 n, bytes[n] (group_detail.cpp)
 //   7 group gone u32 id
 //   8 returned   as vtpm, which was migrated away and comes back
+//   9 moved      uuid[16], u32 group
 #include "manager/records.hpp"
 
 #include "util/wire.hpp"
@@ -25,7 +26,8 @@ enum class Type : std::uint8_t {
     freshness = 5,
     detail = 6,
     group_gone = 7,
-    returned = 8
+    returned = 8,
+    moved = 9
 };
 constexpr std::uint8_t layout_version = 1;
 
@@ -52,6 +54,7 @@ struct Encoder {
         begin(Type::detail).be32(r.id).be32(static_cast<std::uint32_t>(r.detail.size())).bytes(r.detail);
     }
     void operator()(const GroupGoneRecord& r) { begin(Type::group_gone).be32(r.id); }
+    void operator()(const MovedRecord& r) { begin(Type::moved).bytes(r.uuid.bytes).be32(r.group); }
 };
 
 Uuid read_uuid(WireReader& in) { return Uuid{in.array<16>()}; }
@@ -133,6 +136,14 @@ Result<Record> decode_group_gone(WireReader& in, std::size_t size) {
     return r;
 }
 
+Result<Record> decode_moved(WireReader& in, std::size_t size) {
+    MovedRecord r{.uuid = read_uuid(in), .group = in.be32()};
+    if (!in.expect_end()) {
+        return wrong("moved", size);
+    }
+    return r;
+}
+
 } // namespace
 
 Result<WrappedKey> WrappedKey::from(ByteView bytes) {
@@ -179,6 +190,8 @@ Result<Record> decode(ByteView bytes) {
         return decode_detail(in, bytes.size());
     case Type::group_gone:
         return decode_group_gone(in, bytes.size());
+    case Type::moved:
+        return decode_moved(in, bytes.size());
     }
     return make_error(Errc::version, "record of unknown type {}: written by a newer program", type);
 }

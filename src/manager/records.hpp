@@ -76,6 +76,13 @@ struct VtpmRecord {
     friend bool operator==(const VtpmRecord&, const VtpmRecord&) = default;
 };
 
+/// A vTPM that has saved nothing yet is in another group from now on.
+struct MovedRecord {
+    Uuid uuid;
+    GroupId group = 0;
+    friend bool operator==(const MovedRecord&, const MovedRecord&) = default;
+};
+
 /// The hash key of a vTPM, which replaces the one before.
 struct KeyRecord {
     Uuid uuid;
@@ -100,7 +107,7 @@ struct FreshnessRecord {
 };
 
 using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
-                            GroupGoneRecord>;
+                            GroupGoneRecord, MovedRecord>;
 
 [[nodiscard]] Bytes encode(const Record& record);
 /// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.

@@ -89,6 +89,20 @@ Result<void> Registry::on(const GroupGoneRecord& r) {
     return {};
 }
 
+Result<void> Registry::on(const MovedRecord& r) {
+    auto vtpm = vtpms_.find(r.uuid);
+    auto group = groups_.find(r.group);
+    if (vtpm == vtpms_.end() || vtpm->second.sequence != 0 || group == groups_.end()) {
+        return make_error(Errc::corrupt,
+                          "vTPM {} moves to group {}, but one of them is not there or the vTPM has a key already",
+                          r.uuid, r.group);
+    }
+    --groups_.at(vtpm->second.group).vtpms;
+    vtpm->second.group = r.group;
+    ++group->second.vtpms;
+    return {};
+}
+
 void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
     for (const auto& [id, g] : groups_) {
         emit(GroupRecord{.id = id, .uuid = g.uuid, .created = g.created});

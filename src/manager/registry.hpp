@@ -59,6 +59,7 @@ class Registry {
     Result<void> on(const FreshnessRecord& r);
     Result<void> on(const GroupDetailRecord& r);
     Result<void> on(const GroupGoneRecord& r);
+    Result<void> on(const MovedRecord& r);
 
     std::map<GroupId, Group> groups_;
     std::unordered_map<Uuid, Vtpm> vtpms_;

@@ -69,6 +69,24 @@ Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId g
     co_return co_await commit(std::move(record));
 }
 
+Task<Result<void>> Vault::move_vtpm(Uuid uuid, GroupId group) {
+    const auto* vtpm = registry_.find(uuid);
+    if (vtpm == nullptr || registry_.group(group) == nullptr) {
+        co_return make_error(Errc::not_found, "vTPM {} is not registered, or there is no group {}", uuid, group);
+    }
+    if (vtpm->sequence != 0 || vtpm->returned) {
+        co_return make_error(Errc::usage, "vTPM {} has a state already: it stays in its group", uuid);
+    }
+    if (!group_open(group)) {
+        co_return closed_error(group);
+    }
+    if (vtpm->group == group) {
+        co_return Result<void>{};
+    }
+    Record record = MovedRecord{.uuid = uuid, .group = group};
+    co_return co_await commit(std::move(record));
+}
+
 Task<Result<void>> Vault::take_back(Uuid uuid, TpmVersion version) {
     const auto* gone = registry_.tombstone(uuid);
     if (gone == nullptr || gone->reason != TombstoneRecord::Reason::migrated) {

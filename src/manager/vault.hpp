@@ -56,6 +56,9 @@ class Vault final : private store::JournalClient {
     /// Into a group (0: the store's own; Errc::not_found, pcr_mismatch: it is closed). The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
     /// for those that are there only.
     Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0);
+    /// Into another group, as long as it has saved nothing: what it saved is under its group's key, and its approver's word is
+    /// not to be got round. Errc::not_found, usage; pcr_mismatch: that group is closed. Not while it is open.
+    Task<Result<void>> move_vtpm(Uuid uuid, GroupId group);
     /// A vTPM that was migrated away comes back, for now without a state: its tombstone goes. Errc::tombstone: it was deleted.
     Task<Result<void>> take_back(Uuid uuid, TpmVersion version);
     /// Errc::pcr_mismatch, here and below: its group is closed.

@@ -447,6 +447,34 @@ TEST_SUITE("administration") {
         }
     }
 
+    TEST_CASE("VTPM_EDIT moves a vTPM to another group as long as it has no state") {
+        Host host;
+        const OldApprover approver;
+        (void)host.tell(management::GroupNew{.chosen_id = {}, .modulus = approver.modulus()});
+        (void)host.tell(management::VtpmNew{.group = 0, .uuid = vtpm_uuid(1)});
+        CHECK(host.tell(management::VtpmEdit{.uuid = vtpm_uuid(1), .group = 1}).empty());
+        CHECK(host.tell(management::VtpmEdit{.uuid = vtpm_uuid(1), .group = 1}).empty());
+        CHECK(host.tell(management::VtpmList{.group = 0, .offset = 0}) == Bytes(4));
+        CHECK(host.tell(management::VtpmList{.group = 1, .offset = 0}).size() == 4 + 16);
+        CHECK(host.ask(management::GroupDel{1}).code == busy);
+        CHECK(host.ask(management::VtpmEdit{.uuid = vtpm_uuid(2), .group = 1}).code == bad_index);
+        CHECK(host.ask(management::VtpmEdit{.uuid = vtpm_uuid(1), .group = 2}).code == bad_index);
+        host.reboot(a);
+        CHECK(host.start_vtpm(1, 11).value() == 0);
+        CHECK(host.ask(management::VtpmEdit{.uuid = vtpm_uuid(1), .group = 0}).code == bad_parameter);
+        host.reboot(a);
+        CHECK(host.start_vtpm(1).value() == 11);
+        // Not while it is open, and not into a closed group.
+        (void)host.tell(management::VtpmNew{.group = 0, .uuid = vtpm_uuid(2)});
+        auto open = host.connect({.made_for = vtpm_uuid(2), .named_by_transport = true, .peer_gone = {}});
+        (void)host.ask(*open, proto::encode_load());
+        CHECK(host.ask(management::VtpmEdit{.uuid = vtpm_uuid(2), .group = 1}).code == busy);
+        open->close();
+        host.m.loop.settle();
+        CHECK(host.tell(approver.sign(1, Host::list(1, {b}), pcr_4)).empty());
+        CHECK(host.ask(management::VtpmEdit{.uuid = vtpm_uuid(2), .group = 1}).code == 0x407);
+    }
+
     TEST_CASE("the record of a group of the old form: round trip, and cut at any length it is refused") {
         for (TpmVersion version : {TpmVersion::tpm12, TpmVersion::tpm20}) {
             Host host(version);

@@ -28,6 +28,7 @@ const std::vector<Record>& samples() {
         FreshnessRecord{.counter = 0xfedcba9876543210},
         GroupDetailRecord{.id = 3, .detail = Bytes(5, std::byte{0xd})},
         GroupGoneRecord{.id = 0x01020304},
+        MovedRecord{.uuid = uuid, .group = 0x05060708},
     };
     return all;
 }
@@ -82,6 +83,7 @@ TEST_SUITE("manager") {
                                                   "000000000000000e");
         CHECK(to_hex(encode(samples()[7])) == "0501"
                                               "fedcba9876543210");
+        CHECK(to_hex(encode(samples().back())) == "0901" + id + "05060708");
     }
     TEST_CASE("records: an unknown type or version is of a newer program, not corrupt") {
         for (const Record& r : samples()) {

@@ -87,6 +87,8 @@ TEST_SUITE("manager") {
         must_not(registry.apply(key_of(1, 5)));                               // the same again
         must_not(registry.apply(key_of(1, 4)));                               // older
         must_not(registry.apply(TombstoneRecord{.uuid = uuid_of(2)}));
+        must_not(registry.apply(MovedRecord{.uuid = uuid_of(1), .group = 0})); // it has a key
+        must_not(registry.apply(MovedRecord{.uuid = uuid_of(3), .group = 0})); // not registered
         CHECK((records_of(registry) == before));
 
         must(registry.apply(FreshnessRecord{.counter = 9})); // says nothing new
