@@ -351,7 +351,7 @@ TEST_SUITE("store") {
         }
         CHECK(used > 4000);
         CHECK(used % 512 == 0);
-        for (std::size_t at = 0; at < used; at += test::every) {
+        for (std::size_t at = 0; at < used; ++at) { // all of them: their number is checked
             flip(halves_at + half + at, static_cast<std::byte>(1U << (at % 8)));
         }
         // All but the five frames' end marks are fatal, each of which is made good.
