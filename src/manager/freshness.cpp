@@ -1,5 +1,7 @@
 #include "manager/freshness.hpp"
 
+#include "util/deadline.hpp"
+
 #include <algorithm>
 
 namespace vtpmd::manager {
@@ -7,6 +9,8 @@ namespace vtpmd::manager {
 namespace {
 constexpr auto first_retry = std::chrono::seconds(1);
 constexpr auto longest_retry = std::chrono::seconds(60);
+constexpr int gather_share = 16; // of the step that has just been made
+constexpr auto longest_gather = std::chrono::milliseconds(250);
 
 Clock::duration retry_wait(unsigned failures) {
     return std::min<Clock::duration>(first_retry * (1U << std::min(failures, 10U)), longest_retry);
@@ -86,6 +90,7 @@ Task<Result<void>> Freshness::step(std::vector<Bytes> records) {
         // Every batch brings its own step; this record only makes sure that there is a batch. A lower value than the
         // journal's says nothing, so it cannot be overtaken.
         records.push_back(freshness_record(hardware_));
+        gather_until_ = {}; // whoever asks for a step waits for nobody
         co_return co_await parts_.append(std::move(records));
     }
     auto held = co_await hardware_lock_.acquire();
@@ -113,6 +118,13 @@ void Freshness::committing() {
     }
 }
 
+Task<> Freshness::gather(Task<Result<void>> everyone) {
+    const auto left = gather_until_ - parts_.clock.now();
+    if (left > Clock::duration::zero()) {
+        (void)co_await with_deadline(parts_.clock, left, "the callers of the last batch", std::move(everyone));
+    }
+}
+
 std::vector<Bytes> Freshness::prologue() {
     if (policy_.mode != Mode::strict) {
         return {};
@@ -134,10 +146,13 @@ Task<Result<void>> Freshness::before_acknowledge() {
         co_return held.error();
     }
     bool uncovered = std::exchange(batch_uncovered_, false);
+    const auto begun = parts_.clock.now();
     if (auto done = co_await finish(); !done) {
         news_.set();
         co_return done.error();
     }
+    const auto ended = parts_.clock.now();
+    gather_until_ = ended + std::min<Clock::duration>((ended - begun) / gather_share, longest_gather);
     if (uncovered) {
         co_return make_error(Errc::unavailable, "the freshness counter has just come back: try again");
     }

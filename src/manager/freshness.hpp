@@ -7,7 +7,9 @@
 // Steps are made at start, at a clean stop, with a delete or a policy change, and
 //   window:S  when there were commits that no step covers yet, at most once in S seconds; a TPM that does not answer is tried
 //             again and holds up nobody
-//   strict    once a batch: its first record is counter + 1, its callers are told after the hardware moved
+//   strict    once a batch: its first record is counter + 1, its callers are told after the hardware moved. Before the next
+//             batch is taken those who have just been told get a sixteenth of that step's time to come back: else they would
+//             wait for the whole next step, and half of the vTPMs would share one
 //   off       never, and nothing is checked
 // A commit is covered once a freshness record that comes after it in the journal has been stepped.
 #pragma once
@@ -90,7 +92,8 @@ class Freshness {
 
     /// A record is about to be appended.
     void committing();
-    /// JournalClient::prologue and before_acknowledge.
+    /// JournalClient::gather, prologue and before_acknowledge.
+    Task<> gather(Task<Result<void>> everyone);
     [[nodiscard]] std::vector<Bytes> prologue();
     Task<Result<void>> before_acknowledge();
 
@@ -119,10 +122,11 @@ class Freshness {
     FifoLock hardware_lock_; ///< one step of the hardware at a time
     Notice news_;
     LazySteps lazy_;
-    std::uint64_t hardware_ = 0;   ///< as last seen
-    bool unsure_ = false;          ///< a step may or may not have happened: read before the next
-    bool batch_uncovered_ = false; ///< strict: the batch in flight has no freshness record of its own
-    Clock::time_point retry_at_{}; ///< for what is owed
+    std::uint64_t hardware_ = 0;       ///< as last seen
+    bool unsure_ = false;              ///< a step may or may not have happened: read before the next
+    bool batch_uncovered_ = false;     ///< strict: the batch in flight has no freshness record of its own
+    Clock::time_point gather_until_{}; ///< strict: in the past but for a moment after a step
+    Clock::time_point retry_at_{};     ///< for what is owed
     unsigned retries_ = 0;
     std::optional<Error> fatal_;
     std::function<void(const Error&)> on_fatal_;

@@ -20,6 +20,12 @@ void Vault::snapshot(const std::function<void(ByteView)>& emit) {
     registry_.snapshot([&emit](const Record& r) { emit(encode(r)); });
 }
 
+Task<> Vault::gather(Task<Result<void>> everyone) {
+    if (freshness_) {
+        co_await freshness_->gather(std::move(everyone));
+    }
+}
+
 std::vector<Bytes> Vault::prologue(std::size_t /*count*/) {
     return freshness_ ? freshness_->prologue() : std::vector<Bytes>{};
 }

@@ -113,6 +113,7 @@ class Vault final : private store::JournalClient {
     // store::JournalClient
     Result<void> apply(ByteView record) override;
     void snapshot(const std::function<void(ByteView)>& emit) override;
+    Task<> gather(Task<Result<void>> everyone) override;
     std::vector<Bytes> prologue(std::size_t count) override;
     Task<Result<void>> before_acknowledge() override;
 

@@ -17,6 +17,7 @@
 #include "util/fifo_lock.hpp"
 #include "util/task_group.hpp"
 #include "util/uninterrupted.hpp"
+#include "util/wake.hpp"
 
 #include <algorithm>
 #include <array>
@@ -97,7 +98,8 @@ class JournalImage final : public ManagerImage {
         , uuid_(stored.uuid)
         , superblock_generation_(stored.generation)
         , fixed_(fixed)
-        , opaque_(stored.payload.begin() + fixed_payload, stored.payload.end()) {
+        , opaque_(stored.payload.begin() + fixed_payload, stored.payload.end())
+        , joined_(executor) {
         counters_.half_bytes = fixed.half_size;
     }
 
@@ -127,6 +129,7 @@ class JournalImage final : public ManagerImage {
     Task<Result<void>> settle() override { return uninterrupted(do_settle()); }
     Task<> close() override {
         closed_ = true;
+        joined_.set();
         co_await group_.join();
     }
 
@@ -346,6 +349,8 @@ class JournalImage final : public ManagerImage {
             co_return ready;
         }
         queue_.push_back(&waiter);
+        queued_ += waiter.size;
+        joined_.set();
         if (!flushing_) {
             flushing_ = true;
             group_.spawn("journal", flush());
@@ -379,8 +384,10 @@ class JournalImage final : public ManagerImage {
     /// The one writer: batch after batch until nobody waits.
     Task<> flush() {
         while (!queue_.empty()) {
+            co_await guarded_gather();
             std::vector<Waiter*> batch = take_batch();
             Result<void> outcome = co_await guarded_commit(batch);
+            expected_ = batch.size() + queue_.size();
             for (Waiter* w : batch) {
                 w->outcome = outcome;
                 asio::post(co_await asio::this_coro::executor, std::move(w->done));
@@ -389,12 +396,39 @@ class JournalImage final : public ManagerImage {
         flushing_ = false;
     }
 
+    /// Nobody is worth waiting for.
+    [[nodiscard]] bool gathered() const {
+        return queue_.size() >= expected_ || queued_ >= batch_limit() || closed_ || stopped_;
+    }
+    Task<Result<void>> everyone() {
+        while (!gathered()) {
+            if (auto ec = co_await joined_.wait()) {
+                co_return make_error(Errc::canceled, "{}", ec.message());
+            }
+        }
+        co_return Result<void>{};
+    }
+    Task<> guarded_gather() {
+        if (gathered()) {
+            co_return;
+        }
+        try {
+            co_await client_->gather(everyone());
+        } catch (const std::exception& e) {
+            log_.error("{}: gathering a batch: {}", path(), e.what());
+        }
+    }
+
+    /// Bytes of the records that one batch takes.
+    [[nodiscard]] std::uint64_t batch_limit() const {
+        return std::min<std::uint64_t>(append_limit, fixed_.half_size / 4);
+    }
     std::vector<Waiter*> take_batch() {
         std::vector<Waiter*> batch;
         std::size_t size = 0;
-        const auto limit = std::min<std::uint64_t>(append_limit, fixed_.half_size / 4);
-        while (!queue_.empty() && (batch.empty() || size + queue_.front()->size <= limit)) {
+        while (!queue_.empty() && (batch.empty() || size + queue_.front()->size <= batch_limit())) {
             size += queue_.front()->size;
+            queued_ -= queue_.front()->size;
             batch.push_back(queue_.front());
             queue_.pop_front();
         }
@@ -699,6 +733,9 @@ class JournalImage final : public ManagerImage {
     std::optional<Error> stopped_;
 
     std::deque<Waiter*> queue_;
+    std::size_t queued_ = 0;   ///< bytes of the queue's records
+    std::size_t expected_ = 0; ///< the last batch's callers, and those who were waiting at its end
+    Wake joined_;              ///< somebody came into the queue, or nobody will any more
     bool flushing_ = false;
     JournalCounters counters_;
 };

@@ -24,6 +24,10 @@ class JournalClient {
     virtual Result<void> apply(ByteView record) = 0;
     /// Calls `emit` for records that rebuild everything apply() was ever given. Called between batches.
     virtual void snapshot(const std::function<void(ByteView record)>& emit) = 0;
+    /// Before a batch is taken, as long as fewer callers wait than shared the last batch or were waiting at its end: time to
+    /// wait for the others. `everyone` ends when they have come, or when there is nothing to wait for any more (a batch is
+    /// full, close()); it may be cancelled, or not awaited at all. Must end by itself: it delays the callers that are there.
+    virtual Task<> gather(Task<Result<void>> everyone) = 0;
     /// Records to put in front of the next batch of `count` callers' records (freshness), usually none.
     virtual std::vector<Bytes> prologue(std::size_t count) = 0;
     /// The batch is durable and applied, its callers have not been told yet (strict freshness steps the counter here).

@@ -22,6 +22,12 @@ class ListClient final : public store::JournalClient {
             emit(r);
         }
     }
+    Task<> gather(Task<Result<void>> everyone) override {
+        ++gathers;
+        if (on_gather) {
+            co_await on_gather(std::move(everyone));
+        }
+    }
     std::vector<Bytes> prologue(std::size_t count) override {
         prologue_counts.push_back(count);
         return next_prologue;
@@ -36,7 +42,9 @@ class ListClient final : public store::JournalClient {
     std::vector<Bytes> next_prologue;
     std::vector<std::size_t> prologue_counts;
     Result<void> acknowledge_outcome{};
+    std::function<Task<>(Task<Result<void>> everyone)> on_gather; ///< nobody is waited for without it
     bool refuse_all = false;
+    int gathers = 0;
     int snapshots = 0;
     int acknowledgements = 0;
     std::size_t applied_when_acknowledged = 0;

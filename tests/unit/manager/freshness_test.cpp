@@ -355,6 +355,94 @@ TEST_SUITE("manager") {
             CHECK(old.check().error().code == Errc::rollback);
         }
     }
+    TEST_CASE("freshness strict: who was told has a sixteenth of the step to come back before the next batch") {
+        World w({.mode = Mode::strict});
+        REQUIRE(w.check());
+        Clock::duration takes = 320ms;
+        bool fails = false;
+        w.tpm.before = [&](std::string_view op) -> std::optional<Error> {
+            if (op == "counter_increment") {
+                w.loop.clock.advance(takes);
+                return fails ? std::optional(make_error(Errc::timed_out, "no answer")) : std::nullopt;
+            }
+            return std::nullopt;
+        };
+        asio::steady_timer all_back(w.loop.io, asio::steady_timer::time_point::max());
+        auto gather = [&] {
+            auto everyone = [](asio::steady_timer& t) -> Task<Result<void>> {
+                (void)co_await t.async_wait(use_tuple);
+                co_return Result<void>{};
+            };
+            auto task = w.loop.start(w.freshness->gather(everyone(all_back)));
+            w.loop.settle();
+            return task;
+        };
+        CHECK(gather()->done); // nothing was stepped yet
+        REQUIRE(w.commit());
+
+        SUBCASE("that long at most") {
+            auto task = gather();
+            CHECK(w.loop.clock.next_due() - w.loop.clock.now() == 20ms);
+            w.loop.clock.advance(19ms);
+            w.loop.settle();
+            CHECK_FALSE(task->done);
+            w.loop.clock.advance(1ms);
+            w.loop.settle();
+            CHECK(task->done);
+            CHECK(gather()->done); // the time runs from when they were told
+        }
+        SUBCASE("only until all are there") {
+            auto task = gather();
+            CHECK_FALSE(task->done);
+            all_back.cancel();
+            w.loop.settle();
+            CHECK(task->done);
+            CHECK(w.loop.clock.sleeping() == 0);
+        }
+        SUBCASE("not for one who comes later") {
+            w.loop.clock.advance(20ms);
+            CHECK(gather()->done);
+        }
+        SUBCASE("bounded, however slow the TPM") {
+            takes = 5s;
+            REQUIRE(w.commit());
+            auto task = gather();
+            CHECK(w.loop.clock.next_due() - w.loop.clock.now() == 250ms);
+            w.loop.clock.advance(250ms);
+            w.loop.settle();
+            CHECK(task->done);
+        }
+        SUBCASE("not after a step that failed") {
+            w.loop.clock.advance(20ms);
+            fails = true;
+            REQUIRE(w.commit().has_error());
+            CHECK(gather()->done);
+        }
+        SUBCASE("and a step that was asked for waits for nobody") {
+            w.journal_fails = true; // so that nothing but the asking happens
+            REQUIRE(w.loop.run(w.freshness->step()).has_error());
+            CHECK(gather()->done);
+        }
+        all_back.cancel();
+        w.loop.settle();
+    }
+    TEST_CASE("freshness: no batch waits in the other modes") {
+        for (Mode mode : {Mode::window, Mode::off}) {
+            World w({.mode = mode});
+            REQUIRE(w.check());
+            w.tpm.before = [&](std::string_view) -> std::optional<Error> {
+                w.loop.clock.advance(1s);
+                return std::nullopt;
+            };
+            REQUIRE(w.commit());
+            REQUIRE(w.loop.run(w.freshness->step()));
+            auto never = []() -> Task<Result<void>> { co_return make_error(Errc::usage, "was awaited"); };
+            auto task = w.loop.start(w.freshness->gather(never()));
+            w.loop.settle();
+            CHECK(task->done);
+            CHECK(w.loop.clock.sleeping() == 0);
+        }
+    }
     TEST_CASE("freshness strict: while the counter is away nobody is told yes, and it comes back by itself") {
         World w({.mode = Mode::strict});
         REQUIRE(w.check());

@@ -113,6 +113,95 @@ TEST_SUITE("store") {
         CHECK(reopened(disk) == records);
     }
 
+    TEST_CASE_FIXTURE(Fixture, "journal: a client may have a batch wait for those who shared the last one") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        REQUIRE(run_task(loop, image->append(record_of(10, 0))));
+        REQUIRE(run_task(loop, image->append(record_of(10, 1))));
+        CHECK(client.gathers == 0); // one writer: there is nobody else
+
+        unsigned told = 0;
+        auto send = [&](unsigned count) {
+            auto one = [](ManagerImage& to, unsigned& ok) -> Task<> {
+                ok += (co_await to.append(record_of(10, 7))).has_value() ? 1 : 0;
+            };
+            for (unsigned i = 0; i < count; ++i) {
+                asio::co_spawn(loop, one(*image, told), [](const std::exception_ptr& e) { CHECK_FALSE(e); });
+            }
+            loop.restart();
+            loop.poll();
+        };
+        send(8);
+        REQUIRE(told == 8);
+        const auto shared = client.prologue_counts.back();
+        REQUIRE(shared >= 7);
+        client.gathers = 0;
+        client.on_gather = [](Task<Result<void>> everyone) -> Task<> { (void)co_await std::move(everyone); };
+        const auto batches = image->counters().batches;
+        const auto records = client.records.size();
+
+        SUBCASE("all of them come: one batch, at once") {
+            send(1);
+            CHECK(told == 8);
+            CHECK(client.records.size() == records);
+            CHECK(client.gathers == 1);
+            send(static_cast<unsigned>(shared) - 2);
+            CHECK(told == 8);
+            send(1);
+            CHECK(told == 8 + shared);
+            CHECK(image->counters().batches == batches + 1);
+            CHECK(client.prologue_counts.back() == shared);
+        }
+        SUBCASE("the client does not wait") {
+            client.on_gather = nullptr;
+            send(1);
+            CHECK(told == 9);
+            CHECK(client.gathers == 1);
+            send(1); // the last batch had one caller
+            CHECK(client.gathers == 1);
+        }
+        SUBCASE("the client gives up") {
+            asio::steady_timer up(loop, asio::steady_timer::time_point::max());
+            client.on_gather = [&up](Task<Result<void>>) -> Task<> { (void)co_await up.async_wait(use_tuple); };
+            send(2);
+            CHECK(told == 8);
+            up.cancel();
+            send(0);
+            CHECK(told == 10);
+            CHECK(image->counters().batches == batches + 1);
+        }
+        SUBCASE("the client fails: the callers that are there do not") {
+            client.on_gather = [](Task<Result<void>>) -> Task<> {
+                co_await asio::post(asio::use_awaitable);
+                throw std::runtime_error("no clock");
+            };
+            send(1);
+            CHECK(told == 9);
+            CHECK(lines.back().find("no clock") != std::string::npos);
+        }
+        SUBCASE("a full batch waits for nobody") {
+            send(1);
+            REQUIRE(told == 8);
+            Result<void> outcome{make_error(Errc::closed, "not yet")};
+            auto large = [](ManagerImage& to, Result<void>& out) -> Task<> {
+                out = co_await to.append(record_of(40'000, 3));
+            };
+            asio::co_spawn(loop, large(*image, outcome), [](const std::exception_ptr& e) { CHECK_FALSE(e); });
+            send(0);
+            CHECK(told == 9);
+            CHECK(outcome);
+        }
+        SUBCASE("the end waits for nobody, and who was there is served") {
+            send(1);
+            REQUIRE(told == 8);
+            close(*image);
+            CHECK(told == 9);
+        }
+        close(*image);
+        CHECK(reopened(disk) == client.records);
+    }
+
     TEST_CASE_FIXTURE(Fixture, "journal: when a half is full the state goes on in the other, again and again") {
         FaultDisk disk;
         ListClient client;
