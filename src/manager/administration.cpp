@@ -146,8 +146,26 @@ Task<Result<Bytes>> Administration::answer(management::GroupActivate r) {
     co_return w.be16(static_cast<std::uint16_t>(secret->size())).bytes(secret->view()).take();
 }
 
-Task<Result<Bytes>> Administration::answer(management::GroupRegister /*r*/) {
-    co_return make_error(Errc::unsupported, "not offered");
+Task<Result<Bytes>> Administration::answer(management::GroupRegister r) {
+    auto id = group_at(r.group);
+    if (!id) {
+        co_return id.error();
+    }
+    const management::PcrMask pcrs = r.pcrs;
+    auto made = co_await parts_.groups.register_old(*id, std::move(r));
+    if (!made) {
+        co_return made.error();
+    }
+    auto data = tpm::sha1({as_bytes(exchange_register), made->approver_half, made->manager_half, made->blob});
+    if (!data) {
+        co_return data.error();
+    }
+    auto quote = co_await quote_by(*id, to_bytes(*data), pcrs);
+    if (!quote) {
+        co_return quote.error();
+    }
+    WireWriter w;
+    co_return w.bytes(made->manager_half).bytes(made->blob).bytes(quote->signature).bytes(quote->attested).take();
 }
 
 Task<Result<Bytes>> Administration::answer(management::GroupUpdate r) {
@@ -189,16 +207,66 @@ Task<Result<Bytes>> Administration::answer(management::GroupQuote r) {
     if (!nonce) {
         co_return nonce.error();
     }
+    auto quote = co_await quote_by(*id, to_bytes(*nonce), r.pcrs);
+    if (!quote) {
+        co_return quote.error();
+    }
+    WireWriter w;
+    w.bytes(quote->signature);
+    for (const hwtpm::PcrValue& v : quote->values) {
+        w.bytes(v.digest);
+    }
+    co_return w.bytes(quote->attested).take();
+}
+
+Task<Result<Bytes>> Administration::answer(management::GroupRecover1 r) {
+    auto id = group_at(r.group);
+    if (!id) {
+        co_return id.error();
+    }
+    auto proxy = group_of_key(r.key);
+    if (!proxy) {
+        co_return proxy.error();
+    }
+    auto half = co_await parts_.groups.begin_recovery(*id);
+    if (!half) {
+        co_return half.error();
+    }
+    auto data = tpm::sha1({as_bytes(exchange_recover), r.nonce, *half});
+    if (!data) {
+        co_return data.error();
+    }
+    auto quote = co_await quote_by(*proxy, to_bytes(*data), r.pcrs);
+    if (!quote) {
+        co_return quote.error();
+    }
+    WireWriter w;
+    co_return w.bytes(*half).bytes(quote->signature).bytes(quote->attested).take();
+}
+
+Task<Result<Bytes>> Administration::answer(management::GroupRecover2 r) {
+    auto id = group_at(r.group);
+    if (!id) {
+        co_return id.error();
+    }
+    auto recovered = co_await parts_.groups.recover_old(*id, std::move(r));
+    if (!recovered) {
+        co_return recovered.error();
+    }
+    co_return Bytes{};
+}
+
+Task<Result<hwtpm::Quote>> Administration::quote_by(GroupId id, Bytes data, management::PcrMask pcrs) {
     const auto banks = parts_.root.banks();
     const bool sha1 = std::ranges::count(banks, hwtpm::HashAlg::sha1) != 0;
     hwtpm::PcrSelection selection{.bank = sha1 ? hwtpm::HashAlg::sha1 : hwtpm::HashAlg::sha256, .pcrs = {}};
     for (unsigned i = 0; i < hwtpm::pcr_count; ++i) {
-        if ((r.pcrs >> i & 1U) != 0) {
+        if ((pcrs >> i & 1U) != 0) {
             selection.pcrs.push_back(i);
         }
     }
-    hwtpm::QuoteRequest request{.nonce = to_bytes(*nonce), .selections = {std::move(selection)}};
-    auto quote = co_await parts_.groups.quote(*id, std::move(request));
+    hwtpm::QuoteRequest request{.nonce = std::move(data), .selections = {std::move(selection)}};
+    auto quote = co_await parts_.groups.quote(id, std::move(request));
     if (!quote) {
         co_return quote.error();
     }
@@ -206,23 +274,23 @@ Task<Result<Bytes>> Administration::answer(management::GroupQuote r) {
     if (!signature) {
         co_return signature.error();
     }
-    WireWriter w;
-    w.bytes(*signature);
-    for (const hwtpm::PcrValue& v : quote->values) {
-        w.bytes(v.digest);
+    quote->signature = std::move(*signature);
+    if (parts_.root.version() == TpmVersion::tpm12) {
+        quote->attested.clear(); // it follows from the values
     }
-    if (parts_.root.version() == TpmVersion::tpm20) {
-        w.bytes(quote->attested);
-    }
-    co_return w.take();
+    co_return quote;
 }
 
-Task<Result<Bytes>> Administration::answer(management::GroupRecover1 /*r*/) {
-    co_return make_error(Errc::unsupported, "not offered");
-}
-
-Task<Result<Bytes>> Administration::answer(management::GroupRecover2 /*r*/) {
-    co_return make_error(Errc::unsupported, "not offered");
+Result<GroupId> Administration::group_of_key(ByteView tpm_key) const {
+    const Bytes modulus = management::modulus_of_key(tpm_key);
+    for (const GroupInfo& group : parts_.groups.list()) {
+        if (!group.attestation_key.empty() && modulus_of(group.attestation_key) == modulus) {
+            return group.id;
+        }
+    }
+    return make_error(Errc::not_found,
+                      "the key to quote by is no group's attestation key: make a group with GROUP_NEW, "
+                      "and name its key");
 }
 
 // --- vTPMs ---

@@ -46,6 +46,11 @@ class Administration {
     Task<Result<Bytes>> answer(proto::management::VtpmNew r);
     Task<Result<Bytes>> answer(proto::management::VtpmDel r);
 
+    /// By that group's attestation key, over 20 bytes. In the answer's form: the signature is RSA's bytes, and `attested` is empty
+    /// on a TPM 1.2.
+    Task<Result<hwtpm::Quote>> quote_by(GroupId id, Bytes data, proto::management::PcrMask pcrs);
+    /// The group whose attestation key a TPM_KEY names by its modulus. Errc::not_found.
+    [[nodiscard]] Result<GroupId> group_of_key(ByteView tpm_key) const;
     /// A group's number is its place in the list of groups. Errc::not_found.
     [[nodiscard]] Result<GroupId> group_at(std::uint32_t number) const;
     [[nodiscard]] std::uint32_t number_of(GroupId id) const;

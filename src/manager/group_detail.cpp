@@ -1,10 +1,11 @@
 // Layout, all big-endian; a string is u32 n, bytes[n]:
-//   u8 version (1; 2: with the old form at the end)
+//   u8 version (1; 2: with the old form at the end; 3: and its registration)
 //   string approver | string approval list (approval_list.cpp)
 //   u16 n, n seals: string blob | u16 bank | u8 k, k * index u8 | u8 m, m * { u16 bank, u8 index, string digest }
 //   strings: attestation key's blob, key, public area, binding
 //   strings: recovery key, challenge, box
 //   version 2: string list, a frame of GROUP_UPDATE (proto/management.hpp; empty: none yet) | string box
+//   version 3: dhkx_1[256] | dhkx_2[256] | blob[32] | check[32] | u8 sealed box (0, 1)
 #include "manager/group_detail.hpp"
 
 #include "hwtpm/pcr.hpp"
@@ -19,6 +20,7 @@ namespace {
 
 constexpr std::uint8_t detail_version = 1;
 constexpr std::uint8_t detail_version_old = 2; ///< a group of the old form
+constexpr std::uint8_t detail_version_registered = 3;
 constexpr std::size_t shared_secret_size = 32; ///< the x coordinate, P-256
 
 void put_part(WireWriter& w, ByteView part) { w.be32(static_cast<std::uint32_t>(part.size())).bytes(part); }
@@ -50,6 +52,31 @@ hwtpm::SealedSecret get_seal(WireReader& r) {
         s.values.push_back(std::move(v));
     }
     return s;
+}
+
+std::uint8_t version_of(const GroupDetail& d) {
+    if (!d.old) {
+        return detail_version;
+    }
+    return d.old->registration ? detail_version_registered : detail_version_old;
+}
+
+void put_registration(WireWriter& w, const OldForm& old) {
+    const OldRegistration& r = *old.registration;
+    w.bytes(r.approver_half).bytes(r.manager_half).bytes(r.blob).bytes(r.check).u8(old.sealed_box ? 1 : 0);
+}
+
+void get_registration(WireReader& r, OldForm& old) {
+    OldRegistration& to = old.registration.emplace();
+    to.approver_half = r.array<sizeof(to.approver_half)>();
+    to.manager_half = r.array<sizeof(to.manager_half)>();
+    to.blob = r.array<sizeof(to.blob)>();
+    to.check = r.array<sizeof(to.check)>();
+    const std::uint8_t sealed = r.u8();
+    old.sealed_box = sealed == 1;
+    if (sealed > 1) {
+        r.fail();
+    }
 }
 
 Bytes box_aad(const Uuid& group, ByteView challenge) {
@@ -95,7 +122,7 @@ Result<SecretBytes> share(EVP_PKEY* own, EVP_PKEY* peer) {
 
 Bytes encode(const GroupDetail& d) {
     WireWriter w;
-    w.u8(d.old ? detail_version_old : detail_version);
+    w.u8(version_of(d));
     put_part(w, d.protection.approver);
     put_part(w, encode(d.protection.approved));
     w.be16(static_cast<std::uint16_t>(d.protection.seals.size()));
@@ -109,6 +136,9 @@ Bytes encode(const GroupDetail& d) {
     if (d.old) {
         put_part(w, d.old->update ? proto::management::encode(*d.old->update) : Bytes{});
         put_part(w, d.old->box);
+        if (d.old->registration) {
+            put_registration(w, *d.old);
+        }
     }
     return w.take();
 }
@@ -116,9 +146,9 @@ Bytes encode(const GroupDetail& d) {
 Result<GroupDetail> decode_group_detail(ByteView bytes) {
     WireReader r(bytes);
     const std::uint8_t version = r.u8();
-    if (r.ok() && version != detail_version && version != detail_version_old) {
-        return make_error(Errc::version, "a group's record of version {}: this program knows {} and {}", version,
-                          detail_version, detail_version_old);
+    if (r.ok() && (version < detail_version || version > detail_version_registered)) {
+        return make_error(Errc::version, "a group's record of version {}: this program knows {} to {}", version,
+                          detail_version, detail_version_registered);
     }
     GroupDetail d;
     d.protection.approver = get_part(r);
@@ -131,9 +161,12 @@ Result<GroupDetail> decode_group_detail(ByteView bytes) {
         *part = get_part(r);
     }
     Bytes update;
-    if (version == detail_version_old) {
+    if (version >= detail_version_old) {
         update = get_part(r);
         d.old.emplace().box = get_part(r);
+    }
+    if (version == detail_version_registered) {
+        get_registration(r, *d.old);
     }
     if (!r.expect_end()) {
         return make_error(Errc::corrupt, "a group's record of {} bytes is malformed", bytes.size());

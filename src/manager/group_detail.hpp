@@ -17,11 +17,22 @@ struct GroupRecovery {
     Bytes box;       ///< the group's key
 };
 
+/// What GROUP_REGISTER gave an approver (old_recovery.hpp).
+struct OldRegistration {
+    proto::management::Number approver_half{};
+    proto::management::Number manager_half{};
+    proto::management::Blob blob{};
+    std::array<std::byte, 32> check{}; ///< a MAC by the group's key: whether what comes back is that key
+    friend bool operator==(const OldRegistration&, const OldRegistration&) = default;
+};
+
 /// Of a group in the form of Xen's old manager (old_group.hpp).
 struct OldForm {
     std::optional<proto::management::GroupUpdate>
         update; ///< its list as it was signed; none yet: open wherever the store is
     Bytes box;  ///< the group's key, under one of the store's; empty: it is in the protection's seals
+    std::optional<OldRegistration> registration;
+    bool sealed_box = false; ///< registered: the protection's one seal is of the box
 };
 
 struct GroupDetail {

@@ -284,10 +284,116 @@ Task<Result<void>> Groups::update_old(GroupId id, proto::management::GroupUpdate
     co_return co_await store(id, std::move(*after));
 }
 
+Task<Result<OldRegistration>> Groups::register_old(GroupId id, proto::management::GroupRegister request) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto known = detail(id);
+    if (!known) {
+        co_return known.error();
+    }
+    const SecretBytes* open = parts_.vault.group_key(id);
+    if (open == nullptr) {
+        co_return make_error(Errc::pcr_mismatch, "{}", parts_.vault.why_closed(id));
+    }
+    const bool again = known->old && known->old->registration;
+    SecretBytes escrow = parts_.vault.escrow_key(known->protection.approved.group);
+    SecretBytes key = open->clone();
+    auto after = co_await register_old_group(parts_.root, std::move(*known), std::move(request), std::move(escrow),
+                                             std::move(key));
+    if (!after) {
+        co_return after.error();
+    }
+    const OldRegistration made = *after->old->registration;
+    if (!again) {
+        parts_.log.info("group {}: registered by its approver for recovery", id);
+        auto stored = co_await store(id, std::move(*after));
+        if (!stored) {
+            co_return stored.error();
+        }
+    }
+    co_return made;
+}
+
+Result<GroupDetail> Groups::lost(GroupId id) const {
+    auto known = detail(id);
+    if (!known) {
+        return known.error();
+    }
+    if (!known->old || !known->old->registration) {
+        return make_error(Errc::usage, "group {}: no approver has registered it (GROUP_REGISTER)", id);
+    }
+    if (parts_.vault.group_open(id)) {
+        return make_error(Errc::exists, "group {} is open: there is nothing to recover", id);
+    }
+    return known;
+}
+
+Task<Result<proto::management::Number>> Groups::begin_recovery(GroupId id) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto known = lost(id);
+    if (!known) {
+        co_return known.error();
+    }
+    auto half = DhHalf::make();
+    if (!half) {
+        co_return half.error();
+    }
+    const auto value = half->value();
+    exchanges_.insert_or_assign(known->protection.approved.group, std::move(*half));
+    co_return value;
+}
+
+Task<Result<void>> Groups::recover_old(GroupId id, proto::management::GroupRecover2 answer) {
+    auto guard = co_await lock_.acquire();
+    if (!guard) {
+        co_return guard.error();
+    }
+    auto known = lost(id);
+    if (!known) {
+        co_return known.error();
+    }
+    const Uuid uuid = known->protection.approved.group;
+    auto begun = exchanges_.extract(uuid); // one answer each
+    if (begun.empty()) {
+        co_return make_error(Errc::usage, "group {}: no recovery has begun, or it was answered (GROUP_RECOVER1)", id);
+    }
+    auto key = recovered_key(*known, begun.mapped(), answer);
+    if (!key) {
+        co_return key.error();
+    }
+    SecretBytes held = key->clone();
+    SecretBytes escrow = parts_.vault.escrow_key(uuid);
+    auto after = co_await protect_old_group(parts_.root, std::move(*known), std::move(escrow), std::move(*key));
+    if (!after) {
+        co_return after.error();
+    }
+    hwtpm::AttestationKeyOptions options;
+    auto attestation = co_await parts_.root.attestation_key_create(std::move(options));
+    if (!attestation) {
+        co_return in_context(attestation.error(), "the group's new attestation key");
+    }
+    after->attestation = std::move(*attestation);
+    parts_.log.info("group {} ({}): key recovered, sealed to {}", id, uuid, parts_.root.description());
+    auto stored = co_await store(id, std::move(*after));
+    if (stored && !parts_.vault.group_open(id)) {
+        parts_.log.info("group {}: its approver gave the key to this platform, until the manager starts again", id);
+        parts_.vault.open_group(id, std::move(held));
+    }
+    co_return stored;
+}
+
 Task<Result<void>> Groups::remove(GroupId id) {
     auto guard = co_await lock_.acquire();
     if (!guard) {
         co_return guard.error();
+    }
+    if (const Registry::Group* group = parts_.vault.registry().group(id)) {
+        exchanges_.erase(group->uuid);
     }
     auto removed = co_await parts_.vault.remove_group(id);
     if (removed) {

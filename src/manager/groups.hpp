@@ -6,6 +6,7 @@
 #pragma once
 
 #include "manager/group_detail.hpp"
+#include "manager/old_recovery.hpp"
 #include "manager/vault.hpp"
 #include "util/fifo_lock.hpp"
 
@@ -72,6 +73,15 @@ class Groups {
     Task<Result<GroupId>> create_old(Bytes modulus, Bytes chosen_id);
     /// As update(), for such a group. Errors of update_old_group().
     Task<Result<void>> update_old(GroupId id, proto::management::GroupUpdate update);
+    /// GROUP_REGISTER of a group of the old form, while it is open. Errors of register_old_group(); pcr_mismatch: closed.
+    Task<Result<OldRegistration>> register_old(GroupId id, proto::management::GroupRegister request);
+    /// GROUP_RECOVER1 of such a group that is closed: our half of the exchange in which its key comes back. It is good for one
+    /// recover_old(), until the next begin_recovery(). Errc::exists: the group is open; usage: never registered.
+    Task<Result<proto::management::Number>> begin_recovery(GroupId id);
+    /// GROUP_RECOVER2. The group's key is sealed to this TPM, and it gets a new attestation key. It is open then, also on a platform
+    /// that its list does not name, until the manager starts again: so long its approver can send a list. Errc::usage: no
+    /// begin_recovery() before; permission: not the group's key.
+    Task<Result<void>> recover_old(GroupId id, proto::management::GroupRecover2 answer);
     /// Errc::busy while it has vTPMs; usage for group 0.
     Task<Result<void>> remove(GroupId id);
     /// A newer list in place of the present one. To revoke a platform is a list of a new epoch without it. Opens the group if the
@@ -89,6 +99,8 @@ class Groups {
 
   private:
     [[nodiscard]] Result<GroupDetail> detail(GroupId id) const;
+    /// Of a group of the old form that can be recovered.
+    [[nodiscard]] Result<GroupDetail> lost(GroupId id) const;
     Task<Result<void>> store(GroupId id, GroupDetail detail);
     Task<Result<void>> try_open(GroupId id);
     Task<Result<SecretBytes>> new_key();
@@ -97,7 +109,8 @@ class Groups {
     [[nodiscard]] Result<void> room_for(const Uuid& uuid) const;
 
     Parts parts_;
-    FifoLock lock_; ///< one change at a time
+    FifoLock lock_;                    ///< one change at a time
+    std::map<Uuid, DhHalf> exchanges_; ///< begun recoveries, by group
 };
 
 } // namespace vtpmd::manager

@@ -11,6 +11,7 @@ namespace vtpmd::manager {
 
 namespace {
 
+using proto::management::GroupRegister;
 using proto::management::GroupUpdate;
 using proto::management::PcrMask;
 
@@ -111,6 +112,50 @@ Result<void> check_list(const GroupDetail& detail, const GroupUpdate& update) {
     return {};
 }
 
+/// For TPM 1.2: one seal for each composite of the list.
+Task<Result<std::vector<hwtpm::SealedSecret>>> seal_to_composites(hwtpm::RootOfTrust& root, GroupUpdate update,
+                                                                  SecretBytes key) {
+    std::vector<hwtpm::SealedSecret> seals;
+    for (std::size_t i = 0; i < update.selections.size(); ++i) {
+        hwtpm::RootOfTrust::SealOptions options; // the approver says what is good
+        options.selection = masked_pcrs(hwtpm::HashAlg::sha1, update.selections[i]);
+        options.allow_zero_pcrs = true;
+        options.composite = to_bytes(update.list.platforms[i]);
+        SecretBytes secret = key.clone();
+        auto sealed = co_await root.seal(std::move(secret), std::move(options));
+        if (!sealed) {
+            co_return sealed.error();
+        }
+        seals.push_back(std::move(*sealed));
+    }
+    co_return seals;
+}
+
+SecretBytes check_of(const Uuid& group, const SecretBytes& key) {
+    return derive_key(key, "vtpmd old group check", group.bytes);
+}
+
+Result<OldRegistration> make_registration(const Uuid& group, const GroupRegister& request, const SecretBytes& key) {
+    auto own = DhHalf::make();
+    if (!own) {
+        return own.error();
+    }
+    auto shared = own->share(request.dh);
+    if (!shared) {
+        return shared.error();
+    }
+    OldRegistration out{.approver_half = request.dh, .manager_half = own->value(), .blob = {}, .check = {}};
+    auto blob =
+        close_blob({.name = exchange_register, .group = group, .first = out.approver_half, .second = out.manager_half},
+                   *shared, key);
+    if (!blob) {
+        return blob.error();
+    }
+    out.blob = *blob;
+    std::ranges::copy(check_of(group, key).view(), out.check.begin());
+    return out;
+}
+
 } // namespace
 
 Result<Bytes> old_approver(ByteView modulus) {
@@ -134,22 +179,29 @@ GroupDetail new_old_group(const Uuid& group, Bytes approver, const SecretBytes& 
 
 Task<Result<SecretBytes>> open_old_group(hwtpm::RootOfTrust& root, GroupDetail detail, SecretBytes escrow) {
     const Uuid group = detail.protection.approved.group;
-    if (!detail.old->update) {
+    const bool listed = detail.old->update.has_value();
+    const bool boxed = !listed || root.version() == TpmVersion::tpm20;
+    std::size_t place = 0; // among the seals: of a box there is one
+    if (listed) {
+        GroupUpdate update = *detail.old->update;
+        auto found = co_await find_composite(root, group, std::move(update));
+        if (!found) {
+            co_return found.error();
+        }
+        place = boxed ? 0 : *found;
+    }
+    if (boxed && !detail.old->box.empty()) {
         co_return open_escrow(group, escrow, detail.old->box);
     }
-    GroupUpdate update = *detail.old->update;
-    auto place = co_await find_composite(root, group, std::move(update));
-    if (!place) {
-        co_return place.error();
-    }
-    if (root.version() == TpmVersion::tpm20 && !detail.old->box.empty()) {
-        co_return open_escrow(group, escrow, detail.old->box);
-    }
-    if (root.version() == TpmVersion::tpm20 || *place >= detail.protection.seals.size()) {
+    if (boxed != detail.old->sealed_box || place >= detail.protection.seals.size()) {
         co_return make_error(Errc::mismatch, "group {}: sealed by another kind of TPM", group);
     }
-    hwtpm::SealedSecret sealed = detail.protection.seals[*place];
-    co_return co_await root.unseal(std::move(sealed));
+    hwtpm::SealedSecret sealed = detail.protection.seals[place];
+    auto opened = co_await root.unseal(std::move(sealed));
+    if (!opened || !boxed) {
+        co_return opened;
+    }
+    co_return open_escrow(group, escrow, to_bytes(opened->view()));
 }
 
 Task<Result<GroupDetail>> update_old_group(hwtpm::RootOfTrust& root, GroupDetail detail, GroupUpdate update,
@@ -163,26 +215,93 @@ Task<Result<GroupDetail>> update_old_group(hwtpm::RootOfTrust& root, GroupDetail
                                  "group {} is closed: a TPM 1.2 seals its key anew for every platform. Open it first",
                                  detail.protection.approved.group);
         }
-        std::vector<hwtpm::SealedSecret> seals;
-        for (std::size_t i = 0; i < update.selections.size(); ++i) {
-            hwtpm::RootOfTrust::SealOptions options; // the approver says what is good
-            options.selection = masked_pcrs(hwtpm::HashAlg::sha1, update.selections[i]);
-            options.allow_zero_pcrs = true;
-            options.composite = to_bytes(update.list.platforms[i]);
-            SecretBytes secret = key->clone();
-            auto sealed = co_await root.seal(std::move(secret), std::move(options));
-            if (!sealed) {
-                co_return sealed.error();
-            }
-            seals.push_back(std::move(*sealed));
+        GroupUpdate list = update;
+        auto seals = co_await seal_to_composites(root, std::move(list), std::move(*key));
+        if (!seals) {
+            co_return seals.error();
         }
-        detail.protection.seals = std::move(seals);
+        detail.protection.seals = std::move(*seals);
         detail.old->box.clear();
+        detail.old->sealed_box = false;
     }
     detail.protection.approved.sequence = update.list.sequence;
     detail.protection.approved.labels = update.list.labels;
     detail.old->update = std::move(update);
     co_return detail;
+}
+
+Task<Result<GroupDetail>> protect_old_group(hwtpm::RootOfTrust& root, GroupDetail detail, SecretBytes escrow,
+                                            SecretBytes key) {
+    const bool composites = root.version() == TpmVersion::tpm12 && detail.old->update;
+    std::vector<hwtpm::SealedSecret> seals;
+    if (composites) {
+        GroupUpdate list = *detail.old->update;
+        auto made = co_await seal_to_composites(root, std::move(list), std::move(key));
+        if (!made) {
+            co_return made.error();
+        }
+        seals = std::move(*made);
+    } else {
+        SecretBytes box{ByteView(close_box(escrow, escrow_aad(detail.protection.approved.group), key.view()))};
+        hwtpm::RootOfTrust::SealOptions options;
+        options.selection = masked_pcrs(composite_bank(root), 0);
+        auto made = co_await root.seal(std::move(box), std::move(options));
+        if (!made) {
+            co_return made.error();
+        }
+        seals.push_back(std::move(*made));
+    }
+    detail.protection.seals = std::move(seals);
+    detail.old->box.clear();
+    detail.old->sealed_box = !composites;
+    co_return detail;
+}
+
+Task<Result<GroupDetail>> register_old_group(hwtpm::RootOfTrust& root, GroupDetail detail, GroupRegister request,
+                                             SecretBytes escrow, SecretBytes key) {
+    const Uuid group = detail.protection.approved.group;
+    if (!detail.old) {
+        co_return make_error(Errc::usage, "group {} is not of the old form: its recovery key is named when it is made",
+                             group);
+    }
+    auto proven = hwtpm::verify_sha1(detail.protection.approver, register_message(group, request.dh), request.proof);
+    if (!proven) {
+        co_return in_context(proven.error(), fmt::format("group {}: the approver's word for its half", group));
+    }
+    if (detail.old->registration) {
+        if (detail.old->registration->approver_half != request.dh) {
+            co_return make_error(Errc::exists, "group {} is registered, with another half of the approver's", group);
+        }
+        co_return detail;
+    }
+    auto made = make_registration(group, request, key);
+    if (!made) {
+        co_return made.error();
+    }
+    detail.old->registration = *made;
+    co_return co_await protect_old_group(root, std::move(detail), std::move(escrow), std::move(key));
+}
+
+Result<SecretBytes> recovered_key(const GroupDetail& detail, const DhHalf& own,
+                                  const proto::management::GroupRecover2& answer) {
+    const Uuid group = detail.protection.approved.group;
+    if (!detail.old || !detail.old->registration) {
+        return make_error(Errc::usage, "group {}: its approver has not registered it (GROUP_REGISTER)", group);
+    }
+    auto shared = own.share(answer.dh);
+    if (!shared) {
+        return shared.error();
+    }
+    auto key = open_blob({.name = exchange_recover, .group = group, .first = own.value(), .second = answer.dh}, *shared,
+                         answer.blob);
+    if (!key) {
+        return key.error();
+    }
+    if (!check_of(group, *key).equals(detail.old->registration->check)) {
+        return make_error(Errc::permission, "group {}: what came is not its key, closed for the present exchange",
+                          group);
+    }
+    return key;
 }
 
 } // namespace vtpmd::manager

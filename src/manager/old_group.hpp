@@ -7,10 +7,13 @@
 //   TPM 2.0: in that box still. A TPM 2.0 cannot be made to open at a composite of which the values are not known, so there the
 //   manager compares the composite, and what the TPM itself enforces is the store's seal. A group of our own form
 //   (group_key.hpp) has its seal by PolicyAuthorize.
+// Once its approver has registered (GROUP_REGISTER), no other TPM opens the group, whoever has the store: a box is itself sealed by
+// the TPM, to no PCR. After the TPM was replaced it comes back by recovery alone (old_recovery.hpp).
 // A composite is one of the SHA-1 bank; of a TPM without that bank it is made of the SHA-256 bank's values.
 #pragma once
 
 #include "manager/group_detail.hpp"
+#include "manager/old_recovery.hpp"
 
 namespace vtpmd::manager {
 
@@ -29,5 +32,20 @@ Task<Result<SecretBytes>> open_old_group(hwtpm::RootOfTrust& root, GroupDetail d
 /// platforms, or one without PCRs; too_large.
 Task<Result<GroupDetail>> update_old_group(hwtpm::RootOfTrust& root, GroupDetail detail,
                                            proto::management::GroupUpdate update, std::optional<SecretBytes> key);
+
+/// The approver's registration of an open group, `key`. Asked for again with the same half it is the one that was made. Errc::
+/// permission: not the approver's proof for this group; usage: no such half, another form of group; exists: there is one, with
+/// another half.
+Task<Result<GroupDetail>> register_old_group(hwtpm::RootOfTrust& root, GroupDetail detail,
+                                             proto::management::GroupRegister request, SecretBytes escrow,
+                                             SecretBytes key);
+
+/// The group's key, as its approver sends it in answer to `own`. Errc::permission: it is not; usage: no such half, or nobody has
+/// registered.
+[[nodiscard]] Result<SecretBytes> recovered_key(const GroupDetail& detail, const DhHalf& own,
+                                                const proto::management::GroupRecover2& answer);
+/// The group with its key under the present TPM, as its list and registration want it.
+Task<Result<GroupDetail>> protect_old_group(hwtpm::RootOfTrust& root, GroupDetail detail, SecretBytes escrow,
+                                            SecretBytes key);
 
 } // namespace vtpmd::manager

@@ -36,6 +36,8 @@ struct FakeTpm {
     };
     std::vector<SealedFor> sealed_for;
     unsigned attestation_keys = 0;
+    bool rsa_quotes =
+        false; ///< signatures have RSA-2048's size and form: what is signed, then zeros, then the key's name
     std::vector<std::string> calls;
     Hook before, after;
 
@@ -164,6 +166,16 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
         return doing<hwtpm::Quote>("quote", [this, key, request]() -> Result<hwtpm::Quote> {
             hwtpm::Quote out{
                 .attested = request.nonce, .signature = key.blob, .values = {}}; // not signed, but told apart
+            if (tpm_.rsa_quotes) {
+                out.signature = request.nonce;
+                out.signature.resize(255);
+                out.signature.push_back(key.blob.front());
+                if (tpm_.version == TpmVersion::tpm20) { // TPMT_SIGNATURE: RSASSA, SHA-256, 256 bytes
+                    const Bytes head{std::byte{0},    std::byte{0x14}, std::byte{0},
+                                     std::byte{0x0b}, std::byte{1},    std::byte{0}};
+                    out.signature.insert(out.signature.begin(), head.begin(), head.end());
+                }
+            }
             for (const auto& s : request.selections) {
                 auto values = values_of(s);
                 out.values.insert(out.values.end(), values.begin(), values.end());

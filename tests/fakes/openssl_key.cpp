@@ -1,5 +1,6 @@
 #include "openssl_key.hpp"
 
+#include <openssl/pem.h>
 #include <openssl/x509.h>
 #include <stdexcept>
 
@@ -63,6 +64,13 @@ Bytes OpensslKey::derive(ByteView peer_spki) const {
         throw std::runtime_error("OpenSSL does not derive");
     }
     return out;
+}
+
+void OpensslKey::write_private(const std::string& path) const {
+    const std::unique_ptr<BIO, decltype(&BIO_free)> out(BIO_new_file(path.c_str(), "w"), &BIO_free);
+    if (!out || PEM_write_bio_PrivateKey(out.get(), key_.get(), nullptr, nullptr, 0, nullptr, nullptr) != 1) {
+        throw std::runtime_error("OpenSSL writes no key");
+    }
 }
 
 bool verify_sha1(ByteView spki, ByteView message, ByteView signature) {

@@ -23,6 +23,9 @@ class OpensslKey {
     /// ECDH with another's public key (P-256): the x coordinate.
     [[nodiscard]] Bytes derive(ByteView peer_spki) const;
 
+    /// PEM, for OpenSSL's command line.
+    void write_private(const std::string& path) const;
+
   private:
     std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key_;
 };

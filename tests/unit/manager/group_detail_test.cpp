@@ -64,12 +64,26 @@ GroupDetail of_version_2() {
     return d;
 }
 
+/// Of the old form, registered for recovery.
+GroupDetail of_version_3() {
+    GroupDetail d = of_version_2();
+    d.old->box.clear();
+    d.old->sealed_box = true;
+    OldRegistration& r = d.old->registration.emplace();
+    r.approver_half.fill(std::byte{0x91});
+    r.manager_half.fill(std::byte{0x92});
+    r.blob.fill(std::byte{0x93});
+    r.check.fill(std::byte{0x94});
+    return d;
+}
+
 } // namespace
 
 TEST_SUITE("manager") {
-    TEST_CASE("golden: a group's record, versions 1 and 2") {
+    TEST_CASE("golden: a group's record, versions 1 to 3") {
         const std::pair<std::string, GroupDetail> all[]{{"group-v1.record", of_version_1()},
-                                                        {"group-v2.record", of_version_2()}};
+                                                        {"group-v2.record", of_version_2()},
+                                                        {"group-v3.record", of_version_3()}};
         for (const auto& [name, detail] : all) {
             std::ifstream in(directory + "/" + name, std::ios::binary);
             const std::string content{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
@@ -79,14 +93,19 @@ TEST_SUITE("manager") {
             CHECK(to_hex(encode(*read)) == to_hex(stored));
             CHECK(to_hex(encode(detail)) == to_hex(stored));
         }
+        CHECK(decode_group_detail(encode(of_version_3()))->old->registration == of_version_3().old->registration);
+        Bytes neither = encode(of_version_3());
+        neither.back() = std::byte{2};
+        CHECK(decode_group_detail(neither).error().code == Errc::corrupt);
         CHECK(of_version_2().old->update == decode_group_detail(encode(of_version_2()))->old->update);
     }
     TEST_CASE("golden: make the groups' records" *
               doctest::skip()) { // VTPMD_MAKE_GOLDEN=DIR vtpmd-unit --no-skip -tc=...
         const char* to = std::getenv("VTPMD_MAKE_GOLDEN");
         REQUIRE(to != nullptr);
-        for (const auto& [name, detail] :
-             {std::pair{"group-v1.record", of_version_1()}, {"group-v2.record", of_version_2()}}) {
+        for (const auto& [name, detail] : {std::pair{"group-v1.record", of_version_1()},
+                                           {"group-v2.record", of_version_2()},
+                                           {"group-v3.record", of_version_3()}}) {
             const Bytes bytes = encode(detail);
             std::ofstream out(std::string(to) + "/" + name, std::ios::binary);
             out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
