@@ -1,5 +1,6 @@
 // Many callers on one TPM, a TPM behind registers, and a disk that fails under the embedded one.
 #include "check.hpp"
+#include "manager_machine.hpp"
 #include "support.hpp"
 #include "swtpm_process.hpp"
 #include "tis_model.hpp"
@@ -7,6 +8,8 @@
 #include "engine/engine.hpp"
 #include "hwtpm/hardware_root.hpp"
 #include "hwtpm/tis_device.hpp"
+#include "manager/vault.hpp"
+#include "util/task_group.hpp"
 #include "util/text.hpp"
 
 #include <boost/asio/detached.hpp>
@@ -170,6 +173,97 @@ TEST_SUITE("hwtpm-2.0") {
         loop.run((*root)->close());
         std::lock_guard lock(mutex);
         CHECK(model.holder == -1);
+    }
+
+    TEST_CASE("a locality that another keeps ends a start; later the vTPMs save on, the step is tried again, and it "
+              "says so") {
+        auto engine = Engine::create(TpmVersion::tpm20).value();
+        REQUIRE(engine->power_on(EngineState{}));
+        std::mutex mutex;
+        fakes::TisModel model(
+            [&](ByteView command, std::uint8_t locality) { return engine->execute(command, locality); });
+        fakes::Loop loop;
+        auto take = [&](int locality) { // between two batches: when nobody has it
+            return loop.until([&] {
+                std::lock_guard lock(mutex);
+                model.holder = model.holder < 0 ? locality : model.holder;
+                return model.holder == locality;
+            });
+        };
+        auto give_back = [&] {
+            std::lock_guard lock(mutex);
+            model.holder = -1;
+        };
+        Loop lines; // only its log: the hardware thread's lines come there, too
+        // Not exclusive: the other is a driver of the kernel's, from which nothing is taken away.
+        auto open_root = [&] {
+            return make_root20(
+                make_tis_device(std::make_unique<LockedBus>(model, mutex), {.locality = 0}, "tis:model", false).value(),
+                {}, loop.io.get_executor(), lines.log);
+        };
+        REQUIRE(take(4));
+        auto refused = open_root(); // the first claim
+        REQUIRE(!refused);
+        CHECK(refused.error().code == Errc::unavailable);
+        CHECK(refused.error().message.find("locality 4 holds") != std::string::npos);
+        give_back();
+        auto root = open_root();
+        REQUIRE(root);
+        test::FaultDisk disk;
+        fakes::FaultPlace place(disk, lines.log);
+        auto vault = loop.run(manager::Vault::create({.size = store::ManagerImage::min_size,
+                                                      .recovery_file = {},
+                                                      .seal_pcrs = parse_pcr_selection("sha256:0,7").value(),
+                                                      .allow_zero_pcrs = true,
+                                                      .freshness = {},
+                                                      .accept_counter = {}},
+                                                     {.executor = loop.io.get_executor(),
+                                                      .place = place,
+                                                      .root = **root,
+                                                      .clock = loop.clock,
+                                                      .log = lines.log,
+                                                      .unix_time = [] { return std::uint64_t{0}; }}));
+        if (!vault) {
+            FAIL(vault.error().message);
+        }
+        const auto steps = (*vault)->freshness().counters().steps;
+        const Uuid uuid = parse_uuid("11111111-2222-3333-4444-555555555555").value();
+        REQUIRE(loop.run((*vault)->register_vtpm(uuid, TpmVersion::tpm20)));
+
+        REQUIRE(take(4));
+        loop.clock.advance(std::chrono::hours(1)); // a step is due
+        TaskGroup tasks(loop.io.get_executor(), lines.log);
+        tasks.spawn("freshness", (*vault)->freshness().run());
+        std::vector<Clock::duration> pauses;
+        for (std::uint64_t failures = 1; failures <= 4; ++failures) {
+            const bool tried = loop.until([&] {
+                return (*vault)->freshness().counters().failures == failures &&
+                       loop.clock.next_due() > loop.clock.now();
+            });
+            REQUIRE(tried);
+            SecretBytes key{ByteView(Bytes(manager::hash_key_long, static_cast<std::byte>(failures)))};
+            CHECK(loop.run((*vault)->save_key(uuid, std::move(key)), false));
+            pauses.push_back(loop.clock.next_due() - loop.clock.now());
+            loop.clock.advance(pauses.back());
+        }
+        CHECK(std::is_sorted(pauses.begin(), pauses.end()));
+        CHECK(pauses.back() >= 4 * pauses.front());
+        CHECK(lines.logged("locality 4 holds"));
+        CHECK(lines.logged("the vTPMs are served meanwhile, next try in"));
+        CHECK((*vault)->freshness().owed());
+        CHECK((*vault)->freshness().counters().steps == steps);
+
+        give_back();
+        const bool stepped = loop.until([&] {
+            loop.clock.advance(std::chrono::seconds(1));
+            return (*vault)->freshness().counters().steps == steps + 1;
+        });
+        CHECK(stepped);
+        CHECK_FALSE((*vault)->freshness().owed());
+        tasks.cancel();
+        loop.run(tasks.join());
+        CHECK(loop.run((*vault)->close()));
+        loop.run((*root)->close());
     }
 
     TEST_CASE("an embedded TPM whose disk fails gives no answer, and goes on from what the disk has") {
