@@ -2,35 +2,32 @@
 """The machine's own TPM, 1.2 and 2.0, as the manager's root of trust in dom0: through the registers and through the kernel.
 
 One disk goes through three machines: it is set up, found again after a power cut, and put beside another TPM. On the registers
-a guest's whole chain stands: xen-tpmfront, instance, manager, TPM; on the kernel's device an instance. On the first of them
-the administrator's domain manages groups and vTPMs as Xen's own script does (administrator.py).
+and on the kernel's device a guest's whole chain stands: xen-tpmfront, instance, manager, TPM. On the first of the machines the
+administrator's domain manages groups and vTPMs as Xen's own script does (administrator.py).
 """
 import administrator
 import lab
 from lab import harness
 
-VTPM, CHAIN = harness.new_uuid(), harness.new_uuid()  # an instance's, a guest's
 DATA = 0x01500002
-PORT = 2321
 TIS = ("--tpm=tis", "--tpm-locality=2")
+UUIDS = {"tis": harness.new_uuid(), "device": harness.new_uuid()}  # of the guests' vTPMs, by their store
 
 
 class Host:
-    """A manager in dom0 with what it keeps on the disk: a guest's vTPM, or one whose instance is started by hand."""
+    """A manager in dom0 with what it keeps on the disk, and a guest on one of its vTPMs."""
+    ADMIN = f"--admin={administrator.UUID}"
 
-    def __init__(self, dom0, bank, tpm_options=TIS, store="tis", options=("--xen=guests", "--spawn", "--auto-create", "--state-dir=/mnt",
-                          f"--admin={administrator.UUID}")):
+    def __init__(self, dom0, bank, tpm_options=TIS, store="tis", options=(ADMIN,)):
         self.dom0 = dom0
         self.bank, self.tpm_options, self.store, self.options = bank, tpm_options, store, options
-        self.guest = lab.Guest(dom0, "chain", vtpm=f"backend=0,uuid={CHAIN}")
+        self.uuid = UUIDS[store]
+        self.guest = lab.Guest(dom0, f"on-{store}", vtpm=f"backend=0,uuid={self.uuid}")
 
     def manager(self, *options):
         return lab.Daemon(self.dom0, f"manager-{self.store}", "--mode=manager", f"--store=/mnt/{self.store}.img", *self.tpm_options,
-                          f"--seal-pcrs={self.bank}:0,2,4,7", *self.options, *options)
-
-    def instance(self, *options):
-        return lab.Daemon(self.dom0, f"instance-{self.store}", "--mode=instance", f"--uuid={VTPM}",
-                          f"--state=/mnt/{self.store}.vtpm.img", f"--guest=socket:tcp:{PORT}", *options)
+                          f"--seal-pcrs={self.bank}:0,2,4,7", "--xen=guests", "--spawn", "--auto-create", "--state-dir=/mnt",
+                          *self.options, *options)
 
     def boot_guest(self):
         """The TPM of the guest, that has just booted."""
@@ -44,7 +41,7 @@ class Host:
         return daemon.wait(), daemon.log()
 
     def images(self):
-        return self.dom0.sh(f"sha256sum /mnt/{self.store}.img /mnt/{CHAIN}.img")
+        return self.dom0.sh(f"sha256sum /mnt/{self.store}.img /mnt/{self.uuid}.img")
 
 
 class Stories:
@@ -81,6 +78,24 @@ class Stories:
         self.assertNotEqual(status, 0)
         self.assertIn("vtpm", text)
 
+    def chain_on_the_kernel_device(self, kernel):
+        """dom0's kernel drives the TPM's registers, and a guest stands on its device, through a restart of the manager."""
+        manager = kernel.manager("--create").start()
+        self.assertIn(f"TPM {self.VERSION}: device:/dev/tpm0", manager.log())
+        guest = kernel.boot_guest()
+        guest.nv_define(DATA, 8)
+        guest.nv_write(DATA, b"by /dev/")
+        guest.pcr_extend(16, bytes(32))
+        extended = guest.pcr_read(16)
+        manager.terminate()
+        manager.start()
+        self.assertEqual(guest.nv_read(DATA), b"by /dev/")
+        self.assertEqual(guest.pcr_read(16), extended)
+        guest.nv_write(DATA, b"the next")
+        self.assertEqual(guest.nv_read(DATA), b"the next")
+        kernel.guest.destroy()
+        manager.terminate()
+
     def test_state_is_bound_to_the_machine(self):
         hardware, disk = lab.HardwareTpm(self, "hardware", self.VERSION), self.make_disk()
 
@@ -111,24 +126,12 @@ class Stories:
         self.assertEqual(status, harness.EX_NOPERM, log)
         self.assertRegex(log, "its own driver is bound.*--tpm=device:/dev/tpm0")
 
-        # Without a freshness counter: a TPM 1.2 steps only one of its counters from boot to boot, and that is the other store's.
-        kernel = Host(machine.dom0, self.BANK, ("--tpm=device:/dev/tpm0", "--freshness=off"), store="device",
-                      options=("--auto-create",))
+        # With a TPM 1.2 without a freshness counter: it steps only one from boot to boot, and that is the other store's.
+        freshness = ("--freshness=off",) if self.VERSION == "1.2" else ()
+        kernel = Host(machine.dom0, self.BANK, ("--tpm=device:/dev/tpm0", *freshness), store="device", options=())
         status, log = kernel.refusal("--create", "--tpm-locality=2")
         self.assertEqual(status, harness.EX_USAGE, log)
-        manager = kernel.manager("--create").start()
-        self.assertIn("/dev/tpm0", manager.log())
-        instance = kernel.instance("--create").start()
-        guest = machine.dom0.tpm(PORT)
-        guest.nv_define(DATA, 8)
-        guest.nv_write(DATA, b"by /dev/")
-        instance.terminate()
-        manager.terminate()
-        manager.start()
-        instance.start()
-        self.assertEqual(guest.nv_read(DATA), b"by /dev/")
-        instance.terminate()
-        manager.terminate()
+        self.chain_on_the_kernel_device(kernel)
 
         self.unbind_kernel_driver(machine.dom0)
         # The guest after the reboot: what it wrote last is there, its PCRs are as after power on.
@@ -139,10 +142,10 @@ class Stories:
         manager.terminate()
 
         # Something else was measured: refused, by both drivers, naming the PCR; no guest gets a TPM, nothing changes on the disk.
-        before = host.images()
+        before, kernel_before = host.images(), kernel.images()
         self.bind_kernel_driver(machine.dom0)
         self.extend_hardware(machine.dom0, 4)
-        kernel.tpm_options = (f"--tpm=device:{self.kernel_device(machine.dom0)}", "--freshness=off")
+        kernel.tpm_options = (f"--tpm=device:{self.kernel_device(machine.dom0)}", *freshness)
         status, log = kernel.refusal()
         self.assertEqual(status, harness.EX_DATAERR, log)
         self.assertRegex(log, rf"{self.BANK}:4\b")
@@ -154,6 +157,7 @@ class Stories:
             self.assertNotRegex(log, rf"{self.BANK}:(0|2|7)\b.* now")
         self.assert_no_guest(host)
         self.assertEqual(host.images(), before)
+        self.assertEqual(kernel.images(), kernel_before)
         machine.power_off()
 
         # The same disk beside another TPM.
