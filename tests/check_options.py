@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares what --help lists with what the manual pages and the completion have.
+"""Compares what --help lists with what the manual pages, the completion and the sample configurations have.
 
     check_options.py VTPMD VTPMCTL SOURCE_ROOT
 """
@@ -48,6 +48,13 @@ def main():
             problems.append(f"completion: no command {name}")
         if not re.search(rf'^\.(B|BI|BR) "?{name}\b', (root / "contrib/man/vtpmctl.1").read_text().replace("\\-", "-"), re.M):
             problems.append(f"vtpmctl.1: no command {name}")
+    for mode in ("manager", "instance"):
+        sample = root / f"contrib/conf/{mode}.conf"
+        names = set(re.findall(r"^#?([a-z][a-z0-9-]*) *=", sample.read_text(), re.M))
+        if len(names) < 3:
+            problems.append(f"{sample.name}: next to nothing in it: this test does not understand its form any more")
+        for name in sorted(names - of_help(vtpmd, f"--mode={mode}", "--help")[0]):
+            problems.append(f"{sample.name}: {name} is no option of --mode={mode}")
     for p in problems:
         print(p)
     return 1 if problems else 0
