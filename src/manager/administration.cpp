@@ -194,7 +194,14 @@ Task<Result<Bytes>> Administration::answer(management::GroupShow r) {
         co_return list.error();
     }
     WireWriter w;
-    co_return w.bytes(group->uuid.bytes).bytes(modulus_of(group->approver)).bytes(encode(*list)).take();
+    w.bytes(group->uuid.bytes).bytes(modulus_of(group->approver)).bytes(encode(*list));
+    if (w.size() > management::answer_limit - proto::header_size) { // of our own form: an old list is held to what fits
+        co_return make_error(
+            Errc::too_large,
+            "group {} has {} platforms and {} labels, more than a packet carries: vtpmctl group show {}", r.group,
+            list->platforms.size(), list->labels.size(), group->uuid);
+    }
+    co_return w.take();
 }
 
 Task<Result<Bytes>> Administration::answer(management::GroupQuote r) {

@@ -11,10 +11,10 @@
 //   0x56500003   QUOTE          see quote_messages.hpp
 //   tag 0x01C2   management, see management.hpp
 //
-// The last three are ours, and outside the ranges of the Xen ordinals. HANDED_OVER says that another host has taken this vTPM: the
-// manager leaves a tombstone. QUOTE asks for a deep quote. HELLO names the vTPM on a socket, once, before anything else. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every
-// other error answer has no body. A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM;
-// its answer is a TPM response.
+// HELLO, HANDED_OVER and QUOTE are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket, once, before
+// anything else. HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. QUOTE asks for a deep quote.
+// An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every other error answer has no body.
+// A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM; its answer is a TPM response.
 #pragma once
 
 #include "proto/frame.hpp"

@@ -1,6 +1,7 @@
 // Management by the old protocol of Xen's manager: the administrator's link to the real key service, groups, vault and journal,
 // on a fake disk and a fake TPM of both families. The messages are those of Xen's script (proto/management.hpp encodes them).
 #include "administrator_host.hpp"
+#include "approver.hpp"
 
 namespace administration_test {
 
@@ -265,6 +266,37 @@ TEST_SUITE("administration") {
         CHECK(seen == all);
         CHECK(host.tell(management::VtpmList{.group = 0, .offset = count}).size() == 4);
         CHECK(host.tell(management::VtpmList{.group = 0, .offset = 0xFFFFFFFF}).size() == 4);
+    }
+
+    TEST_CASE("GROUP_SHOW: the longest list of the old form fits; a longer one of our own form is refused, whole") {
+        Host host;
+        const OldApprover approver;
+        (void)host.tell(management::GroupNew{.chosen_id = {}, .modulus = approver.modulus()});
+        auto list = Host::list(1, {a});
+        const std::size_t room = management::answer_limit - proto::header_size - 16 - 256 - 16; // of hashes
+        list.labels.resize(room / sizeof(management::Hash) - 1);
+        CHECK(host.tell(approver.sign(1, list, pcr_4)).empty());
+        CHECK(host.shown(1).size() == 256 + encode(list).size());
+        list.sequence = 2;
+        list.labels.emplace_back();
+        CHECK(host.ask(approver.sign(1, list, pcr_4)).code == bad_size);
+
+        const test::ApproverAgent own;
+        for (const std::size_t labels : {std::size_t{100}, label_limit}) {
+            const Uuid uuid = id_of(0x67, static_cast<std::uint16_t>(labels));
+            ApprovalList approved{
+                .group = uuid, .epoch = 1, .sequence = 1, .platforms = {}, .labels = {}, .signature = {}};
+            approved.labels.resize(labels);
+            Groups::Create request{.approver = own.key.spki(),
+                                   .approved = own.sign(std::move(approved)),
+                                   .recovery_key = {},
+                                   .recovery_signature = {}};
+            REQUIRE(host.m.loop.run(host.groups->create(std::move(request))));
+            const Answer answer = host.ask(management::GroupShow{host.count() - 1});
+            CHECK(answer.code == (labels == label_limit ? bad_size : 0));
+            CHECK(answer.body.size() == (labels == label_limit ? 0 : 16 + 256 + 16 + labels * 20));
+        }
+        CHECK(host.count() == 4); // and the link serves on
     }
 
     TEST_CASE("VTPM_SHOW, GROUP_QUOTE and GROUP_ACTIVATE") {
