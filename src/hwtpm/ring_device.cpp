@@ -8,6 +8,7 @@
 #include <boost/asio/cancellation_signal.hpp>
 #include <exception>
 #include <optional>
+#include <unistd.h>
 
 namespace vtpmd::hwtpm {
 
@@ -201,6 +202,14 @@ Result<std::unique_ptr<TpmDevice>> make_ring_device(const FabricMaker& make, std
 }
 
 Result<std::unique_ptr<TpmDevice>> open_ring_device(std::uint32_t handle, unsigned locality, const Log& log) {
+    // Both would write the ring's state, and the kernel's driver would lose its ring to us without a word.
+    const std::string device = fmt::format("vtpm-{}", handle);
+    if (::access(("/sys/bus/xen/devices/" + device + "/driver").c_str(), F_OK) == 0) {
+        return make_error(Errc::permission,
+                          "--tpm=xen:{}: the kernel's driver has this device: use --tpm=device:/dev/tpm0, or unbind it "
+                          "(echo {} >/sys/bus/xen/drivers/vtpm/unbind)",
+                          handle, device);
+    }
     return make_ring_device([&log](asio::any_io_executor executor,
                                    Clock& clock) { return xen::open_fabric(std::move(executor), clock, log); },
                             handle, static_cast<std::uint8_t>(locality), log);

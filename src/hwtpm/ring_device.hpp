@@ -22,7 +22,7 @@ using FabricMaker = std::function<Result<std::unique_ptr<xen::Fabric>>(asio::any
 /// it, or a kernel's driver holds it; those of the maker. `log` outlives the device.
 [[nodiscard]] Result<std::unique_ptr<TpmDevice>> make_ring_device(const FabricMaker& make, std::uint32_t handle,
                                                                   std::uint8_t locality, const Log& log);
-/// The same on the machine's own Xen.
+/// The same on the machine's own Xen. Errc::permission: a driver of the kernel's is bound to the device.
 [[nodiscard]] Result<std::unique_ptr<TpmDevice>> open_ring_device(std::uint32_t handle, unsigned locality,
                                                                   const Log& log);
 

@@ -11,6 +11,7 @@ import tpm
 
 DATA = 0x00011111      # an NV index of a TPM 1.2
 DATA20 = 0x01500002    # and of a TPM 2.0
+PORT = 2321            # where a guest has a vTPM of its own making
 ZERO = bytes(20)
 DIGEST = bytes(range(20))
 
@@ -132,6 +133,38 @@ class Guests(Host):
         right.destroy()
         later = self.guest_with("later", "2.0")
         self.assertEqual(len(later.tpm().get_random(16)), 16)
+        self.manager_on_a_vtpm(later)
+
+    def manager_on_a_vtpm(self, guest):
+        """A manager in a guest, whose root of trust is the guest's vTPM, without the kernel's driver (--tpm=xen)."""
+        manager = lab.Daemon(guest, "nested", "--mode=manager", "--store=/run/nested.img", "--tpm=xen", "--seal-pcrs=sha256:0,4,16",
+                             "--allow-zero-pcrs", "--auto-create", "--listen=unix:/run/vtpmd/manager.sock", "--create")
+        device = guest.tpm()
+        device.pcr_extend(16, bytes([1]) * 32)
+        # The kernel's driver has the ring, and keeps it.
+        self.assertEqual(manager.launch().wait(), harness.EX_NOPERM)
+        self.assertRegex(manager.log(), "xen:0: the kernel's driver has this device.*unbind")
+        self.assertEqual(len(device.get_random(16)), 16)
+        guest.unbind_driver()
+        manager.start()
+        self.assertIn("TPM 2.0: xen:0", manager.log())
+        instance = lab.Daemon(guest, "inner", "--mode=instance", f"--uuid={harness.new_uuid()}", "--manager=unix:/run/vtpmd/manager.sock",
+                              "--state=/run/inner.img", f"--guest=socket:tcp:{PORT}", "--create").start(seconds=150 * harness.SLOW)
+        inner = guest.tpm(PORT)
+        inner.nv_define(DATA20, 8)
+        inner.nv_write(DATA20, b"upon two")
+        manager.terminate()
+        manager.start()  # unseals
+        inner.nv_write(DATA20, b"upon 2x2")
+        self.assertEqual(inner.nv_read(DATA20), b"upon 2x2")
+        instance.terminate()
+        manager.terminate()
+        # What the guest's vTPM has measured is what the store is sealed to.
+        device = guest.tpm(guest.bind_driver())
+        device.pcr_extend(16, bytes([2]) * 32)
+        guest.unbind_driver()
+        self.assertEqual(manager.launch().wait(), harness.EX_DATAERR)
+        self.assertRegex(manager.log(), r"sha256:16\b")
 
     def each_has_its_own(self, left, right):
         for guest, data in ((left, b"leftdata"), (right, b"rightdat")):
