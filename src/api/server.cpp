@@ -147,7 +147,7 @@ class Server final : public manager::Management {
         if (!got) {
             if (got.error().code == Errc::timed_out && parser.got_some()) {
                 Response late = transport_error(408, "the request did not come to its end in time");
-                (void)co_await send(self, socket, late, {.keep_alive = false});
+                (void)co_await send(self, socket, std::move(late), {.keep_alive = false});
             }
             co_return false;
         }
@@ -157,7 +157,7 @@ class Server final : public manager::Management {
         }
         if (got->failed()) {
             Response bad = transport_error(status_of(*got), got->message());
-            (void)co_await send(self, socket, bad, {.keep_alive = false});
+            (void)co_await send(self, socket, std::move(bad), {.keep_alive = false});
             co_return false;
         }
         const bool keep_alive = parser.get().keep_alive();
@@ -165,7 +165,7 @@ class Server final : public manager::Management {
         if (!response) {
             co_return false;
         }
-        const bool sent = co_await send(self, socket, *response,
+        const bool sent = co_await send(self, socket, std::move(*response),
                                         {.keep_alive = keep_alive && peer.right != Right::none && !peer.over_limit});
         co_return sent&& keep_alive&& peer.right != Right::none && !peer.over_limit;
     }
@@ -202,7 +202,7 @@ class Server final : public manager::Management {
     struct SendOptions {
         bool keep_alive = true;
     };
-    static Task<bool> send(Server& self, Socket& socket, const Response& response, SendOptions options) {
+    static Task<bool> send(Server& self, Socket& socket, Response response, SendOptions options) {
         http::response<http::string_body> message{static_cast<http::status>(response.status), 11};
         message.set(http::field::content_type, response.content_type);
         message.set(http::field::server, "vtpmd/" VTPMD_VERSION);
@@ -210,7 +210,7 @@ class Server final : public manager::Management {
             message.set(http::field::allow, response.allow);
         }
         message.keep_alive(options.keep_alive);
-        message.body() = response.body;
+        message.body() = std::move(response.body);
         message.prepare_payload();
         Task<Result<void>> writing = write(socket, message);
         auto sent = co_await with_deadline(self.parts_.clock, response_deadline, "a response", std::move(writing));

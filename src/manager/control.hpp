@@ -130,7 +130,7 @@ class Control {
 
     [[nodiscard]] virtual HostInfo host() const = 0;
     /// In order of their UUIDs.
-    [[nodiscard]] virtual std::vector<VtpmInfo> vtpms() const = 0;
+    [[nodiscard]] virtual std::vector<Uuid> vtpms() const = 0;
     /// Errc::not_found, tombstone.
     [[nodiscard]] virtual Result<VtpmInfo> vtpm(const Uuid& uuid) const = 0;
     /// Into the store's own group if none is named. Errc::exists, tombstone, no_space; not_found: no such group; pcr_mismatch: it

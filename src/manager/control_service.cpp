@@ -29,35 +29,43 @@ HostInfo ControlService::host() const {
             .store_bytes_used = journal.checkpoint_bytes};
 }
 
-VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {
-    const auto* group = parts_.vault.registry().group(vtpm.group);
-    VtpmInfo info{.uuid = uuid,
-                  .version = vtpm.version,
-                  .group = group != nullptr ? group->uuid : Uuid{},
-                  .created = vtpm.created,
-                  .saves = vtpm.sequence,
-                  .pid = parts_.supervisor.pid_of(uuid)};
-    const bool open = parts_.service.is_open(uuid);
-    if (info.pid != 0 && open) {
-        info.state = VtpmState::running;
-    } else if (open) {
-        info.state = VtpmState::open;
-    } else if (parts_.supervisor.in_charge(uuid)) {
-        info.state = VtpmState::starting;
-    } else {
-        info.state = vtpm.sequence == 0 ? VtpmState::fresh : VtpmState::stopped;
+VtpmState ControlService::state_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {
+    if (parts_.service.is_open(uuid)) {
+        return parts_.supervisor.pid_of(uuid) != 0 ? VtpmState::running : VtpmState::open;
     }
-    return info;
+    if (parts_.supervisor.in_charge(uuid)) {
+        return VtpmState::starting;
+    }
+    return vtpm.sequence == 0 ? VtpmState::fresh : VtpmState::stopped;
 }
 
-std::vector<VtpmInfo> ControlService::vtpms() const {
-    std::vector<VtpmInfo> all;
+VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {
+    const auto* group = parts_.vault.registry().group(vtpm.group);
+    return {.uuid = uuid,
+            .version = vtpm.version,
+            .group = group != nullptr ? group->uuid : Uuid{},
+            .state = state_of(uuid, vtpm),
+            .created = vtpm.created,
+            .saves = vtpm.sequence,
+            .pid = parts_.supervisor.pid_of(uuid)};
+}
+
+std::vector<Uuid> ControlService::vtpms() const {
+    std::vector<Uuid> all;
     all.reserve(parts_.vault.registry().vtpm_count());
     for (const auto& [uuid, vtpm] : parts_.vault.registry().vtpms()) {
-        all.push_back(info_of(uuid, vtpm));
+        all.push_back(uuid);
     }
-    std::ranges::sort(all, {}, &VtpmInfo::uuid);
+    std::ranges::sort(all);
     return all;
+}
+
+std::map<VtpmState, std::size_t> ControlService::count_states() const {
+    std::map<VtpmState, std::size_t> out;
+    for (const auto& [uuid, vtpm] : parts_.vault.registry().vtpms()) {
+        ++out[state_of(uuid, vtpm)];
+    }
+    return out;
 }
 
 Result<const Registry::Vtpm*> ControlService::find(const Uuid& uuid) const {

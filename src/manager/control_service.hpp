@@ -6,6 +6,8 @@
 #include "manager/key_service.hpp"
 #include "manager/supervisor.hpp"
 
+#include <map>
+
 namespace vtpmd::manager {
 
 class ControlService final : public Control {
@@ -22,7 +24,7 @@ class ControlService final : public Control {
     explicit ControlService(Parts parts);
 
     [[nodiscard]] HostInfo host() const override;
-    [[nodiscard]] std::vector<VtpmInfo> vtpms() const override;
+    [[nodiscard]] std::vector<Uuid> vtpms() const override;
     [[nodiscard]] Result<VtpmInfo> vtpm(const Uuid& uuid) const override;
     Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) override;
     Task<Result<void>> remove(Uuid uuid) override;
@@ -37,8 +39,10 @@ class ControlService final : public Control {
     Task<Result<SealInfo>> seal() override;
     [[nodiscard]] FreshnessInfo freshness() const override;
     [[nodiscard]] std::vector<Metric> metrics() const override;
+    [[nodiscard]] std::map<VtpmState, std::size_t> count_states() const;
 
   private:
+    [[nodiscard]] VtpmState state_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] VtpmInfo info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] Result<const Registry::Vtpm*> find(const Uuid& uuid) const;
     [[nodiscard]] Result<GroupId> find_group(const Uuid& uuid) const;

@@ -2,8 +2,6 @@
 // _total (prometheus.io, "Metric and label naming").
 #include "manager/control_service.hpp"
 
-#include <map>
-
 namespace vtpmd::manager {
 
 namespace {
@@ -24,18 +22,14 @@ class Families {
     std::vector<Metric> out;
 };
 
-void add_vtpms(Families& f, const Control& control) {
-    std::map<std::string_view, double> states;
+void add_vtpms(Families& f, const ControlService& control) {
+    const std::map<VtpmState, std::size_t> states = control.count_states();
+    Metric& m = f.add("vtpmd_vtpms", "gauge", "Registered vTPMs by state");
     for (VtpmState s :
          {VtpmState::fresh, VtpmState::stopped, VtpmState::starting, VtpmState::running, VtpmState::open}) {
-        states[to_string(s)] = 0;
-    }
-    for (const VtpmInfo& v : control.vtpms()) {
-        ++states[to_string(v.state)];
-    }
-    Metric& m = f.add("vtpmd_vtpms", "gauge", "Registered vTPMs by state");
-    for (auto [state, count] : states) {
-        m.samples.push_back({.labels = fmt::format("state=\"{}\"", state), .value = count});
+        const auto it = states.find(s);
+        m.samples.push_back({.labels = fmt::format("state=\"{}\"", to_string(s)),
+                             .value = it == states.end() ? 0 : static_cast<double>(it->second)});
     }
     f.gauge("vtpmd_tombstones", "vTPMs that were deleted or migrated away", control.host().tombstones);
 }

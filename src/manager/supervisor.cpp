@@ -102,9 +102,7 @@ std::shared_ptr<Charge> Supervisor::kept(const Uuid& uuid) const {
     return it == kept_.end() ? nullptr : it->second;
 }
 
-bool Supervisor::in_charge(const Uuid& uuid) const {
-    return kept_.contains(uuid) || std::ranges::any_of(charges_, [&uuid](const Charge* c) { return c->uuid == uuid; });
-}
+bool Supervisor::in_charge(const Uuid& uuid) const { return kept_.contains(uuid) || charges_.contains(uuid); }
 
 pid_t Supervisor::pid_of(const Uuid& uuid) const {
     auto it = children_.find(uuid);
@@ -188,11 +186,10 @@ Task<Result<Supervisor::Outcome>> Supervisor::run_child(Charge& charge) {
 
 Task<bool> Supervisor::serve(std::shared_ptr<Charge> charge) {
     struct Listed {
-        std::unordered_set<Charge*>& charges;
-        Charge* charge;
-        ~Listed() { charges.erase(charge); }
-    } listed{charges_, charge.get()};
-    charges_.insert(charge.get());
+        std::unordered_multimap<Uuid, Charge*>& charges;
+        std::unordered_multimap<Uuid, Charge*>::iterator entry;
+        ~Listed() { charges.erase(entry); }
+    } listed{charges_, charges_.emplace(charge->uuid, charge.get())};
     const Uuid& uuid = charge->uuid;
     unsigned failures = 0;
     while (!stopping_ && !charge->released.requested()) {
@@ -232,8 +229,8 @@ Task<bool> Supervisor::serve(std::shared_ptr<Charge> charge) {
 
 Task<> Supervisor::stop(Clock::duration patience) {
     stopping_ = true;
-    const std::vector<Charge*> charges(charges_.begin(), charges_.end());
-    for (Charge* charge : charges) {
+    const auto charges = charges_; // one that is released may end at once
+    for (const auto& [uuid, charge] : charges) {
         release(*charge);
     }
     auto all_gone = [](TaskGroup& group) -> Task<Result<void>> {

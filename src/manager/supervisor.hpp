@@ -97,7 +97,7 @@ class Supervisor {
     const RestartPolicy policy_{};
 
     TaskGroup group_;
-    std::unordered_set<Charge*> charges_;
+    std::unordered_multimap<Uuid, Charge*> charges_;
     std::unordered_map<Uuid, std::shared_ptr<Charge>> kept_;
     bool stopping_ = false;
     std::unordered_map<Uuid, Child*> children_;

@@ -12,21 +12,24 @@ class FakeControl final : public manager::Control {
   public:
     std::map<Uuid, manager::VtpmInfo> all;
     std::map<Uuid, manager::GroupStatus> all_groups;
-    manager::NewGroup new_group;     ///< as the last one was asked for
-    std::vector<std::string> calls;  ///< "create UUID" and the like
-    std::optional<Error> next_error; ///< given once, by the next call that can fail
+    manager::NewGroup new_group;       ///< as the last one was asked for
+    std::vector<std::string> calls;    ///< "create UUID" and the like
+    mutable std::size_t asked_for = 0; ///< calls of vtpm()
+    std::optional<Uuid> gone;          ///< between vtpms() and vtpm()
+    std::optional<Error> next_error;   ///< given once, by the next call that can fail
 
     [[nodiscard]] manager::HostInfo host() const override { return {.version = "fake", .vtpms = all.size()}; }
-    [[nodiscard]] std::vector<manager::VtpmInfo> vtpms() const override {
-        std::vector<manager::VtpmInfo> out;
+    [[nodiscard]] std::vector<Uuid> vtpms() const override {
+        std::vector<Uuid> out;
         for (const auto& [uuid, v] : all) {
-            out.push_back(v);
+            out.push_back(uuid);
         }
         return out;
     }
     [[nodiscard]] Result<manager::VtpmInfo> vtpm(const Uuid& uuid) const override {
+        ++asked_for;
         auto it = all.find(uuid);
-        if (it == all.end()) {
+        if (it == all.end() || uuid == gone) {
             return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
         }
         return it->second;

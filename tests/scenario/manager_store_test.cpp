@@ -78,6 +78,33 @@ TEST_SUITE("manager store") {
         }
     }
 
+    TEST_CASE("20,000 vTPMs fit into the store that is made by default: what each of some thousands takes") {
+        constexpr unsigned count = 3000;
+        Machine m;
+        m.options.size = std::uint64_t{2} << 20;
+        m.options.freshness.mode = Mode::off;
+        REQUIRE(m.create());
+        for (unsigned n = 0; n < count; ++n) {
+            REQUIRE(m.enrol(uuid_of(n)));
+            REQUIRE(m.save(uuid_of(n), 1));
+        }
+        // The next checkpoint has all of them.
+        const store::JournalCounters& journal = m.vault->journal_counters();
+        const auto checkpoints = journal.checkpoints;
+        for (unsigned n = 0; journal.checkpoints == checkpoints; ++n) {
+            REQUIRE(n < 100'000);
+            REQUIRE(m.save(uuid_of(n % count), static_cast<std::uint8_t>(n)));
+        }
+        const std::uint64_t each = journal.checkpoint_bytes / count;
+        CHECK(each > sizeof(WrappedKey) / 2); // it is of them
+        CHECK(each <= 200);
+        // New ones are refused over 7/8 of a half of the store.
+        CHECK(each * 20'000 <= (manager::ManagerOptions().store_size / 2 - (std::uint64_t{256} << 10)) / 8 * 7);
+        REQUIRE(m.off());
+        REQUIRE(m.open());
+        CHECK(m.vault->registry().vtpm_count() == count);
+    }
+
     TEST_CASE("no store: says so; something else there: kept") {
         Machine m;
         auto none = m.open();

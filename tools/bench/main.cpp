@@ -1,11 +1,14 @@
 // vtpmd-bench: vtpmd against swtpm and against libtpms itself, on this machine, in one run.
 #include "hardware.hpp"
+#include "management.hpp"
 #include "measure.hpp"
 #include "report.hpp"
 #include "ring.hpp"
 
 #include "tpm/commands.hpp"
 
+#include <algorithm>
+#include <array>
 #include <boost/program_options.hpp>
 #include <cstdio>
 #include <cstdlib>
@@ -67,7 +70,7 @@ std::optional<Options> parse(int argc, char** argv) {
     add("dir", po::value<std::string>()->default_value("/var/tmp"), "where state is kept: a disk, not a tmpfs");
     add("json", po::value<std::string>(), "also write the results here");
     add("quick", "a smoke test of some seconds: its numbers mean little");
-    add("only", po::value(&only), "trips, rings, nv, start, memory, qemu or hardware (repeatable)");
+    add("only", po::value(&only), "trips, rings, nv, start, memory, qemu, hardware or manage (repeatable)");
     po::variables_map vm;
     po::store(po::parse_command_line(argc, argv, d), vm);
     po::notify(vm);
@@ -81,6 +84,8 @@ std::optional<Options> parse(int argc, char** argv) {
     o.only.insert(only.begin(), only.end());
     return o;
 }
+
+constexpr double mebi = 1 << 20;
 
 void say(std::string_view what) { fmt::print(stderr, "vtpmd-bench: {}\n", what); }
 
@@ -122,6 +127,39 @@ void hardware(Report& report, const Extent& extent, const fs::path& dir, const s
                 .unit = "us",
                 .ours = busy.p99_us,
                 .theirs = idle.p99_us});
+}
+
+/// A full host, managed.
+void management(Report& report, const Extent& extent, const fs::path& dir, const Programs& programs) {
+    say(fmt::format("management of {} vTPMs in {} groups", extent.vtpms, extent.groups));
+    const ManagementFigures f = manage(programs, dir, extent);
+    constexpr double wanted_ms = 50;
+    const auto times = [&](const std::string& what, const Latency& l, std::optional<double> limit) {
+        report.add({.name = what + ", p50", .unit = "ms", .ours = l.p50_us / 1000, .limit = limit});
+        report.add({.name = what + ", p99", .unit = "ms", .ours = l.p99_us / 1000, .limit = limit});
+    };
+    const std::string of = fmt::format(" of {} vTPMs", extent.vtpms);
+    times("list" + of, f.list, wanted_ms);
+    times("show of one" + of, f.show, wanted_ms);
+    times("show, while another lists all the time", f.show_while_listed, wanted_ms);
+    times("create one more beside them", f.create, wanted_ms);
+    times("list of the groups", f.list_groups, wanted_ms);
+    times("/metrics", f.metrics, wanted_ms);
+    times("create a group (an RSA key made by the TPM)", f.create_group, std::nullopt);
+    report.add({.name = "bytes of the list", .unit = "MiB", .ours = f.list_bytes / mebi});
+    report.add({.name = fmt::format("create by {} clients at once", management_clients),
+                .unit = "1/s",
+                .ours = f.fill_per_second});
+    report.add({.name = "PSS of the manager" + of, .unit = "KiB", .ours = f.pss_kib});
+    report.add({.name = "PSS of the manager without vTPMs", .unit = "KiB", .ours = f.empty_pss_kib});
+    report.add({.name = "its image", .unit = "MiB", .ours = f.image_bytes / mebi, .limit = 16});
+    report.add({.name = "of it, a checkpoint", .unit = "MiB", .ours = f.record_bytes / mebi, .limit = 7});
+    report.add({.name = "its start, to the first answer, median", .unit = "ms", .ours = f.start_us / 1000});
+    report.add({.name = "the same before there were vTPMs", .unit = "ms", .ours = f.groups_start_us / 1000});
+    report.add({.name = "the same before there were groups", .unit = "ms", .ours = f.empty_start_us / 1000});
+    report.note(
+        "management: a manager process with its store on this disk, over a TPM 2.0 (swtpm), by its socket; each "
+        "vTPM has saved once. A start opens every group: its key is unsealed by the TPM.");
 }
 
 struct Bench {
@@ -333,7 +371,8 @@ void run(const Options& o) {
     Report report;
     report.describe_machine(dir.path(), first_line_of(o.programs.swtpm + " --version"));
     const Extent extent = o.quick ? Extent::quick() : Extent();
-    if (o.only != std::set<std::string>{"hardware"} && o.only != std::set<std::string>{"qemu"}) {
+    static constexpr std::array fleets{"trips", "rings", "start", "memory", "nv"};
+    if (std::any_of(fleets.begin(), fleets.end(), [&o](const char* part) { return o.wants(part); })) {
         compare_fleets(o, dir, extent, report);
     }
     if (o.wants("qemu")) {
@@ -345,6 +384,9 @@ void run(const Options& o) {
                     "counter step is two.");
         report.note("strict: who was told has a sixteenth of the step to be in the next batch, so nearly all vTPMs "
                     "share a step.");
+    }
+    if (o.wants("manage")) {
+        management(report, extent, dir.make("m"), o.programs);
     }
     if (o.quick) {
         report.note("--quick: a smoke test, not a measurement.");

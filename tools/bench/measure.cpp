@@ -158,6 +158,12 @@ Extent Extent::quick() {
     e.starts = 3;
     e.idle = 5;
     e.hardware_time = std::chrono::milliseconds(500);
+    e.vtpms = 1000;
+    e.groups = 5;
+    e.lists = 10;
+    e.shows = 100;
+    e.creates = 50;
+    e.restarts = 1;
     return e;
 }
 

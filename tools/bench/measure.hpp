@@ -18,6 +18,12 @@ struct Extent {
     std::size_t starts = 20;
     std::size_t idle = 50;                         ///< vTPMs running while memory is measured
     std::chrono::milliseconds hardware_time{3000}; ///< of each measurement with a slow hardware TPM
+    std::size_t vtpms = 20'000;                    ///< registered while management is measured
+    std::size_t groups = 100;
+    std::size_t lists = 50;
+    std::size_t shows = 2000;
+    std::size_t creates = 500;
+    std::size_t restarts = 5;
     static Extent quick();
 };
 

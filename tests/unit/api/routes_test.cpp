@@ -87,6 +87,37 @@ TEST_SUITE("api") {
         CHECK(control.calls == std::vector<std::string>{"create " + u, "start " + u, "stop " + u, "remove " + u});
     }
 
+    TEST_CASE_FIXTURE(Fixture, "a long list has every vTPM as it is shown, in order, and asks for each once") {
+        constexpr unsigned count = 1201; // in several strides
+        for (unsigned n = 0; n < count; ++n) {
+            Uuid uuid;
+            uuid.bytes[14] = static_cast<std::byte>(n >> 8U);
+            uuid.bytes[15] = static_cast<std::byte>(n);
+            control.all[uuid] = {.uuid = uuid, .created = n, .saves = 2 * n, .pid = static_cast<int>(n % 3)};
+        }
+        const Response r = call("GET", "/v1/vtpms", "", false);
+        CHECK(control.asked_for == count);
+        const json::object listed = object(r);
+        const json::array& all = listed.at("vtpms").as_array();
+        REQUIRE(all.size() == count);
+        auto expected = control.all.begin();
+        for (const json::value& v : all) {
+            const std::string uuid = to_string(expected->first);
+            CHECK(v.at("uuid").as_string() == uuid.c_str());
+            if (expected->second.created % 400 == 0) {
+                CHECK(v == json::value(object(call("GET", "/v1/vtpms/" + uuid))));
+            }
+            ++expected;
+        }
+        CHECK(all.at(0).at("pid").is_null());
+        CHECK(all.at(1).at("pid") == 1);
+        // One that goes while the list is made is not in it.
+        control.gone = control.all.rbegin()->first;
+        CHECK(object(call("GET", "/v1/vtpms")).at("vtpms").as_array().size() == count - 1);
+        control.gone = control.all.begin()->first;
+        CHECK(object(call("GET", "/v1/vtpms")).at("vtpms").as_array().size() == count - 1);
+    }
+
     TEST_CASE_FIXTURE(Fixture, "without a body a UUID is made up, of a TPM 2.0") {
         auto made = call("POST", "/v1/vtpms");
         CHECK(made.status == 201);
