@@ -146,7 +146,7 @@ class ApproverKey {
 
 /// PCR 16 after extend_16().
 hwtpm::PcrValue measured() {
-    const Bytes zeros(2 * SHA256_DIGEST_LENGTH);
+    const Bytes zeros(std::size_t{2} * SHA256_DIGEST_LENGTH);
     Bytes digest(SHA256_DIGEST_LENGTH);
     SHA256(uchar_ptr(ByteView(zeros)), zeros.size(), uchar_ptr(MutByteView(digest)));
     return {.bank = hwtpm::HashAlg::sha256, .index = 16, .digest = std::move(digest)};
