@@ -12,6 +12,7 @@ DATA = 0x01500002
 
 
 def unlimited_core():
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell's background job begins with it ignored, and so would ours
     resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
