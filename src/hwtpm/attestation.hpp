@@ -57,6 +57,8 @@ struct AttestationKeyOptions {
 struct QuoteRequest {
     Bytes nonce; ///< at most 32 bytes (2.0), exactly 20 (1.2)
     std::vector<PcrSelection> selections;
+    /// 1.2: bytes of the TPM_PCR_SELECTION, which are in what is signed; 8 PCRs each.
+    std::uint16_t selection_size = 3;
 };
 struct Quote {
     Bytes attested;               ///< TPMS_ATTEST (2.0), TPM_QUOTE_INFO (1.2): what is signed

@@ -51,6 +51,16 @@ Result<Bytes> spki_of_pubkey(ByteView pubkey) {
     return to_spki({.type = KeyType::rsa_2048, .modulus = to_bytes(modulus), .x = {}, .y = {}});
 }
 
+Result<Bytes> endorsement_pubkey(ByteView spki) {
+    auto key = parse_public_key(spki);
+    if (!key || key->type != KeyType::rsa_2048) {
+        return make_error(Errc::usage, "a TPM 1.2's endorsement key is one of RSA-2048");
+    }
+    WireWriter w; // TPM_KEY_PARMS, TPM_STORE_PUBKEY; the exponent's length: 0 is 2^16 + 1
+    w.be32(v12::alg_rsa).be16(v12::es_rsaes_oaep).be16(v12::ss_none).be32(12).be32(2048).be32(2).be32(0);
+    return w.be32(static_cast<std::uint32_t>(key->modulus.size())).bytes(key->modulus).take();
+}
+
 // --- the endorsement key ---
 
 /// TPM_PUBKEY of the storage root key or the endorsement key, which only the owner may read.
@@ -210,6 +220,12 @@ Result<Quote> Tpm12::quote(const AttestationKey& key, const QuoteRequest& reques
     if (request.selections.size() != 1) {
         return make_error(Errc::usage, "{} selections: a TPM 1.2 has one bank", request.selections.size());
     }
+    for (unsigned pcr : request.selections.front().pcrs) {
+        if (pcr / 8 >= request.selection_size) {
+            return make_error(Errc::usage, "PCR {} does not fit into a selection of {} bytes", pcr,
+                              request.selection_size);
+        }
+    }
     return attempt(Repeat::always, [&] { return quote_once(key, request); });
 }
 
@@ -227,7 +243,7 @@ Result<Quote> Tpm12::quote_once(const AttestationKey& key, const QuoteRequest& r
     handle.be32((*loaded)->handle());
     WireWriter w;
     w.bytes(request.nonce);
-    put_pcr_selection(w, selection);
+    put_pcr_selection(w, selection, request.selection_size);
     auto out =
         client_.run({.ordinal = tpm::ord::quote, .handles = handle.view(), .parameters = w.view(), .name = "TPM_Quote"},
                     std::span(&*session, 1));

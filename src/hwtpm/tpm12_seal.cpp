@@ -11,7 +11,6 @@ namespace vtpmd::hwtpm {
 
 namespace {
 
-constexpr std::uint16_t select_size_12 = 3; // octets for 24 PCRs
 constexpr std::uint8_t any_locality = 0x1F;
 constexpr std::size_t secret_limit = 128;
 
@@ -23,12 +22,12 @@ const SecretBytes& no_data_auth() {
 
 } // namespace
 
-void put_pcr_selection(WireWriter& w, const PcrSelection& selection) {
-    std::array<std::uint8_t, select_size_12> bits{};
+void put_pcr_selection(WireWriter& w, const PcrSelection& selection, std::uint16_t size) {
+    std::vector<std::uint8_t> bits(size);
     for (unsigned pcr : selection.pcrs) {
-        bits[pcr / 8] |= static_cast<std::uint8_t>(1U << (pcr % 8));
+        bits.at(pcr / 8) |= static_cast<std::uint8_t>(1U << (pcr % 8));
     }
-    w.be16(select_size_12);
+    w.be16(size);
     for (std::uint8_t b : bits) {
         w.u8(b);
     }

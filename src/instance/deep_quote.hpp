@@ -7,7 +7,8 @@
 //   in    TPM2B nonce (1 to 64 bytes), TPML_PCR_SELECTION of the vTPM, TPML_PCR_SELECTION of the hardware, u32 flags
 //   out   u16 n, the deep quote[n]; its endorsement key is the RSA-2048 one of the EK Credential Profile (template L-1)
 //
-// Flag 0x80000000: the form of quote/deep_quote.hpp, on hardware of either family. Nothing else is known: Xen's own form is not built.
+// Flag 0x80000000: the form of quote/deep_quote.hpp, on hardware of either family. Without it a TPM 1.2 answers in the form of Xen's
+// vTPM (old_quote.hpp).
 #pragma once
 
 #include "engine/owner_auth.hpp"

@@ -3,6 +3,7 @@
 #include "instance/deep_quote.hpp"
 #include "instance/host_pcrs.hpp"
 #include "instance/manufacture.hpp"
+#include "instance/old_quote.hpp"
 #include "tpm/commands.hpp"
 #include "tpm/cost.hpp"
 #include "util/deadline.hpp"
@@ -11,6 +12,16 @@
 #include <algorithm>
 
 namespace vtpmd::instance {
+
+namespace {
+
+bool is_quote(TpmVersion version, std::uint32_t code) {
+    static_assert(tpm::ord::vendor_deep_quote == tpm::cc::vendor_deep_quote);
+    return code == tpm::cc::vendor_deep_quote ||
+           (version == TpmVersion::tpm12 && code == tpm::ord::vendor_parent_sign_ek);
+}
+
+} // namespace
 
 Instance::Instance(InstanceConfig config, InstanceParts parts)
     : config_(std::move(config))
@@ -58,8 +69,7 @@ Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locali
         ++counters_.failed_not_durable;
         co_return tpm::error_response(version(), tpm::Refusal::failure);
     }
-    static_assert(tpm::ord::vendor_deep_quote == tpm::cc::vendor_deep_quote);
-    if (tpm::peek_header(command).code == tpm::cc::vendor_deep_quote) {
+    if (is_quote(version(), tpm::peek_header(command).code)) {
         Task<Bytes> quoting = version() == TpmVersion::tpm12
                                   ? owner_quote(std::move(turn), std::move(command), locality)
                                   : own_quote(std::move(turn), std::move(command));
@@ -96,7 +106,11 @@ Task<Bytes> Instance::owner_quote(Turn turn, Bytes command, std::uint8_t localit
     }
     const OwnerAuthorised session = std::move(std::get<OwnerAuthorised>(asked));
     const QuotedVtpm quoted_vtpm{.engine = engine_, .manager = manager_, .uuid = config_.uuid};
-    auto quoted = co_await deep_quote(quoted_vtpm, session);
+    Task<Result<Bytes>> quoting = session.ordinal == tpm::ord::vendor_parent_sign_ek
+                                      ? parent_sign_ek(quoted_vtpm, session, made_here_ && runs_ == 1)
+                                  : asks_old_quote(session.parameters) ? old_deep_quote(quoted_vtpm, session, locality)
+                                                                       : deep_quote(quoted_vtpm, session);
+    auto quoted = co_await std::move(quoting);
     if (!quoted) {
         ++counters_.tpm_errors;
         warn(in_context(quoted.error(), "no deep quote").message);
@@ -268,8 +282,10 @@ Task<Result<void>> Instance::start(EngineState state) {
         }
         state = std::move(*made);
         must_save = true;
+        made_here_ = true;
     }
     if (config_.startup != Startup::wait) {
+        ++runs_;
         co_return co_await power_on(state, must_save);
     }
     // Powered on once nevertheless: so a state that does not load is known now, and a new one is durable.
@@ -411,6 +427,8 @@ Task<Result<void>> Instance::do_init(Turn turn) {
         // On the disk together with the state, before the other host is asked.
         committer_.keep_unconfirmed(SecretBytes(handover_token(set_)));
     }
+    made_here_ = made_here_ && !replaced_;
+    ++runs_;
     auto on = co_await power_on(held_, replaced_); // registers that were stored are used up by this
     if (!committer_.unconfirmed().empty()) {
         if (on) {

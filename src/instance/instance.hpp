@@ -90,7 +90,7 @@ class Instance final : public guest::TpmService {
     using Step = std::function<Result<void>()>;
 
     Task<Bytes> slow_command(Turn turn, Bytes command, std::uint8_t locality);
-    /// TPM_ORD_DeepQuote, which libtpms does not have.
+    /// TPM_ORD_DeepQuote and TPM_ORD_ParentSignEK, which libtpms does not have.
     Task<Bytes> owner_quote(Turn turn, Bytes command, std::uint8_t locality);
     /// The same of a TPM 2.0.
     Task<Bytes> own_quote(Turn turn, Bytes command);
@@ -142,6 +142,8 @@ class Instance final : public guest::TpmService {
     bool failing_ = false;   ///< the last attempt to settle failed (for the log)
     bool shut_down_ = false; ///< the guest's last command was TPM2_Shutdown or TPM_SaveState
     bool resumed_ = false;   ///< the last start brought back saved registers
+    bool made_here_ = false; ///< this process made the TPM, with its endorsement key (1.2)
+    unsigned runs_ = 0;      ///< power-ons with a guest; 1: the first since the process began
     RateLimit limit_;
     FifoLock lock_;
     Worker worker_;

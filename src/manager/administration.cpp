@@ -1,6 +1,7 @@
 #include "manager/administration.hpp"
 
 #include "hwtpm/pcr.hpp"
+#include "manager/old_view.hpp"
 #include "tpm/sha1.hpp"
 #include "util/wire.hpp"
 
@@ -19,29 +20,6 @@ constexpr std::uint32_t alg_aes_128 = 6;
 constexpr std::uint32_t alg_xor = 0xA;
 constexpr std::uint16_t es_none = 1;
 constexpr std::size_t aes_128_size = 16;
-
-/// An RSA key as the old protocol has them: its modulus; zeros for a key of another kind, or none.
-Bytes modulus_of(ByteView spki) {
-    auto key = hwtpm::parse_public_key(spki);
-    return key && key->modulus.size() == management::number_size ? std::move(key->modulus)
-                                                                 : Bytes(management::number_size);
-}
-
-/// A group's list as GROUP_UPDATE would have brought it. One of our own form names values: their composites, of its banks.
-Result<management::ConfigList> list_of(const GroupInfo& group) {
-    if (group.old && group.old->update) {
-        return group.old->update->list;
-    }
-    management::ConfigList out{.sequence = group.sequence, .platforms = {}, .labels = group.labels};
-    for (const hwtpm::Approval& p : group.platforms) {
-        auto composite = hwtpm::pcr_composite(p.selection, p.values);
-        if (!composite) {
-            return composite.error();
-        }
-        std::ranges::copy(*composite, out.platforms.emplace_back().begin());
-    }
-    return out;
-}
 
 /// RSA's bytes out of a TPMT_SIGNATURE (TPM 2.0 part 2 section 11.3.4), or what a TPM 1.2 gave.
 Result<Bytes> rsa_signature(TpmVersion version, const Bytes& signature) {
@@ -114,7 +92,7 @@ Task<Result<Bytes>> Administration::answer(management::GroupNew r) {
         co_return made.error();
     }
     WireWriter w;
-    w.bytes(made->uuid.bytes).bytes(modulus_of(made->attestation_key));
+    w.bytes(made->uuid.bytes).bytes(old_modulus(made->attestation_key));
     // On a TPM 2.0 there is none: credential activation proves the key to be the TPM's.
     made->identity_binding.resize(management::number_size);
     co_return w.bytes(made->identity_binding).take();
@@ -189,12 +167,12 @@ Task<Result<Bytes>> Administration::answer(management::GroupShow r) {
     if (!group) {
         co_return group.error();
     }
-    auto list = list_of(*group);
+    auto list = old_list(*group);
     if (!list) {
         co_return list.error();
     }
     WireWriter w;
-    w.bytes(group->uuid.bytes).bytes(modulus_of(group->approver)).bytes(encode(*list));
+    w.bytes(group->uuid.bytes).bytes(old_modulus(group->approver)).bytes(encode(*list));
     if (w.size() > management::answer_limit - proto::header_size) { // of our own form: an old list is held to what fits
         co_return make_error(
             Errc::too_large,
@@ -291,7 +269,7 @@ Task<Result<hwtpm::Quote>> Administration::quote_by(GroupId id, Bytes data, mana
 Result<GroupId> Administration::group_of_key(ByteView tpm_key) const {
     const Bytes modulus = management::modulus_of_key(tpm_key);
     for (const GroupInfo& group : parts_.groups.list()) {
-        if (!group.attestation_key.empty() && modulus_of(group.attestation_key) == modulus) {
+        if (!group.attestation_key.empty() && old_modulus(group.attestation_key) == modulus) {
             return group.id;
         }
     }

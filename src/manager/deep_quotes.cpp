@@ -1,7 +1,10 @@
 #include "manager/deep_quotes.hpp"
 
 #include "hwtpm/pcr.hpp"
+#include "manager/old_view.hpp"
 #include "quote/deep_quote.hpp"
+#include "quote/old_quote.hpp"
+#include "tpm/codes.hpp"
 
 #include <algorithm>
 
@@ -88,6 +91,79 @@ Task<Result<proto::QuoteReply>> DeepQuotes::make(Uuid vtpm, proto::QuoteRequest 
                                 .digest = std::move(v.digest)});
     }
     co_return reply;
+}
+
+Result<Bytes> DeepQuotes::old_hashes(const OldClaims& claims, std::uint32_t flags) const {
+    namespace flag = tpm::old_quote;
+    auto group = parts_.groups.show(claims.group);
+    auto list = group ? old_list(*group) : group.error();
+    if (!list) {
+        return list.error();
+    }
+    const Bytes approver = old_modulus(group->approver);
+    if ((flags & (flag::group_list | flag::group_key)) != 0 && std::ranges::count(approver, std::byte{}) == 256) {
+        return make_error(Errc::unsupported, "group {}'s approver has no RSA-2048 key, which the old form names",
+                          group->uuid);
+    }
+    const Bytes encoded = encode(*list);
+    Bytes out;
+    const auto add = [&](std::uint32_t one, std::initializer_list<ByteView> parts) -> Result<void> {
+        if ((flags & one) == 0) {
+            return {};
+        }
+        auto digest = tpm::sha1(parts);
+        if (digest) {
+            out.insert(out.end(), digest->begin(), digest->end());
+        }
+        return digest ? Result<void>{} : digest.error();
+    };
+    for (const Result<void>& added : {add(flag::vtpm_uuid, {claims.vtpm.bytes}), add(flag::vtpm_label, {claims.label}),
+                                      add(flag::group_list, {approver, encoded}), add(flag::group_key, {approver})}) {
+        if (!added) {
+            return added.error();
+        }
+    }
+    return out;
+}
+
+Task<Result<Bytes>> DeepQuotes::make_old(Uuid vtpm, proto::BootHash label, proto::OldQuoteRequest request) {
+    if (parts_.root.version() != TpmVersion::tpm12) {
+        co_return make_error(Errc::unsupported, "a quote in the form of Xen's manager needs a hardware TPM 1.2; a "
+                                                "deep quote with flags 0x80000000 is there for either");
+    }
+    auto before = standing(vtpm);
+    if (!before) {
+        co_return before.error();
+    }
+    auto hashes = old_hashes({.vtpm = vtpm, .label = label, .group = before->id}, request.flags);
+    if (!hashes) {
+        co_return hashes.error();
+    }
+    auto external = quote::old_external_data(request.flags, request.data, *hashes);
+    if (!external) {
+        co_return external.error();
+    }
+    hwtpm::PcrSelection pcrs{.bank = hwtpm::HashAlg::sha1, .pcrs = quote::selected(request.selection)};
+    hwtpm::QuoteRequest ask{.nonce = to_bytes(*external),
+                            .selections = {std::move(pcrs)},
+                            .selection_size = static_cast<std::uint16_t>(request.selection.size())};
+    auto quoted = co_await parts_.groups.quote(before->id, std::move(ask));
+    if (!quoted) {
+        co_return quoted.error();
+    }
+    if (auto after = standing(vtpm); !after) {
+        co_return after.error();
+    }
+    Bytes out = std::move(quoted->signature);
+    out.insert(out.end(), hashes->begin(), hashes->end());
+    for (const hwtpm::PcrValue& v : quoted->values) {
+        out.insert(out.end(), v.digest.begin(), v.digest.end());
+    }
+    if (out.size() != proto::old_quote_reply_size(request)) {
+        co_return make_error(Errc::tpm, "the group's key signs with {} bytes: the old form has {}",
+                             quoted->signature.size(), tpm::old_quote::signature_size);
+    }
+    co_return out;
 }
 
 } // namespace vtpmd::manager

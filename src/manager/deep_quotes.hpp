@@ -1,9 +1,10 @@
 // Deep quotes for vTPMs (quote/deep_quote.hpp): the manager puts together what the hardware TPM signs, from the UUID that the vTPM's
-// link is for and from what its instance says of it. It never signs a digest that an instance made of the whole.
+// link is for and from what its instance says of it. It never signs a digest that an instance made of the whole. In the form of
+// Xen's manager (quote/old_quote.hpp) an instance gives a digest of its own, and the manager says beside it what is asked for.
 #pragma once
 
 #include "manager/groups.hpp"
-#include "proto/quote_messages.hpp"
+#include "proto/messages.hpp"
 
 namespace vtpmd::manager {
 
@@ -22,6 +23,9 @@ class DeepQuotes {
     /// group is the store's own, which has no key; pcr_mismatch: its group is closed, or was closed meanwhile; usage: a bank of
     /// PCRs that this hardware does not have; else what RootOfTrust::quote() says.
     Task<Result<proto::QuoteReply>> make(Uuid vtpm, proto::QuoteRequest request);
+    /// GET_QUOTE: the answer's body. `label` is of the vTPM's peer. `request` passed proto::check(). Errc::unsupported also: the
+    /// hardware is not a TPM 1.2, or the approver is asked for and its key is not one of RSA.
+    Task<Result<Bytes>> make_old(Uuid vtpm, proto::BootHash label, proto::OldQuoteRequest request);
 
   private:
     struct Standing {
@@ -30,6 +34,13 @@ class DeepQuotes {
     };
     [[nodiscard]] Result<Standing> standing(const Uuid& vtpm) const;
     [[nodiscard]] Result<std::vector<hwtpm::PcrSelection>> selections(const proto::QuoteRequest& request) const;
+    struct OldClaims {
+        Uuid vtpm;
+        proto::BootHash label;
+        GroupId group = 0;
+    };
+    /// 20 bytes a flag.
+    [[nodiscard]] Result<Bytes> old_hashes(const OldClaims& claims, std::uint32_t flags) const;
 
     Parts parts_;
 };

@@ -117,18 +117,19 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     }
     Task<Result<proto::QuoteReply>> quote(proto::QuoteRequest request) override {
         using Reply = Result<proto::QuoteReply>;
-        if (auto open = co_await open_unasked(); !open) {
-            co_return count(Request::quote, Reply(open.error()));
+        const auto& make = service_.parts_.quote;
+        if (auto may = co_await may_be_quoted(static_cast<bool>(make)); !may) {
+            co_return count(Request::quote, Reply(may.error()));
         }
-        const KeyService::Parts& parts = service_.parts_;
-        // Its group may have been closed, or its label revoked, since the hello.
-        if (auto admitted = parts.admit ? parts.admit(*uuid_, info_.boot_hash) : Result<void>{}; !admitted) {
-            co_return count(Request::quote, Reply(admitted.error()));
+        auto quoted = co_await make(*uuid_, std::move(request));
+        co_return count(Request::quote, std::move(quoted));
+    }
+    Task<Result<Bytes>> old_quote(proto::OldQuoteRequest request) override {
+        const auto& make = service_.parts_.old_quote;
+        if (auto may = co_await may_be_quoted(static_cast<bool>(make)); !may) {
+            co_return count(Request::quote, Result<Bytes>(may.error()));
         }
-        if (!parts.quote) {
-            co_return count(Request::quote, Reply(make_error(Errc::unsupported, "no quotes are made here")));
-        }
-        auto quoted = co_await parts.quote(*uuid_, std::move(request));
+        auto quoted = co_await make(*uuid_, info_.boot_hash, std::move(request));
         co_return count(Request::quote, std::move(quoted));
     }
     Task<Result<Bytes>> tpm_command(Bytes command) override {
@@ -154,6 +155,18 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
 
     [[nodiscard]] bool is_administrator() const {
         return info_.named_by_transport && info_.made_for && info_.made_for == service_.options_.admin;
+    }
+
+    Task<Result<void>> may_be_quoted(bool offered) {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return open;
+        }
+        // Its group may have been closed, or its label revoked, since the hello.
+        const KeyService::Parts& parts = service_.parts_;
+        if (auto admitted = parts.admit ? parts.admit(*uuid_, info_.boot_hash) : Result<void>{}; !admitted) {
+            co_return admitted;
+        }
+        co_return offered ? Result<void>{} : make_error(Errc::unsupported, "no quotes are made here");
     }
 
     /// The hello that a peer left out, where the transport names the vTPM.

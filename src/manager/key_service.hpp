@@ -41,6 +41,8 @@ class KeyService {
         std::function<Result<void>(const Uuid&, const proto::BootHash&)> admit = {};
         /// A deep quote for the vTPM (DeepQuotes::make). Empty: none are made.
         std::function<Task<Result<proto::QuoteReply>>(const Uuid&, proto::QuoteRequest)> quote = {};
+        /// The same in the form of Xen's manager (DeepQuotes::make_old).
+        std::function<Task<Result<Bytes>>(const Uuid&, const proto::BootHash&, proto::OldQuoteRequest)> old_quote = {};
         /// Answers a management frame of the administrator's vTPM (Administration). Empty: management is not offered.
         std::function<Task<Result<Bytes>>(Bytes)> administer = {};
     };

@@ -62,6 +62,10 @@ class Manager {
                .admit = [this](const Uuid& vtpm, const proto::BootHash& label) { return groups_.admit(vtpm, label); },
                .quote = [this](const Uuid& vtpm,
                                proto::QuoteRequest request) { return deep_quotes_.make(vtpm, std::move(request)); },
+               .old_quote =
+                   [this](const Uuid& vtpm, const proto::BootHash& label, proto::OldQuoteRequest request) {
+                       return deep_quotes_.make_old(vtpm, label, std::move(request));
+                   },
                .administer = [this](Bytes frame) { return administration_.run(std::move(frame)); }})
         , supervisor_(
               options_.spawn, options_.listen_path,

@@ -104,6 +104,18 @@ class Client final : public ManagerClient {
         co_return parse_quote_reply(*answer);
     }
 
+    Task<Result<Bytes>> old_quote(OldQuoteRequest request) override {
+        if (auto good = check(request); !good) {
+            co_return good.error();
+        }
+        const Bytes frame = encode_old_quote(request);
+        auto answer = co_await exchange("GET_QUOTE", frame, &is_answer);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        co_return parse_old_quote_reply(*answer, request);
+    }
+
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         if (command.size() < header_size || command.size() > frame_limit) {
             co_return make_error(Errc::usage, "a TPM command of {} bytes", command.size());

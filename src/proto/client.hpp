@@ -33,6 +33,9 @@ class ManagerClient {
     /// A quote by the hardware TPM that names this vTPM. Errc::usage: see check(); unsupported: its group has no key for that, or
     /// the manager is older; pcr_mismatch: its group is closed.
     virtual Task<Result<QuoteReply>> quote(QuoteRequest request) = 0;
+    /// The same in the form of Xen's manager (GET_QUOTE): the answer's body. Errc::unsupported also where the hardware is not a TPM
+    /// 1.2.
+    virtual Task<Result<Bytes>> old_quote(OldQuoteRequest request) = 0;
     /// Passes a TPM command to the manager's TPM (GetRandom, PcrRead of either family), as the manager
     /// allows.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;

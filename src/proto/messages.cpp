@@ -88,6 +88,13 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
         }
         return std::move(*quote);
     }
+    case ordinal::get_quote: {
+        auto quote = parse_old_quote(body);
+        if (!quote) {
+            return bad(status_of(quote.error().code), quote.error().message);
+        }
+        return std::move(*quote);
+    }
     case ordinal::load_hash_key:
     case ordinal::get_boot_hash:
     case ordinal::handed_over:

@@ -4,6 +4,7 @@
 //   1            SAVEHASHKEY    52 or 64 bytes                       -
 //   2            LOADHASHKEY    -                                    52 or 64 bytes
 //   3            GET_BOOT_HASH  -                                    20 bytes
+//   4            GET_QUOTE      see old_quote.hpp
 //   0x56500001   HELLO          u16 protocol version (1), uuid[16],  u16 protocol version (1), u32 flags (1 known,
 //                               u8 TPM version (1: 1.2, 2: 2.0),     2 has a record, 4 may create), u8 TPM version
 //                               u32 flags (1 create, 2 incoming)     (0 if not known)
@@ -18,6 +19,7 @@
 #pragma once
 
 #include "proto/frame.hpp"
+#include "proto/old_quote.hpp"
 #include "proto/quote_messages.hpp"
 #include "proto/status.hpp"
 #include "tpm/version.hpp"
@@ -41,6 +43,7 @@ namespace ordinal {
 inline constexpr std::uint32_t save_hash_key = 1;
 inline constexpr std::uint32_t load_hash_key = 2;
 inline constexpr std::uint32_t get_boot_hash = 3;
+inline constexpr std::uint32_t get_quote = 4;
 inline constexpr std::uint32_t hello = 0x56500001;
 inline constexpr std::uint32_t handed_over = 0x56500002;
 inline constexpr std::uint32_t quote = 0x56500003;
@@ -87,7 +90,7 @@ struct BadRequest {
     std::string reason;
 };
 using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest, QuoteRequest,
-                             TpmCommand, ManagementRequest, BadRequest>;
+                             OldQuoteRequest, TpmCommand, ManagementRequest, BadRequest>;
 
 /// Any whole frame (parse_frame holds).
 [[nodiscard]] Request parse_request(ByteView frame);

@@ -84,6 +84,9 @@ class Session {
         if (auto* quote = std::get_if<QuoteRequest>(&request)) {
             co_return co_await answer_quote(std::move(*quote));
         }
+        if (auto* old = std::get_if<OldQuoteRequest>(&request)) {
+            co_return co_await answer_old_quote(std::move(*old));
+        }
         if (auto* management = std::get_if<ManagementRequest>(&request)) {
             co_return co_await answer_management(std::move(management->frame));
         }
@@ -114,6 +117,15 @@ class Session {
             co_return encode_error(frame.error());
         }
         co_return std::move(*frame);
+    }
+
+    Task<Bytes> answer_old_quote(OldQuoteRequest request) {
+        auto body = co_await handler_.old_quote(std::move(request));
+        if (!body) {
+            warn("GET_QUOTE: " + body.error().message);
+            co_return encode_error(body.error());
+        }
+        co_return encode_success(*body);
     }
 
     Task<Bytes> answer_management(Bytes frame) {

@@ -29,6 +29,11 @@ class Handler {
     virtual Task<Result<QuoteReply>> quote(QuoteRequest /*request*/) {
         co_return make_error(Errc::unsupported, "not offered");
     }
+    /// GET_QUOTE: the answer's body. `request` passed check(). Errors as quote(), and Errc::unsupported where the hardware is not a
+    /// TPM 1.2.
+    virtual Task<Result<Bytes>> old_quote(OldQuoteRequest /*request*/) {
+        co_return make_error(Errc::unsupported, "not offered");
+    }
     /// A whole frame of tag 0x01C2, not yet looked at: the answer's body. Errc::permission: not the administrator's link.
     virtual Task<Result<Bytes>> management(Bytes frame);
     /// TPM_GetRandom, TPM_PcrRead, TPM_Extend, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit

@@ -94,6 +94,17 @@ inline constexpr std::uint32_t vendor_deep_quote = vendor_command | 0x16;
 inline constexpr std::uint32_t vendor_parent_sign_ek = vendor_command | 0x7C;
 } // namespace ord
 
+/// Flags of vendor_deep_quote and of the manager's GET_QUOTE: what is signed beside the data, as Xen's vTPM and manager have it.
+namespace old_quote {
+inline constexpr std::uint32_t vtpm_uuid = 1;
+inline constexpr std::uint32_t vtpm_label = 2; ///< the hash of its peer's label (GET_BOOT_HASH)
+inline constexpr std::uint32_t group_list = 4; ///< the group's approver and its list
+inline constexpr std::uint32_t group_key = 8;  ///< the group's approver
+inline constexpr std::uint32_t all_flags = 15;
+inline constexpr std::size_t selection_limit = 3;  ///< bytes of TPM_PCR_SELECTION: 24 PCRs
+inline constexpr std::size_t signature_size = 256; ///< RSA-2048
+} // namespace old_quote
+
 // TPM 2.0 command codes (TPM_CC_*). Library 2 section 6.5.2.
 namespace cc {
 inline constexpr std::uint32_t nv_undefine_space = 0x122;

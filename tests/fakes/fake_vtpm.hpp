@@ -273,6 +273,11 @@ class FakeManager final : public proto::ManagerClient {
         co_await points_.pass();
         co_return quote_reply;
     }
+    Task<Result<Bytes>> old_quote(proto::OldQuoteRequest request) override {
+        old_quotes_asked.push_back(std::move(request));
+        co_await points_.pass();
+        co_return old_quote_reply;
+    }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
     void close() override {}
 
@@ -282,6 +287,8 @@ class FakeManager final : public proto::ManagerClient {
     std::vector<std::uint64_t> offered;
     std::vector<proto::QuoteRequest> quotes_asked;
     Result<proto::QuoteReply> quote_reply = make_error(Errc::unsupported, "fake: none");
+    std::vector<proto::OldQuoteRequest> old_quotes_asked;
+    Result<Bytes> old_quote_reply = make_error(Errc::unsupported, "fake: none");
     bool gone = false; ///< handed over
     Fault fault = Fault::none;
 

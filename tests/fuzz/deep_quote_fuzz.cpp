@@ -1,9 +1,10 @@
 // Deep quotes, wherever bytes of them come from: a guest's vendor command (of both families), an instance's QUOTE, a manager's
 // answer, a file that somebody shows. The first byte says which; what is taken says itself again in the same bytes.
 #include "fuzz.hpp"
-#include "instance/deep_quote.hpp"
-#include "proto/quote_messages.hpp"
+#include "instance/old_quote.hpp"
+#include "proto/messages.hpp"
 #include "quote/deep_quote.hpp"
+#include "quote/old_quote.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>
@@ -12,7 +13,7 @@ using namespace vtpmd;
 
 namespace {
 
-enum class Kind : std::uint8_t { guest12, guest20, request, reply, file, count };
+enum class Kind : std::uint8_t { guest12, guest20, request, reply, file, old_guest, old_request, old_answer, count };
 
 Bytes seed(Kind kind, ByteView rest) {
     WireWriter w;
@@ -68,6 +69,32 @@ void check_file(ByteView bytes) {
     fuzz::fuzz_check(!quote::verify_deep_quote(*deep, check), "nothing is taken without a key");
 }
 
+void check_old_guest(ByteView bytes) {
+    const auto deep = instance::parse_old_deep_quote(bytes);
+    const auto key = instance::parse_parent_sign_ek(bytes);
+    for (const auto* command : {&deep, &key}) {
+        fuzz::fuzz_check(
+            !*command || ((*command)->nonce.size() == 20 &&
+                          proto::check({.data = {}, .selection = (*command)->host_pcrs, .flags = (*command)->flags})),
+            "what was taken can be asked of the manager");
+    }
+}
+
+/// Who asks for PCR 10 with two flags is shown these bytes.
+void check_old_answer(ByteView bytes) {
+    quote::OldQuoteCheck check;
+    WireWriter asked;
+    asked.zeros(20).be16(3).u8(0).u8(4).u8(0).be16(2).u8(0x11).u8(0).be32(9);
+    check.parameters = asked.take();
+    check.pcrs = {{hwtpm::HashAlg::sha1, 10, Bytes(20)}};
+    auto made = quote::old_hardware_quote(bytes, check);
+    fuzz::fuzz_check(made.has_value() == (bytes.size() == 256 + 80), "an answer has one size");
+    fuzz::fuzz_check(!quote::verify_old_quote(bytes, check), "nothing is taken without a key");
+    check.parameters = to_bytes(bytes); // and the request
+    check.command = bytes.size() % 2 == 0 ? quote::OldCommand::deep_quote : quote::OldCommand::parent_sign_ek;
+    fuzz::fuzz_check(!quote::verify_old_quote(Bytes(256 + 80), check), "nothing is taken without a key");
+}
+
 } // namespace
 
 std::vector<Bytes> fuzz::seeds() {
@@ -76,6 +103,12 @@ std::vector<Bytes> fuzz::seeds() {
     WireWriter guest20;
     guest20.be16(20).zeros(20).be32(1).be16(11).u8(3).u8(1).zeros(2);
     guest20.be32(2).be16(4).u8(3).u8(1).zeros(2).be16(11).u8(3).zeros(2).u8(1).be32(instance::deep_quote_form);
+    WireWriter old_deep;
+    old_deep.zeros(20).be16(3).u8(0).u8(4).u8(0).be16(2).u8(0x11).u8(0).be32(9);
+    WireWriter old_key;
+    old_key.zeros(20).be16(3).u8(0).u8(4).u8(0);
+    const Bytes old_request =
+        proto::encode_old_quote({.data = {}, .selection = {std::byte{0x11}, std::byte{0}}, .flags = 15});
     const Bytes request = proto::encode_quote(some_request());
     const Bytes reply = proto::encode_quote_reply(some_reply()).value();
     return {seed(Kind::guest12, guest12.view()),
@@ -83,7 +116,12 @@ std::vector<Bytes> fuzz::seeds() {
             seed(Kind::request, proto::body_of(request)),
             seed(Kind::reply, reply),
             seed(Kind::file, some_file(TpmVersion::tpm20)),
-            seed(Kind::file, some_file(TpmVersion::tpm12))};
+            seed(Kind::file, some_file(TpmVersion::tpm12)),
+            seed(Kind::old_guest, old_deep.view()),
+            seed(Kind::old_guest, old_key.view()),
+            seed(Kind::old_request, proto::body_of(old_request)),
+            seed(Kind::old_answer, Bytes(256 + 80, std::byte{1})),
+            seed(Kind::old_answer, old_deep.view())};
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -117,6 +155,21 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         }
         break;
     }
+    case Kind::old_guest:
+        check_old_guest(rest);
+        break;
+    case Kind::old_request: {
+        auto request = proto::parse_old_quote(rest);
+        if (request) {
+            const Bytes again = proto::encode_old_quote(*request);
+            fuzz::fuzz_check(std::ranges::equal(proto::body_of(again), rest),
+                             "a request that was taken is sent the same");
+        }
+        break;
+    }
+    case Kind::old_answer:
+        check_old_answer(rest);
+        break;
     default:
         check_file(rest);
         break;

@@ -11,6 +11,7 @@ import tpm
 harness.need_root()
 VTPMCTL = os.environ["VTPMCTL"]
 DEEP_QUOTE, NEW_FORM = 0x20000016, 0x80000000
+PARENT_SIGN_EK, UUID_AND_APPROVER = 0x2000007C, 1 | 8
 
 
 def selection(bank, *pcrs):
@@ -228,6 +229,113 @@ class Groups(harness.Case):
                 other.process.terminate()
                 instance.process.terminate()
                 self.end()
+
+    def owned_vtpm(self):
+        """A TPM 1.2 in the group: its instance, a connection, its owner, and the endorsement key (ek.pem)."""
+        uuid = json.loads(self.ctl("create", f"--group={self.group}", "--tpm-version=1.2", "--json"))["uuid"]
+        instance = harness.Instance(self, self.manager, uuid=uuid, name="old", version="1.2").start(create=True)
+        guest = instance.client()
+        self.addCleanup(guest.close)
+        owner = tpm.Owner12(guest)
+        modulus = owner.endorsement_key()[-256:]
+        with open(self.path("ek.der"), "wb") as f:  # PKCS #1: SEQUENCE of modulus and 65537
+            f.write(bytes.fromhex("3082010a02820101 00") + modulus + bytes.fromhex("0203010001"))
+        self.run_command("openssl", "rsa", "-RSAPublicKey_in", "-inform", "DER", "-in", self.path("ek.der"), "-pubout", "-out",
+                         self.path("ek.pem"))
+
+        def encrypt(secret):
+            with open(self.path("secret"), "wb") as f:
+                f.write(secret)
+            self.run_command("openssl", "pkeyutl", "-encrypt", "-pubin", "-inkey", self.path("ek.pem"), "-in", self.path("secret"),
+                             "-out", self.path("encrypted"), "-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1",
+                             "-pkeyopt", "rsa_oaep_label:54435041")
+            with open(self.path("encrypted"), "rb") as f:
+                return f.read()
+        owner.take(encrypt)
+        return instance, guest, owner
+
+    def written(self, name, content):
+        with open(self.path(name), "wb") as f:
+            f.write(content)
+        return self.path(name)
+
+    def check_raw_quote(self, external):
+        """The hardware's signature over the structure that follows from what was asked and answered, by OpenSSL and by hand."""
+        self.run_command("openssl", "dgst", "-sha1", "-verify", self.path("key.pem"), "-signature", self.path("part.signature"),
+                         self.path("part.attested"))
+        composite = hashlib.sha1(struct.pack(">H", 3) + b"\x10\0\0" + struct.pack(">I", 20) + bytes.fromhex(self.pcr4)).digest()
+        with open(self.path("part.attested"), "rb") as f:
+            self.assertEqual(f.read(), b"\x01\x01\0\0QUOT" + composite + external)
+
+    def test_a_deep_quote_in_xens_form(self):
+        """The owner of a TPM 1.2 asks as clients of Xen's vTPM do; the verifier takes that, and refuses everything else."""
+        self.begin("1.2")
+        self.key_pair("approver", ("RSA", "-pkeyopt", "rsa_keygen_bits:2048"))
+        self.create_group(self.approve(1, self.pcr4))
+        with open(self.path("key.pem"), "w") as f:
+            f.write(self.show()["attestation_key"])
+        instance, guest, owner = self.owned_vtpm()
+        pcr10 = guest.extend12(10, b"\x07" * 20)
+        nonce, uuid, sha1 = os.urandom(20), instance.uuid, lambda *parts: hashlib.sha1(b"".join(parts)).digest()
+        host = struct.pack(">H", 3) + b"\x10\0\0"
+        mine = struct.pack(">H", 3) + b"\0\x04\0"
+
+        key_request = nonce + host
+        key_answer = owner.run(PARENT_SIGN_EK, key_request)
+        asked = nonce + mine + host + struct.pack(">I", UUID_AND_APPROVER)
+        answer = owner.run(DEEP_QUOTE, asked)
+        self.assertEqual(len(answer), 256 + 2 * 20 + 20)
+        self.assertEqual(answer[256:276], sha1(bytes.fromhex(uuid.replace("-", ""))))
+        self.assertEqual(answer[-20:].hex(), self.pcr4)
+
+        good = {"file": self.written("answer", answer), "request": self.written("asked", asked), "key": self.path("key.pem"),
+                "nonce": nonce.hex(), "uuid": uuid, "approver": self.path("approver.pub"), "pcr": f"sha1:10={pcr10.hex()}",
+                "host-pcr": f"sha1:4={self.pcr4}"}
+
+        def verify(*more, base=good, **changed):
+            o = {**base, **{name.replace("_", "-"): value for name, value in changed.items()}}
+            return ["verify-quote", o.pop("file"), *(f"--{n}={v}" for n, v in o.items()), *more]
+        self.assertIn(f"vTPM {uuid} has these PCRs", self.ctl(*verify(f"--extract={self.path('part')}")))
+        self.assertEqual(json.loads(self.ctl(*verify("--json")))["vtpm"], uuid)
+        composite = sha1(mine, struct.pack(">I", 20), pcr10)
+        self.check_raw_quote(sha1(struct.pack("<I", UUID_AND_APPROVER), sha1(bytes(4), b"DQUT", nonce, mine, b"\x01", composite),
+                                  answer[256:296]))
+        self.key_pair("stranger", ("RSA", "-pkeyopt", "rsa_keygen_bits:2048"))
+        stranger, zero = self.path("stranger.pub"), "00" * 20
+        for reason, changed in (("asked for with the nonce", {"nonce": os.urandom(20).hex()}),
+                                ("of another vTPM", {"uuid": harness.new_uuid()}),
+                                ("another approver", {"approver": stranger}),
+                                ("the vTPM's PCRs are not what they have to be", {"pcr": f"sha1:10={zero}"}),
+                                ("the hardware: PCR sha1:4 is", {"host_pcr": f"sha1:4={zero}"}),
+                                ("not one of the trusted key", {"key": stranger}),
+                                ("not one of the trusted key", {"file": self.written("damaged", b"\x01" + answer[1:])}),
+                                ("not the one to this request", {"file": self.written("short", answer[:-1])})):
+            self.refused(harness.EX_DATAERR, reason, *verify(**changed))
+        for bad in ({"request": self.path("answer")}, {"locality": "5"}, {"pcr": f"sha1:11={zero}"}):
+            self.ctl(*verify(**bad), status=harness.EX_USAGE)
+
+        key = {"file": self.written("key-answer", key_answer), "request": self.written("key-asked", key_request),
+               "key": self.path("key.pem"), "nonce": nonce.hex(), "ek": self.path("ek.pem")}
+        self.assertIn("this endorsement key, new", self.ctl(*verify(f"--extract={self.path('part')}", base=key)))
+        with open(self.path("ek.der"), "rb") as f:
+            modulus = f.read()[9:-5]
+        pubkey = tpm.Owner12.OAEP_KEY + struct.pack(">I", 256) + modulus
+        self.check_raw_quote(sha1(bytes(4), sha1(pubkey, nonce)))
+        self.refused(harness.EX_DATAERR, "another endorsement key", *verify(base=key, ek=stranger))
+        self.refused(harness.EX_DATAERR, "asked for with the nonce", *verify(base=key, nonce=zero))
+
+        # After a crash it is not a new one any more.
+        guest.close()
+        instance.process.kill()
+        instance.start()
+        with instance.client() as guest:
+            owner = tpm.Owner12(guest)
+            with self.assertRaises(tpm.TpmError) as refused:
+                owner.run(PARENT_SIGN_EK, key_request)
+            self.assertEqual(refused.exception.code, 8)  # TPM_DISABLED_CMD
+            self.assertEqual(len(owner.run(DEEP_QUOTE, asked)), len(answer))
+        instance.process.terminate()
+        self.end()
 
     def check_quote(self, uuid, nonce, quoted, pcr10):
         with open(self.path("quote"), "wb") as f:

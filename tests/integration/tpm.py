@@ -3,6 +3,8 @@
 Names and numbers as in TCG's TPM 2.0 Library, part 2 and 3, and TPM Main 1.2, part 2 and 3.
 """
 import hashlib
+import hmac
+import os
 import socket
 import struct
 
@@ -140,6 +142,36 @@ class Client:
 
     def nv_read12(self, index, size, offset=0):
         return self.must("TPM_NV_ReadValue", TPM_TAG_RQU_COMMAND, 0xCF, struct.pack(">III", index, offset, size))[4:]
+
+
+class Owner12:
+    """The owner of a TPM 1.2 (TPM Main part 1 section 13, OIAP): takes it, and authorises commands. `encrypt` is OAEP (SHA-1, label
+    TCPA) to the modulus of the endorsement key."""
+    OAEP_KEY = struct.pack(">IHHIIII", 1, 3, 1, 12, 2048, 2, 0)  # TPM_KEY_PARMS
+
+    def __init__(self, client, secret=b"\x5a" * 20):
+        self.client, self.secret = client, secret
+
+    def endorsement_key(self):
+        """TPM_PUBKEY, as long as there is no owner."""
+        return self.client.must("the endorsement key", 0x00C1, 0x7C, bytes(20))[:-20]
+
+    def run(self, ordinal, parameters=b""):
+        session = self.client.must("OIAP", 0x00C1, 0x0A)
+        handle, even, odd = session[:4], session[4:24], os.urandom(20)
+        digest = hashlib.sha1(struct.pack(">I", ordinal) + parameters).digest()
+        proof = hmac.new(self.secret, digest + even + odd + b"\0", hashlib.sha1).digest()
+        body = self.client.must(f"ordinal {ordinal:#x}", 0x00C2, ordinal, parameters + handle + odd + b"\0" + proof)
+        answer, even, proof = body[:-41], body[-41:-21], body[-20:]
+        digest = hashlib.sha1(struct.pack(">II", 0, ordinal) + answer).digest()
+        if hmac.new(self.secret, digest + even + odd + body[-21:-20], hashlib.sha1).digest() != proof:
+            raise AssertionError("the answer is not authorised by the TPM")
+        return answer
+
+    def take(self, encrypt):
+        storage = struct.pack(">IHIB", 0x01010000, 0x11, 0, 1) + self.OAEP_KEY + bytes(12)
+        encrypted = b"".join(struct.pack(">I", 256) + encrypt(secret) for secret in (self.secret, bytes(20)))
+        self.run(0x0D, struct.pack(">H", 5) + encrypted + storage)
 
 
 def extended(old, digest, algorithm="sha256"):

@@ -6,7 +6,9 @@
 #include "hwtpm/tpm12.hpp"
 #include "instance/deep_quote.hpp"
 #include "instance/instance.hpp"
+#include "instance/old_quote.hpp"
 #include "loop.hpp"
+#include "quote/old_quote.hpp"
 #include "tpm/commands.hpp"
 #include "tpm12_owner.hpp"
 
@@ -23,14 +25,14 @@ constexpr std::uint32_t invalid_authhandle = 34;
 
 /// A guest's end of the instance.
 struct Guest final : hwtpm::TpmDevice {
-    explicit Guest(TpmVersion version = TpmVersion::tpm12)
+    explicit Guest(TpmVersion version = TpmVersion::tpm12, EngineState state = {})
         : engine(Engine::create(version).value()) {
         instance::InstanceConfig config;
         config.uuid = parse_uuid("76000000-0000-4000-8000-000000000001").value();
         uuid = config.uuid;
         instance::InstanceParts parts{loop.io.get_executor(), *engine, image, manager, loop.clock, loop.log, [] {}};
         vtpm = std::make_unique<Instance>(std::move(config), std::move(parts));
-        REQUIRE(loop.run(vtpm->start(EngineState{})));
+        REQUIRE(loop.run(vtpm->start(std::move(state))));
     }
     ~Guest() override { (void)loop.run(vtpm->close()); }
     [[nodiscard]] std::string description() const override { return "a vTPM"; }
@@ -145,8 +147,10 @@ TEST_SUITE("deep quote") {
 
         const proto::QuoteReply reply = some_reply();
         guest.manager.quote_reply = reply;
-        CHECK(ask(guest, owner(), parameters(0)).error().detail == tpm::rc12::bad_parameter); // Xen's form
+        CHECK(ask(guest, owner(), parameters(0x40000000)).error().detail == tpm::rc12::bad_parameter);
+        CHECK(ask(guest, owner(), parameters(0x80000001)).error().detail == tpm::rc12::bad_parameter);
         CHECK(guest.manager.quotes_asked.size() == 2);
+        CHECK(guest.manager.old_quotes_asked.empty());
 
         auto shown = ask(guest, owner(), parameters()); // whose answer's authorisation the client checks
         REQUIRE(shown);
@@ -174,6 +178,105 @@ TEST_SUITE("deep quote") {
         // What libtpms counted of that is on the disk.
         CHECK_FALSE(guest.vtpm->dirty());
         CHECK(ask(guest, owner(), parameters()));
+    }
+
+    TEST_CASE("in Xen's form: what the two commands ask for; cut at every length, a trailing byte, selections, flags") {
+        const Bytes deep = parameters(9);
+        const auto parsed = instance::parse_old_deep_quote(deep).value();
+        CHECK(parsed.nonce == Bytes(20, std::byte{0x4e}));
+        CHECK(parsed.pcrs == Bytes{std::byte{0}, std::byte{4}, std::byte{0}});
+        CHECK(parsed.host_pcrs == Bytes{std::byte{0x11}, std::byte{0}});
+        CHECK(parsed.flags == 9);
+        WireWriter ek;
+        ek.zeros(20).be16(3).zeros(3);
+        CHECK(instance::parse_parent_sign_ek(ek.view())->host_pcrs == Bytes(3));
+        for (std::size_t n = 0; n < deep.size(); ++n) {
+            CHECK(instance::parse_old_deep_quote(ByteView(deep).first(n)).has_error());
+            CHECK((n >= ek.size() || instance::parse_parent_sign_ek(ek.view().first(n)).has_error()));
+        }
+        Bytes longer = deep;
+        longer.push_back({});
+        CHECK(instance::parse_old_deep_quote(longer).error().code == Errc::protocol);
+        longer = to_bytes(ek.view());
+        longer.push_back({});
+        CHECK(instance::parse_parent_sign_ek(longer).error().code == Errc::protocol);
+        CHECK(instance::parse_old_deep_quote(parameters(16)).error().code == Errc::usage);
+        for (std::uint16_t size : {std::uint16_t{0}, std::uint16_t{4}}) {
+            WireWriter w;
+            w.zeros(20).be16(size).zeros(size);
+            CHECK(instance::parse_parent_sign_ek(w.view()).error().code == Errc::usage);
+            w.be16(1).u8(1).be32(0);
+            CHECK(instance::parse_old_deep_quote(w.view()).error().code == Errc::usage);
+        }
+        CHECK(instance::asks_old_quote(deep));
+        CHECK(instance::asks_old_quote({}));
+        CHECK_FALSE(instance::asks_old_quote(parameters()));
+    }
+
+    TEST_CASE(
+        "in Xen's form: the owner's vTPM asks over its own PCRs, and over its endorsement key in its first run only") {
+        Guest guest;
+        const Bytes pubkey = test::read_endorsement_key(guest.client);
+        test::take_ownership(guest.client, pubkey);
+        const auto owner = [&] { return guest.client.oiap(SecretBytes(test::owner_secret())).value(); };
+        const Bytes nonce(20, std::byte{0x4e});
+        WireWriter ek;
+        ek.bytes(nonce).be16(2).u8(0x11).u8(0);
+        const auto ask_ek = [&](hwtpm::Session12 session) {
+            return guest.client.run(
+                {.ordinal = tpm::ord::vendor_parent_sign_ek, .parameters = ek.view(), .name = "ParentSignEK"},
+                std::span(&session, 1));
+        };
+        // What the manager refuses (hardware that is no TPM 1.2, group 0), a guest is refused by TPM_DISABLED_CMD.
+        CHECK(ask(guest, owner(), parameters(1)).error().detail == tpm::rc12::disabled_cmd);
+        CHECK(ask_ek(owner()).error().detail == tpm::rc12::disabled_cmd);
+        CHECK(guest.manager.old_quotes_asked.size() == 2);
+
+        guest.manager.old_quote_reply = Bytes(256 + 20 + 40, std::byte{0x51});
+        CHECK(ask(guest, owner(), parameters(1)).value() == *guest.manager.old_quote_reply); // not changed
+        const quote::OldPcrs pcr_10{.selection = {std::byte{0}, std::byte{4}, std::byte{0}}, .values = Bytes(20)};
+        proto::OldQuoteRequest asked = guest.manager.old_quotes_asked.back();
+        CHECK(asked.data == quote::old_vtpm_digest(nonce, pcr_10, 0).value());
+        CHECK(asked.selection == Bytes{std::byte{0x11}, std::byte{0}});
+        CHECK(asked.flags == 1);
+
+        CHECK(ask_ek(owner()).value() == *guest.manager.old_quote_reply);
+        asked = guest.manager.old_quotes_asked.back();
+        CHECK(asked.data == quote::old_endorsement_digest(pubkey, nonce).value());
+        CHECK(asked.flags == 0);
+
+        const std::size_t before = guest.manager.old_quotes_asked.size();
+        CHECK(ask_ek(guest.client.oiap(SecretBytes(hwtpm::Digest12{})).value()).error().detail == authfail);
+        // The machine is reset: its next run.
+        REQUIRE(guest.loop.run(guest.vtpm->init(false)));
+        REQUIRE(tpm::check_response(
+                    guest.transmit(tpm::startup_command(TpmVersion::tpm12, tpm::StartupMode::clear), {}).value(),
+                    "starting")
+                    .error()
+                    .detail == 0x26); // TPM_INVALID_POSTINIT: the instance has started it
+        CHECK(ask_ek(owner()).error().detail == tpm::rc12::disabled_cmd);
+        CHECK(guest.manager.old_quotes_asked.size() == before);
+        CHECK(ask(guest, owner(), parameters(1)));
+    }
+
+    TEST_CASE("in Xen's form: no proof of a new endorsement key once the vTPM was loaded, as after a crash") {
+        EngineState kept;
+        {
+            Guest first;
+            test::take_ownership(first.client, test::read_endorsement_key(first.client));
+            auto now = first.engine->snapshot();
+            kept.permanent = std::move(now->permanent);
+        }
+        Guest again(TpmVersion::tpm12, std::move(kept));
+        again.manager.old_quote_reply = Bytes(256 + 20);
+        WireWriter ek;
+        ek.zeros(20).be16(2).u8(0x11).u8(0);
+        auto session = again.client.oiap(SecretBytes(test::owner_secret())).value();
+        auto refused = again.client.run(
+            {.ordinal = tpm::ord::vendor_parent_sign_ek, .parameters = ek.view(), .name = "ParentSignEK"},
+            std::span(&session, 1));
+        CHECK(refused.error().detail == tpm::rc12::disabled_cmd);
+        CHECK(again.manager.old_quotes_asked.empty());
     }
 
     TEST_CASE("a TPM 2.0's deep quote: what it asks for; cut at every length, a trailing byte, nonces, banks, flags") {

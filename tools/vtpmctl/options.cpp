@@ -35,13 +35,15 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
  Without a manager, on files alone:
   approve                  sign an approval list, as a group's approver: --key, --group, --sequence, --pcr or
                            --platform [, --epoch, --label, --recovery-key], --out
-  verify-quote FILE        check a deep quote: --key, --ek, --uuid, --nonce [, --group, --pcr, --host-pcr, --extract]
+  verify-quote FILE        check a deep quote: --key, --ek, --uuid, --nonce [, --group, --pcr, --host-pcr, --extract]; or one
+                           in the form of Xen's vTPM: --request, --key, --nonce [, --uuid, --approver, --pcr, --host-pcr,
+                           --locality, --extract], or with --ek its proof of a new endorsement key
 
 Options:
   --socket=PATH            the manager's API (default /run/vtpmd/api.sock)
   --tpm-version=VERSION    with create: 1.2 or 2.0 (default 2.0)
   --group=UUID             with create: the group to make it in (default: the store's own); else the group meant
-  --approver=FILE          the approver's public key, PEM
+  --approver=FILE          the approver's public key, PEM; verify-quote --request: that of the vTPM's group
   --list=FILE              an approval list that the approver signed (vtpmctl approve)
   --recovery-key=FILE      a public key on P-256, PEM, whose holder can recover the group's key
   --recovery-signature=FILE
@@ -59,6 +61,8 @@ Options:
   --ek=FILE                the vTPM's endorsement key, PEM
   --uuid=UUID              the vTPM that the quote has to be of
   --nonce=HEX              the nonce that the quote has to be for
+  --request=FILE           what a vTPM was asked in Xen's form: the command's parameters, without authorisation
+  --locality=N             at which it was asked that (default 0)
   --extract=PREFIX         write PREFIX.attested, .signature and .qualification, for other tools to check
   --json                   print what the manager answers, for programs
   --yes                    do not ask before deleting
@@ -74,9 +78,10 @@ namespace {
 
 /// Those with a value.
 constexpr auto named = std::to_array<std::string_view>(
-    {"socket", "tpm-version", "group",    "approver", "list",     "recovery-key", "recovery-signature",
-     "shared", "key",         "sequence", "epoch",    "platform", "pcr",          "host-pcr",
-     "label",  "out",         "ek",       "uuid",     "nonce",    "extract"});
+    {"socket",  "tpm-version", "group",    "approver", "list",     "recovery-key", "recovery-signature",
+     "shared",  "key",         "sequence", "epoch",    "platform", "pcr",          "host-pcr",
+     "label",   "out",         "ek",       "uuid",     "nonce",    "extract",      "request",
+     "locality"});
 constexpr auto repeated = std::to_array<std::string_view>({"platform", "pcr", "host-pcr", "label"});
 constexpr std::size_t file_limit = 1U << 20U;
 

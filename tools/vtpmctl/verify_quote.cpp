@@ -2,6 +2,7 @@
 #include "inputs.hpp"
 #include "offline.hpp"
 #include "quote/deep_quote.hpp"
+#include "quote/old_quote.hpp"
 #include "util/text.hpp"
 
 #include <cstdio>
@@ -64,11 +65,87 @@ void print(const Options& o, const quote::DeepQuote& deep) {
     print_pcrs("host", deep.quote.values);
 }
 
+unsigned locality_of(const Options& o) {
+    const std::string text = o.one("locality").value_or("0");
+    if (text.size() != 1 || text.front() < '0' || text.front() > '4') {
+        fail(EX_USAGE, fmt::format("--locality={}: 0 to 4", text));
+    }
+    return static_cast<unsigned>(text.front() - '0');
+}
+
+[[noreturn]] void refuse(const Error& e) {
+    if (e.code == Errc::usage) {
+        fail(EX_USAGE, fmt::format("{}; see vtpmctl --help", e.message));
+    }
+    fail(EX_DATAERR, fmt::format("refused: {}\n  what to do: {}", e.message, advice(e.code)));
+}
+
+void print_old(const Options& o, const quote::OldQuoteCheck& check, const hwtpm::Quote& quote) {
+    const bool key = check.command == quote::OldCommand::parent_sign_ek;
+    if (o.json) {
+        fmt::print(R"({{"verified":true,"hardware":"1.2","vtpm":{},"nonce":"{}","pcrs":[{}],"host_pcrs":[{}]}})"
+                   "\n",
+                   check.vtpm ? fmt::format(R"("{}")", *check.vtpm) : "null", to_hex(check.nonce),
+                   pcrs_text(check.pcrs), pcrs_text(quote.values));
+        return;
+    }
+    const std::string whose = check.vtpm ? fmt::format("vTPM {}", *check.vtpm) : "a vTPM of the key's group";
+    fmt::print("verified: the hardware TPM 1.2 of the host says that {} has {} and\n", whose,
+               key ? "this endorsement key, new," : "these PCRs");
+    print_pcrs("vTPM", check.pcrs);
+    print_pcrs("host", quote.values);
+}
+
+/// In the form of Xen's vTPM: what was asked is in a file, and not in the answer.
+void verify_old(const Options& o) {
+    quote::OldQuoteCheck check;
+    const std::string request = read_file(o.needed("request", "the command's parameters"));
+    check.parameters = to_bytes(as_bytes(request));
+    check.key = public_key_of(o, "key", "the group's attestation key, that is trusted");
+    check.nonce = must(from_hex(o.needed("nonce", "the nonce that it has to be for")), "--nonce");
+    check.locality = locality_of(o);
+    check.host_pcrs = pcrs_of(o, "host-pcr");
+    if (o.one("ek")) {
+        check.command = quote::OldCommand::parent_sign_ek;
+        check.endorsement_key = public_key_of(o, "ek", "the vTPM's endorsement key");
+        if (o.one("uuid") || o.one("approver") || o.one("pcr")) {
+            fail(EX_USAGE, "--request with --ek: the vTPM's proof of a new endorsement key says nothing of --uuid, "
+                           "--approver or --pcr; see vtpmctl --help");
+        }
+    }
+    if (auto uuid = o.one("uuid")) {
+        check.vtpm = must(parse_uuid(*uuid), "--uuid");
+    }
+    if (o.one("approver")) {
+        check.approver = public_key_of(o, "approver", "the public key of the group's approver");
+    }
+    check.pcrs = pcrs_of(o, "pcr");
+
+    const std::string answer = read_file(o.words[1]);
+    if (auto prefix = o.one("extract")) {
+        auto made = quote::old_hardware_quote(as_bytes(answer), check);
+        if (!made) {
+            refuse(made.error());
+        }
+        write_file(*prefix + ".attested", made->attested);
+        write_file(*prefix + ".signature", made->signature);
+    }
+    auto verified = quote::verify_old_quote(as_bytes(answer), check);
+    if (!verified) {
+        refuse(verified.error());
+    }
+    print_old(o, check, *verified);
+}
+
 } // namespace
 
 void verify_quote(const Options& o) {
     if (o.words.size() != 2) {
         fail(EX_USAGE, "verify-quote needs one file, with the quote; see vtpmctl --help");
+    }
+    if (o.one("request")) {
+        verify_old(o);
+        return;
     }
     quote::DeepQuoteCheck check;
     check.key = public_key_of(o, "key", "the group's attestation key, that is trusted");

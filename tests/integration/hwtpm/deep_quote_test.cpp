@@ -11,7 +11,9 @@
 #include "instance/instance.hpp"
 #include "manager/deep_quotes.hpp"
 #include "manager/key_service.hpp"
+#include "openssl_key.hpp"
 #include "quote/deep_quote.hpp"
+#include "quote/old_quote.hpp"
 #include "tpm/commands.hpp"
 
 namespace deep_quote_on_swtpm_test {
@@ -28,7 +30,8 @@ const Bytes nonce(20, std::byte{0x4e});
 /// The manager's half.
 struct Managed {
     explicit Managed(TpmVersion version)
-        : host(version) {
+        : host(version)
+        , approver{.key = test::OpensslKey(version == TpmVersion::tpm12 ? "RSA" : "EC")} {
         REQUIRE(host.start(true));
         groups.emplace(Groups::Parts{
             .executor = host.loop.io.get_executor(), .vault = *host.vault, .root = *host.root, .log = host.loop.log});
@@ -40,7 +43,9 @@ struct Managed {
             .clock = host.loop.clock,
             .log = host.loop.log,
             .admit = [this](const Uuid& u, const proto::BootHash& l) { return groups->admit(u, l); },
-            .quote = [this](const Uuid& u, proto::QuoteRequest r) { return quotes->make(u, std::move(r)); }};
+            .quote = [this](const Uuid& u, proto::QuoteRequest r) { return quotes->make(u, std::move(r)); },
+            .old_quote = [this](const Uuid& u, const proto::BootHash& l,
+                                proto::OldQuoteRequest r) { return quotes->make_old(u, l, std::move(r)); }};
         service = std::make_unique<KeyService>(KeyService::Options{}, std::move(parts));
         hwtpm::Approval present{.selection = host.pcrs("4"), .values = {}, .signature = {}};
         present.values = host.loop.run(host.root->pcr_read({present.selection})).value();
@@ -158,9 +163,99 @@ void from_end_to_end(TpmVersion version) {
     REQUIRE(m.host.loop.run(m.groups->open(m.group)));
 }
 
+Result<Bytes> ask_as_owner(Guest& guest, std::uint32_t ordinal, ByteView parameters) {
+    auto session = guest.client.oiap(SecretBytes(test::owner_secret()));
+    REQUIRE(session);
+    return guest.client.run({.ordinal = ordinal, .parameters = parameters, .name = "a deep quote in Xen's form"},
+                            std::span(&*session, 1));
+}
+
+/// The hardware's PCRs that `selection` names, and what the verifier knows.
+quote::OldQuoteCheck known(Managed& m, Bytes parameters) {
+    quote::OldQuoteCheck check;
+    check.parameters = std::move(parameters);
+    check.key = m.groups->show(m.group)->attestation_key;
+    check.nonce = nonce;
+    return check;
+}
+
+/// Independent of what the verifier made: the key signed exactly this structure.
+void check_raw(const hwtpm::Quote& q, const Bytes& key) {
+    CHECK(q.attested.size() == 48);
+    CHECK(test::verify_sha1(key, q.attested, q.signature));
+}
+
 } // namespace
 
+TEST_SUITE("hwtpm-1.2") {
+    TEST_CASE("1.2: deep quotes in Xen's form, from a guest's owner to the verifier") {
+        Managed m(TpmVersion::tpm12);
+        Guest guest(m);
+        const Bytes pubkey = test::read_endorsement_key(guest.client);
+        test::take_ownership(guest.client, pubkey);
+        REQUIRE(guest.transmit(tpm::extend_command(10, tpm::Sha1Digest{std::byte{7}}), {}));
+        const Bytes value = to_bytes(*tpm::parse_pcr_value(*guest.transmit(tpm::pcr_read_command(10), {})));
+        for (std::uint32_t flags = 0; flags <= tpm::old_quote::all_flags; ++flags) {
+            CAPTURE(flags);
+            WireWriter w; // the hardware's selection in two bytes, or in three
+            w.bytes(nonce).be16(3).u8(0).u8(4).u8(0).be16(flags % 2 == 0 ? 3 : 2).u8(0x11).u8(0);
+            w.zeros(flags % 2 == 0 ? 1 : 0).be32(flags);
+            auto check = known(m, to_bytes(w.view()));
+            check.pcrs = {{hwtpm::HashAlg::sha1, 10, value}};
+            check.host_pcrs = m.host.loop.run(m.host.root->pcr_read({m.host.pcrs("0,4")})).value();
+            check.vtpm = (flags & tpm::old_quote::vtpm_uuid) != 0 ? std::optional(guest_uuid) : std::nullopt;
+            check.approver = (flags & tpm::old_quote::group_key) != 0 ? m.approver.key.spki() : Bytes{};
+            auto answer = ask_as_owner(guest, tpm::ord::vendor_deep_quote, w.view());
+            REQUIRE(answer);
+            auto verified = quote::verify_old_quote(*answer, check);
+            REQUIRE(verified);
+            check_raw(*verified, check.key);
+            check.pcrs.front().digest.front() ^= std::byte{1};
+            CHECK(quote::verify_old_quote(*answer, check).error().code == Errc::mismatch);
+        }
+        // Neither of the vTPM nor of the hardware is a PCR asked for.
+        WireWriter none;
+        none.bytes(nonce).be16(3).zeros(3).be16(3).zeros(3).be32(1);
+        auto check = known(m, to_bytes(none.view()));
+        check.vtpm = guest_uuid;
+        auto answer = ask_as_owner(guest, tpm::ord::vendor_deep_quote, none.view());
+        if (answer) {
+            CHECK(quote::verify_old_quote(*answer, check));
+        }
+        CHECK(answer.has_value());
+
+        WireWriter ek;
+        ek.bytes(nonce).be16(3).u8(0x11).zeros(2);
+        auto proof = ask_as_owner(guest, tpm::ord::vendor_parent_sign_ek, ek.view());
+        REQUIRE(proof);
+        check = known(m, to_bytes(ek.view()));
+        check.command = quote::OldCommand::parent_sign_ek;
+        check.endorsement_key = hwtpm::spki_of_pubkey(pubkey).value();
+        auto verified = quote::verify_old_quote(*proof, check);
+        REQUIRE(verified);
+        check_raw(*verified, check.key);
+        check.endorsement_key = m.approver.key.spki();
+        CHECK(quote::verify_old_quote(*proof, check).error().code != Errc::permission);
+
+        m.host.vault->close_group(m.group, "closed");
+        auto refused = ask_as_owner(guest, tpm::ord::vendor_deep_quote, none.view());
+        REQUIRE(!refused);
+        CHECK(refused.error().detail == tpm::rc12::fail);
+    }
+}
+
 TEST_SUITE("hwtpm-2.0") {
+    TEST_CASE("2.0: deep quotes in Xen's form are refused, by name and code; ours is there") {
+        Managed m(TpmVersion::tpm20);
+        Guest guest(m);
+        test::take_ownership(guest.client, test::read_endorsement_key(guest.client));
+        WireWriter w;
+        w.bytes(nonce).be16(3).zeros(3).be16(3).u8(0x11).zeros(2).be32(1);
+        CHECK(ask_as_owner(guest, tpm::ord::vendor_deep_quote, w.view()).error().detail == tpm::rc12::disabled_cmd);
+        const ByteView ek = w.view().first(25);
+        CHECK(ask_as_owner(guest, tpm::ord::vendor_parent_sign_ek, ek).error().detail == tpm::rc12::disabled_cmd);
+    }
+
     TEST_CASE("2.0: a deep quote from a guest's owner to the verifier") { from_end_to_end(TpmVersion::tpm20); }
 }
 

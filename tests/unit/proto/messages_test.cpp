@@ -308,6 +308,35 @@ TEST_SUITE("proto") {
             (void)parse_quote_reply(frame);
         }
     }
+
+    TEST_CASE("GET_QUOTE: golden bytes, cut at every length, a trailing byte, selections, flags, the answer's size") {
+        OldQuoteRequest request{.data = {}, .selection = {std::byte{0x11}, std::byte{0x80}}, .flags = 9};
+        request.data.fill(std::byte{0xd1});
+        const Bytes frame = encode_old_quote(request);
+        CHECK(to_hex(frame) == "01c10000002600000004"
+                               "d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1"
+                               "00021180"
+                               "00000009");
+        CHECK(std::get<OldQuoteRequest>(parse_request(frame)) == request);
+        for (std::size_t n = header_size; n < frame.size(); ++n) {
+            CHECK(status_in(parse_request(cut(frame, n))) == static_cast<std::uint32_t>(Status::bad_param_size));
+        }
+        Bytes longer = to_bytes(body_of(frame));
+        longer.push_back({});
+        CHECK(parse_old_quote(longer).error().code == Errc::protocol);
+        for (const auto& [selection, flags] : {std::pair(Bytes{}, 0U), {Bytes(4), 0U}, {Bytes(3), 16U}}) {
+            const OldQuoteRequest bad{.data = {}, .selection = selection, .flags = flags};
+            CHECK(check(bad).error().code == Errc::usage);
+            CHECK(parse_old_quote(body_of(encode_old_quote(bad))).error().code == Errc::usage);
+        }
+        CHECK(old_quote_reply_size(request) == 256 + 2 * 20 + 3 * 20);
+        const Bytes answer(256 + 100, std::byte{0x51});
+        CHECK(parse_old_quote_reply(encode_success(answer), request).value() == answer);
+        CHECK(parse_old_quote_reply(encode_success(ByteView(answer).first(355)), request).error().code ==
+              Errc::protocol);
+        CHECK(parse_old_quote_reply(encode_error(Error{Errc::unsupported, "x"}), request).error().code ==
+              Errc::unsupported);
+    }
 }
 
 } // namespace proto_messages_test
