@@ -89,6 +89,12 @@ void HardwareThread::Core::count(std::size_t urgency, std::chrono::steady_clock:
 
 HardwareMetrics HardwareThread::metrics() const {
     HardwareMetrics out = core_->counted;
+    const auto jobs = [this](Urgency u) {
+        const auto i = static_cast<std::size_t>(u);
+        return core_->in_flight[i] + core_->waiting[i].size();
+    };
+    out.urgent_waiting = jobs(Urgency::urgent);
+    out.routine_waiting = jobs(Urgency::routine);
     out.batches = core_->batches.load(std::memory_order_relaxed);
     out.largest_batch = core_->largest_batch.load(std::memory_order_relaxed);
     return out;

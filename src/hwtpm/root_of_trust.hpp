@@ -40,6 +40,8 @@ struct HardwareMetrics {
     std::uint64_t retries = 0;  ///< of them, sent again because the TPM said "later"
     std::uint64_t urgent_jobs = 0;
     std::uint64_t routine_jobs = 0;
+    std::uint64_t urgent_waiting = 0; ///< jobs not done yet, now
+    std::uint64_t routine_waiting = 0;
     std::uint64_t batches = 0; ///< claims of the locality
     std::uint64_t largest_batch = 0;
     std::uint64_t random_requests = 0;

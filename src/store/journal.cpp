@@ -349,6 +349,7 @@ class JournalImage final : public ManagerImage {
             co_return ready;
         }
         queue_.push_back(&waiter);
+        counters_.waiting = queue_.size();
         queued_ += waiter.size;
         joined_.set();
         if (!flushing_) {
@@ -432,6 +433,7 @@ class JournalImage final : public ManagerImage {
             batch.push_back(queue_.front());
             queue_.pop_front();
         }
+        counters_.waiting = queue_.size();
         return batch;
     }
 
@@ -501,6 +503,9 @@ class JournalImage final : public ManagerImage {
         counters_.records += body.count();
         counters_.bytes += frame.size();
         counters_.largest_batch = std::max<std::uint64_t>(counters_.largest_batch, body.count());
+        const auto& bounds = JournalCounters::batch_bounds;
+        ++counters_
+              .batch_sizes[static_cast<std::size_t>(std::ranges::lower_bound(bounds, body.count()) - bounds.begin())];
         auto applied = journal::for_each_record(body.bytes(), [this](ByteView r) { return client_->apply(r); });
         if (!applied) {
             stop(applied.error());

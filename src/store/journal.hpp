@@ -10,6 +10,7 @@
 #include "util/secret_bytes.hpp"
 #include "util/uuid.hpp"
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -39,6 +40,10 @@ class JournalClient {
 
 struct JournalCounters {
     std::uint64_t records = 0, batches = 0, syncs = 0, checkpoints = 0, bytes = 0, largest_batch = 0;
+    std::uint64_t waiting = 0; ///< callers whose records are not in a batch yet, now
+    /// How many batches were shared by at most so many callers; the last for those that more shared.
+    static constexpr std::array<std::uint64_t, 8> batch_bounds{1, 2, 4, 8, 16, 32, 64, 128};
+    std::array<std::uint64_t, batch_bounds.size() + 1> batch_sizes{};
     /// How full it is: bytes a half has, and what the last checkpoint took of it. Over 7/8, new vTPMs should be refused,
     /// so that those that are there can go on (every checkpoint must fit).
     std::uint64_t half_bytes = 0, checkpoint_bytes = 0;

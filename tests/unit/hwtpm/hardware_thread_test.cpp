@@ -102,6 +102,8 @@ TEST_SUITE("hwtpm") {
         }
         loop.settle();
         CHECK(hw.in_flight() == 2);
+        CHECK(hw.metrics().routine_waiting == 6); // with those that wait for room
+        CHECK(hw.metrics().urgent_waiting == 0);
         jobs[3]->cancel(); // one of those that wait for room
         REQUIRE(loop.wait(*jobs[3]));
         CHECK(jobs[3]->value->error().code == Errc::canceled);
@@ -114,6 +116,7 @@ TEST_SUITE("hwtpm") {
         }
         CHECK(order == std::vector<int>{1, 2, 4, 5});
         CHECK(hw.in_flight() == 0);
+        CHECK(hw.metrics().routine_waiting == 0);
         loop.run(hw.close());
     }
     TEST_CASE("a cancelled caller goes at once; its job is done all the same, before close returns") {

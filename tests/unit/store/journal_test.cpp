@@ -7,6 +7,7 @@
 #include "run_task.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 namespace store_journal_test {
 
@@ -107,6 +108,9 @@ TEST_SUITE("store") {
         CHECK(after.batches - before.batches <= 2);
         CHECK(after.syncs - before.syncs <= 2);
         CHECK(after.largest_batch >= 63);
+        CHECK(after.waiting == 0);
+        CHECK(std::accumulate(after.batch_sizes.begin(), after.batch_sizes.end(), std::uint64_t{0}) == after.batches);
+        CHECK(after.batch_sizes.at(6) + after.batch_sizes.at(7) >= 1); // 33 to 128
         CHECK(client.records == records);
         CHECK(client.applied_when_acknowledged == 64);
         close(*image);
