@@ -150,6 +150,53 @@ std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView
     return done;
 }
 
+Result<Bytes> read_endorsement_key(Engine& engine) {
+    WireWriter open;
+    open.be16(tpm::tag_rqu_command).be32(tpm::header_size + tpm::sha1_size).be32(tpm::ord::read_pubek);
+    open.zeros(tpm::sha1_size); // antiReplay: the answer is not on its way through anybody's hands
+    const Bytes read = engine.execute(open.view(), 0);
+    const tpm::Header said = tpm::peek_header(read);
+    if (said.code == tpm::rc12::success && read.size() > tpm::header_size + tpm::sha1_size) {
+        const ByteView body = ByteView(read).subspan(tpm::header_size); // TPM_PUBKEY, checksum
+        return to_bytes(body.first(body.size() - tpm::sha1_size));
+    }
+    if (said.code != tpm::rc12::disabled_cmd) {
+        auto why = tpm::check_response(read, "reading the endorsement key");
+        return why ? make_error(Errc::protocol, "TPM_ReadPubek answers with {} bytes", read.size()) : why.error();
+    }
+    WireWriter begin;
+    begin.be16(tpm::tag_rqu_command).be32(tpm::header_size).be32(tpm::ord::oiap);
+    const Bytes begun = engine.execute(begin.view(), 0);
+    if (auto good = tpm::check_response(begun, "opening a session"); !good) {
+        return make_error(Errc::unavailable, "{}: does its guest use all its sessions?", good.error().message);
+    }
+    WireReader in(ByteView(begun).subspan(tpm::header_size));
+    Proof proof;
+    proof.handle = in.be32();
+    const Bytes nonce_even = to_bytes(in.bytes(tpm::sha1_size));
+    const Bytes nonce_odd(tpm::sha1_size);
+    proof.nonce_odd = nonce_odd;
+    auto state = engine.snapshot();
+    const auto digest = tpm::sha1({be32_bytes(ord_owner_read_pubek)});
+    const bool whole = in.expect_end() && state && state->permanent.size() >= owner_auth_at + tpm::sha1_size;
+    if (!digest || !whole) {
+        return make_error(Errc::tpm, "the endorsement key cannot be read with the owner's authorisation");
+    }
+    const SecretBytes owner(state->permanent.view().subspan(owner_auth_at, tpm::sha1_size));
+    const auto value = proof_over(owner, *digest, nonce_even, nonce_odd, proof.more); // and the session ends
+    if (!value) {
+        return value.error();
+    }
+    const Bytes answer = engine.execute(owner_read_pubek(proof, *value), 0);
+    if (auto good = tpm::check_response(answer, "reading the endorsement key"); !good) {
+        return good.error();
+    }
+    if (answer.size() < tpm::header_size + trailer_out) {
+        return make_error(Errc::protocol, "TPM_OwnerReadPubek answers with {} bytes", answer.size());
+    }
+    return to_bytes(ByteView(answer).subspan(tpm::header_size, answer.size() - tpm::header_size - trailer_out));
+}
+
 void end_session(Engine& engine, const OwnerAuthorised& session) {
     if (session.more == 0) {
         return;

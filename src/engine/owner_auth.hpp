@@ -29,6 +29,11 @@ struct OwnerAuthorised {
 [[nodiscard]] std::variant<OwnerAuthorised, Bytes> authorise_as_owner(Engine& engine, ByteView command,
                                                                       std::uint8_t locality);
 
+/// The endorsement key (TPM_PUBKEY) of a running TPM 1.2, for the host: by TPM_ReadPubek, or where its owner has closed that, by
+/// TPM_OwnerReadPubek with what libtpms' own state says. Errc::unavailable: it has no session free; tpm: it has no such key, is
+/// disabled, or was not started.
+[[nodiscard]] Result<Bytes> read_endorsement_key(Engine& engine);
+
 /// Ends the session, if libtpms kept it: what follows a command that was authorised and failed. Main part 1 section 13.
 void end_session(Engine& engine, const OwnerAuthorised& session);
 

@@ -86,45 +86,6 @@ Result<std::vector<hwtpm::PcrValue>> read_pcrs(Engine& engine, const std::vector
     return out;
 }
 
-Task<Result<Bytes>> quote_for(QuotedVtpm vtpm, DeepQuoteCommand command, Bytes endorsement) {
-    auto pcrs = read_pcrs(vtpm.engine, command.pcrs);
-    if (!pcrs) {
-        co_return pcrs.error();
-    }
-    auto digest = quote::pcrs_digest(*pcrs);
-    if (!digest) {
-        co_return digest.error();
-    }
-    proto::QuoteRequest request;
-    request.nonce = command.nonce;
-    request.endorsement = endorsement;
-    request.pcrs = std::move(*digest);
-    request.selections = std::move(command.host_pcrs);
-    auto reply = co_await vtpm.manager.quote(std::move(request));
-    if (!reply) {
-        co_return std::move(reply).error();
-    }
-    quote::DeepQuote deep;
-    deep.hardware = reply->hardware;
-    deep.claims.vtpm = vtpm.uuid;
-    deep.claims.group = reply->group;
-    deep.claims.endorsement = std::move(endorsement);
-    deep.claims.nonce = std::move(command.nonce);
-    deep.pcrs = std::move(*pcrs);
-    deep.quote.attested = std::move(reply->attested);
-    deep.quote.signature = std::move(reply->signature);
-    for (proto::QuotedPcr& v : reply->values) {
-        deep.quote.values.push_back(
-            {.bank = static_cast<hwtpm::HashAlg>(v.bank), .index = v.index, .digest = std::move(v.digest)});
-    }
-    auto out = quote::encode(deep);
-    constexpr std::size_t around = 64; // header and authorisation
-    if (out && out->size() + around > tpm::packet_limit) {
-        co_return make_error(Errc::too_large, "a deep quote of {} bytes: ask for fewer PCRs", out->size());
-    }
-    co_return out;
-}
-
 } // namespace
 
 Result<DeepQuoteCommand> parse_deep_quote(ByteView parameters) {
@@ -178,6 +139,45 @@ Result<DeepQuoteCommand> parse_deep_quote_20(ByteView parameters) {
     out.pcrs = std::move(*pcrs);
     out.host_pcrs = std::move(*host);
     return out;
+}
+
+Task<Result<Bytes>> quote_for(QuotedVtpm vtpm, DeepQuoteCommand command, Bytes endorsement) {
+    auto pcrs = read_pcrs(vtpm.engine, command.pcrs);
+    if (!pcrs) {
+        co_return pcrs.error();
+    }
+    auto digest = quote::pcrs_digest(*pcrs);
+    if (!digest) {
+        co_return digest.error();
+    }
+    proto::QuoteRequest request;
+    request.nonce = command.nonce;
+    request.endorsement = endorsement;
+    request.pcrs = std::move(*digest);
+    request.selections = std::move(command.host_pcrs);
+    auto reply = co_await vtpm.manager.quote(std::move(request));
+    if (!reply) {
+        co_return std::move(reply).error();
+    }
+    quote::DeepQuote deep;
+    deep.hardware = reply->hardware;
+    deep.claims.vtpm = vtpm.uuid;
+    deep.claims.group = reply->group;
+    deep.claims.endorsement = std::move(endorsement);
+    deep.claims.nonce = std::move(command.nonce);
+    deep.pcrs = std::move(*pcrs);
+    deep.quote.attested = std::move(reply->attested);
+    deep.quote.signature = std::move(reply->signature);
+    for (proto::QuotedPcr& v : reply->values) {
+        deep.quote.values.push_back(
+            {.bank = static_cast<hwtpm::HashAlg>(v.bank), .index = v.index, .digest = std::move(v.digest)});
+    }
+    auto out = quote::encode(deep);
+    constexpr std::size_t around = 64; // header and authorisation
+    if (out && out->size() + around > tpm::packet_limit) {
+        co_return make_error(Errc::too_large, "a deep quote of {} bytes: ask for fewer PCRs", out->size());
+    }
+    co_return out;
 }
 
 Task<Result<Bytes>> deep_quote(QuotedVtpm vtpm, const OwnerAuthorised& session) {

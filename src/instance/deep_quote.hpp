@@ -38,6 +38,8 @@ struct QuotedVtpm {
 };
 /// What the authorised command is answered with. `session` outlives the task.
 Task<Result<Bytes>> deep_quote(QuotedVtpm vtpm, const OwnerAuthorised& session);
+/// What both ask for: of a TPM whose endorsement key has this digest.
+Task<Result<Bytes>> quote_for(QuotedVtpm vtpm, DeepQuoteCommand command, Bytes endorsement);
 /// For a TPM 2.0; its endorsement key is made on the worker. Errc::permission: the endorsement hierarchy has an authorisation.
 Task<Result<Bytes>> deep_quote_20(QuotedVtpm vtpm, Worker& worker, DeepQuoteCommand command);
 

@@ -4,6 +4,7 @@
 #include "instance/host_pcrs.hpp"
 #include "instance/manufacture.hpp"
 #include "instance/old_quote.hpp"
+#include "instance/operator_quote.hpp"
 #include "tpm/commands.hpp"
 #include "tpm/cost.hpp"
 #include "util/deadline.hpp"
@@ -31,6 +32,7 @@ Instance::Instance(InstanceConfig config, InstanceParts parts)
     , clock_(parts.clock)
     , log_(parts.log)
     , request_shutdown_(std::move(parts.request_shutdown))
+    , figures_(parts.executor, parts.engine.version(), counters_)
     , committer_(parts.engine, parts.image, parts.manager, counters_)
     , confirm_incoming_(std::move(parts.confirm_incoming))
     , lock_(parts.executor)
@@ -39,13 +41,16 @@ Instance::Instance(InstanceConfig config, InstanceParts parts)
 // --- commands ---
 
 Task<Bytes> Instance::execute(Bytes command, std::uint8_t locality) {
+    const Arrival arrival{.code = tpm::peek_header(command).code, .at = clock_.now()};
     auto turn = co_await lock_.acquire();
     if (!turn || !engine_.running()) {
+        note(arrival, Outcome::refused);
         co_return refuse(tpm::Refusal::failure);
     }
     if (auto refusal = screen(screen_, command, locality)) {
         warn(fmt::format("a command of {} bytes, code 0x{:x}, locality {} was refused", command.size(),
                          tpm::peek_header(command).code, locality));
+        note(arrival, Outcome::refused);
         co_return refuse(*refusal);
     }
     // Nearly every command ends here, without a hop.
@@ -53,20 +58,32 @@ Task<Bytes> Instance::execute(Bytes command, std::uint8_t locality) {
         Bytes answer = run(command, locality);
         cleanse(command);
         if (!committer_.dirty()) {
+            note(arrival, answer);
             co_return answer;
         }
-        auto settled = co_await shielded(group_, "a commit", settle_answer(std::move(*turn), std::move(answer)));
+        auto settled =
+            co_await shielded(group_, "a commit", settle_answer(std::move(*turn), arrival, std::move(answer)));
         co_return settled ? std::move(*settled) : Bytes{};
     }
-    auto done = co_await shielded(group_, "a command", slow_command(std::move(*turn), std::move(command), locality));
+    auto done =
+        co_await shielded(group_, "a command", slow_command(std::move(*turn), arrival, std::move(command), locality));
     co_return done ? std::move(*done) : Bytes{}; // empty: the guest is gone, nobody reads it
 }
 
-Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locality) {
+void Instance::note(const Arrival& arrival, Outcome outcome) {
+    figures_.note(arrival.code, outcome, clock_.now() - arrival.at);
+}
+
+void Instance::note(const Arrival& arrival, ByteView answer) {
+    note(arrival, tpm::peek_header(answer).code == 0 ? Outcome::success : Outcome::tpm_error);
+}
+
+Task<Bytes> Instance::slow_command(Turn turn, Arrival arrival, Bytes command, std::uint8_t locality) {
     drop_kept_volatile();
     auto settled = co_await settle();
     if (!settled) {
         ++counters_.failed_not_durable;
+        note(arrival, Outcome::not_durable);
         co_return tpm::error_response(version(), tpm::Refusal::failure);
     }
     if (is_quote(version(), tpm::peek_header(command).code)) {
@@ -74,6 +91,7 @@ Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locali
                                   ? owner_quote(std::move(turn), std::move(command), locality)
                                   : own_quote(std::move(turn), std::move(command));
         Bytes quoted = co_await std::move(quoting);
+        note(arrival, quoted);
         co_return quoted;
     }
     Bytes answer;
@@ -84,7 +102,7 @@ Task<Bytes> Instance::slow_command(Turn turn, Bytes command, std::uint8_t locali
         answer = run(command, locality);
     }
     cleanse(command);
-    Bytes out = co_await settle_answer(std::move(turn), std::move(answer));
+    Bytes out = co_await settle_answer(std::move(turn), arrival, std::move(answer));
     co_return out;
 }
 
@@ -152,15 +170,49 @@ Task<Bytes> Instance::own_quote(Turn turn, Bytes command) {
 }
 
 /// The answer if what the command changed is durable, a failure otherwise.
-Task<Bytes> Instance::settle_answer(Turn turn, Bytes answer) {
+Task<Bytes> Instance::settle_answer(Turn turn, Arrival arrival, Bytes answer) {
     const Turn held = std::move(turn);
     auto settled = co_await settle();
     if (!settled) {
         ++counters_.failed_not_durable;
+        note(arrival, Outcome::not_durable);
         cleanse(answer);
         co_return tpm::error_response(version(), tpm::Refusal::failure);
     }
+    note(arrival, answer);
     co_return answer;
+}
+
+Task<Result<Bytes>> Instance::quote_for_operator(proto::AskQuote question) {
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
+    }
+    auto done = co_await shielded(group_, "an operator's quote", operator_quote(std::move(*turn), std::move(question)));
+    if (!done) {
+        co_return make_error(Errc::canceled, "cancelled");
+    }
+    co_return std::move(*done);
+}
+
+/// What its guest has left in the TPM to find again must not be touched.
+Task<Result<Bytes>> Instance::operator_quote(Turn turn, proto::AskQuote question) {
+    const Turn held = std::move(turn);
+    const bool stored = !committer_.kept_volatile().empty() ||
+                        std::ranges::any_of(given_out_, [](const auto& blob) { return blob.has_value(); });
+    if (!engine_.running() || shut_down_ || stored) {
+        co_return make_error(Errc::unavailable, "its TPM {}; ask again when its guest runs",
+                             !engine_.running() ? "is powered off"
+                             : shut_down_       ? "was shut down by its guest"
+                                                : "was stored, for its guest to be suspended or moved");
+    }
+    if (auto settled = co_await settle(); !settled) {
+        co_return settled.error();
+    }
+    const QuotedVtpm quoted_vtpm{.engine = engine_, .manager = manager_, .uuid = config_.uuid};
+    auto quoted = co_await instance::operator_quote(quoted_vtpm, worker_, std::move(question));
+    auto settled = co_await settle();
+    co_return settled ? std::move(quoted) : Result<Bytes>(settled.error());
 }
 
 Bytes Instance::run(ByteView command, std::uint8_t locality) {

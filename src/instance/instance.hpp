@@ -11,6 +11,7 @@
 #include "engine/engine.hpp"
 #include "guest/tpm_service.hpp"
 #include "instance/committer.hpp"
+#include "instance/guest_figures.hpp"
 #include "instance/handover.hpp"
 #include "instance/options.hpp"
 #include "instance/screen.hpp"
@@ -63,6 +64,11 @@ class Instance final : public guest::TpmService {
     /// Another host asks for this vTPM (handover.hpp). Errc::permission: it does not get it, and the TPM goes on here.
     Task<Result<void>> hand_over(TakeRequest request);
 
+    /// A deep quote for the host's operator, without the guest's owner (operator_quote.hpp). Errc::usage: PCRs that this TPM does not
+    /// have; unavailable: it is off, or shut down or stored by its guest, for whom it has to stay as it is; else as the
+    /// manager and the TPM have it. Runs to its end also if the caller is cancelled.
+    Task<Result<Bytes>> quote_for_operator(proto::AskQuote question);
+
     Task<Bytes> execute(Bytes command, std::uint8_t locality) override;
     void cancel() override;
     [[nodiscard]] TpmVersion version() const override { return engine_.version(); }
@@ -83,18 +89,27 @@ class Instance final : public guest::TpmService {
     Task<Result<void>> set_blob(std::uint32_t type, Bytes blob) override;
 
     [[nodiscard]] const InstanceCounters& counters() const noexcept { return counters_; }
+    [[nodiscard]] GuestFigures& figures() noexcept { return figures_; }
     [[nodiscard]] bool dirty() const { return committer_.dirty(); }
 
   private:
     using Turn = FifoLock::Guard;
     using Step = std::function<Result<void>()>;
 
-    Task<Bytes> slow_command(Turn turn, Bytes command, std::uint8_t locality);
+    /// A guest's command, for the figures.
+    struct Arrival {
+        std::uint32_t code = 0;
+        Clock::time_point at;
+    };
+    void note(const Arrival& arrival, Outcome outcome);
+    void note(const Arrival& arrival, ByteView answer);
+    Task<Bytes> slow_command(Turn turn, Arrival arrival, Bytes command, std::uint8_t locality);
     /// TPM_ORD_DeepQuote and TPM_ORD_ParentSignEK, which libtpms does not have.
     Task<Bytes> owner_quote(Turn turn, Bytes command, std::uint8_t locality);
     /// The same of a TPM 2.0.
     Task<Bytes> own_quote(Turn turn, Bytes command);
-    Task<Bytes> settle_answer(Turn turn, Bytes answer);
+    Task<Result<Bytes>> operator_quote(Turn turn, proto::AskQuote question);
+    Task<Bytes> settle_answer(Turn turn, Arrival arrival, Bytes answer);
     /// Takes a turn and runs `step` on the TPM between settling what there is and settling what it changed.
     Task<Result<void>> with_tpm(std::string what, Step step);
     Task<Result<void>> do_step(Turn turn, Step step);
@@ -131,6 +146,7 @@ class Instance final : public guest::TpmService {
     const std::function<void()> request_shutdown_;
 
     InstanceCounters counters_;
+    GuestFigures figures_;
     Committer committer_;
     EngineState held_; ///< while powered off: what the TPM starts with next
     const std::function<Task<Result<void>>(store::Digest)> confirm_incoming_;

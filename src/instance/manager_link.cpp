@@ -42,4 +42,11 @@ Result<proto::ManagerClient::Connect> manager_connector(ManagerAddress address, 
         [inherited, path = std::move(address.path), &clock] { return connect(inherited, path, clock); });
 }
 
+std::optional<proto::ManagerClient::Connect> question_connector(const ManagerAddress& address, Clock& clock) {
+    if (address.path.empty() || address.xen_handle) {
+        return std::nullopt;
+    }
+    return proto::ManagerClient::Connect([path = address.path, &clock] { return proto::connect_unix(path, clock); });
+}
+
 } // namespace vtpmd::instance

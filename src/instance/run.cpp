@@ -6,6 +6,7 @@
 #include "instance/manager_link.hpp"
 #include "instance/open_vtpm.hpp"
 #include "instance/ring_channel.hpp"
+#include "proto/answerer.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"
 
@@ -66,6 +67,23 @@ Result<proto::ManagerClient::Connect> connector(const ManagerAddress& address, R
     return ring_connector(**fabric, *address.xen_handle);
 }
 
+/// What the manager asks of an instance.
+class Answers final : public proto::Questioned {
+  public:
+    explicit Answers(Instance& instance)
+        : instance_(instance) {}
+    Task<Result<Bytes>> quote(proto::AskQuote question) override {
+        return instance_.quote_for_operator(std::move(question));
+    }
+    Task<> wait_for_news() override { return instance_.figures().wait_for_news(); }
+    std::optional<proto::Report> next_report() override { return instance_.figures().next_report(); }
+    [[nodiscard]] proto::Report summary() const override { return instance_.figures().summary(); }
+    void report_anew() override { instance_.figures().report_anew(); }
+
+  private:
+    Instance& instance_;
+};
+
 /// From the image that was found to the end.
 Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps deps, FoundImage found, BlockIo& io,
                                   XenAccess& xen, Guests& guests) {
@@ -123,7 +141,22 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
             deps.clock, deps.log);
         handover->start();
     }
+    Answers answers(instance);
+    std::optional<proto::Answerer> answerer;
+    if (auto questions = question_connector(options.manager, deps.clock)) {
+        answerer.emplace(proto::Answerer::Parts{.executor = deps.executor,
+                                                .uuid = options.uuid,
+                                                .manager = *manager,
+                                                .connect = std::move(*questions),
+                                                .questioned = answers,
+                                                .clock = deps.clock,
+                                                .log = deps.log});
+        answerer->start();
+    }
     co_await serve(options, deps, instance, guests);
+    if (answerer) {
+        co_await answerer->stop();
+    }
     if (handover) {
         co_await handover->stop();
     }

@@ -8,9 +8,9 @@
 
 namespace vtpmd::manager {
 
-enum class Request : std::uint8_t { hello, save, load, boot_hash, tpm_command, handed_over, quote, management };
-inline constexpr std::array<std::string_view, 8> request_names{"hello",       "save",        "load",  "boot_hash",
-                                                               "tpm_command", "handed_over", "quote", "management"};
+enum class Request : std::uint8_t { hello, save, load, boot_hash, tpm_command, handed_over, quote, management, invite };
+inline constexpr std::array<std::string_view, 9> request_names{
+    "hello", "save", "load", "boot_hash", "tpm_command", "handed_over", "quote", "management", "invite"};
 
 struct ServiceCounters {
     struct Outcomes {

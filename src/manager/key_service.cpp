@@ -1,6 +1,7 @@
 #include "manager/key_service.hpp"
 
 #include "manager/tpm_proxy.hpp"
+#include "store/aead.hpp"
 #include "util/deadline.hpp"
 
 #include <cstdlib>
@@ -50,6 +51,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         service_.release(*this);
         service_.sessions_.erase(this);
         ended_->cancel();
+        end_questions(); // they are asked of what this link held
     }
 
     [[nodiscard]] bool peer_gone() const { return info_.peer_gone && info_.peer_gone(); }
@@ -57,10 +59,37 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     [[nodiscard]] std::shared_ptr<asio::steady_timer> ended() const { return ended_; }
     [[nodiscard]] const std::optional<Uuid>& uuid() const { return uuid_; }
     void hold(const Uuid& uuid) { uuid_ = uuid; }
+    void end_questions() {
+        if (questions_) {
+            questions_->end();
+        }
+    }
     void end_when_idle() {
+        end_questions();
         if (receiving_) {
             link_->close();
         }
+    }
+
+    /// Why nothing can be asked of the vTPM that this holds; nullptr in its place: it can.
+    [[nodiscard]] Result<std::shared_ptr<QuestionLink>> questions() const {
+        if (questions_ && !attached_to_ && questions_->usable()) {
+            return questions_;
+        }
+        if (info_.named_by_transport) {
+            return make_error(Errc::unsupported,
+                              "vTPM {} is open in another domain, whose instance cannot be asked from here; ask in its "
+                              "guest",
+                              *uuid_);
+        }
+        if (!key_.empty()) {
+            return make_error(Errc::unavailable,
+                              "vTPM {}: its instance is not ready to be asked; it will be in a moment", *uuid_);
+        }
+        return make_error(Errc::unsupported,
+                          "vTPM {}: its instance does not offer to be asked; it is older than this manager, or was not "
+                          "told the manager's socket (--manager=unix:PATH): start it anew",
+                          *uuid_);
     }
 
     // proto::Channel
@@ -131,6 +160,38 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         }
         auto quoted = co_await make(*uuid_, info_.boot_hash, std::move(request));
         co_return count(Request::quote, std::move(quoted));
+    }
+    Task<Result<SecretBytes>> invite() override {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return count(Request::invite, Result<SecretBytes>(open.error()));
+        }
+        if (key_.empty()) {
+            key_ = store::random_key();
+        }
+        co_return count(Request::invite, Result<SecretBytes>(key_.clone()));
+    }
+    /// This link is the second one, and another session holds the vTPM.
+    Result<void> attach(proto::AttachRequest request) override {
+        const auto it = service_.holders_.find(request.uuid);
+        Session* holder = it == service_.holders_.end() ? nullptr : it->second;
+        if (uuid_ || info_.made_for || holder == nullptr || holder->key_.empty() ||
+            !holder->key_.equals(request.key.view())) {
+            return make_error(Errc::permission, "no open link of vTPM {} vouches for this connection", request.uuid);
+        }
+        questions_ = std::make_shared<QuestionLink>(service_.parts_.executor, service_.parts_.clock);
+        attached_to_ = request.uuid;
+        holder->end_questions();
+        holder->questions_ = questions_;
+        if (service_.asking_ended_) {
+            questions_->end();
+        }
+        return {};
+    }
+    Task<Result<void>> attached() override {
+        QuestionLink::TakeReport take = [this](proto::Report report) {
+            return service_.parts_.report ? service_.parts_.report(*attached_to_, std::move(report)) : Result<void>{};
+        };
+        co_return co_await questions_->serve(*link_, std::move(take));
     }
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         const PeerRight right = is_administrator() ? PeerRight::administrator : PeerRight::vtpm;
@@ -275,8 +336,11 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     const LinkInfo info_;
     std::shared_ptr<asio::steady_timer> ended_;
 
-    std::optional<Uuid> uuid_; ///< held
-    bool opened_ = false;      ///< and greeted
+    std::optional<Uuid> uuid_;                ///< held
+    bool opened_ = false;                     ///< and greeted
+    SecretBytes key_;                         ///< vouches for a second connection; empty: not asked for yet
+    std::shared_ptr<QuestionLink> questions_; ///< over that connection
+    std::optional<Uuid> attached_to_;         ///< this is that connection
     bool receiving_ = false;
 };
 
@@ -316,6 +380,42 @@ void KeyService::stop() {
     for (Session* session : sessions_) {
         session->end_when_idle();
     }
+}
+
+std::vector<Uuid> KeyService::open_vtpms() const {
+    std::vector<Uuid> out;
+    out.reserve(holders_.size());
+    for (const auto& [uuid, session] : holders_) {
+        out.push_back(uuid);
+    }
+    return out;
+}
+
+void KeyService::stop_asking() {
+    asking_ended_ = true;
+    for (Session* session : sessions_) {
+        session->end_questions();
+    }
+}
+
+Task<Result<Bytes>> KeyService::ask(Uuid uuid, Bytes question, Clock::duration limit) {
+    const auto it = holders_.find(uuid);
+    if (it == holders_.end()) {
+        co_return make_error(Errc::unavailable, "vTPM {} does not run; start it first (vtpmctl start {})", uuid, uuid);
+    }
+    if (it->second == nullptr) {
+        co_return make_error(Errc::busy, "vTPM {} is being made or deleted", uuid);
+    }
+    auto link = it->second->questions();
+    if (!link) {
+        co_return link.error();
+    }
+    auto answer = co_await (*link)->ask(std::move(question), limit);
+    if (!answer) {
+        co_return in_context(std::move(answer).error(), fmt::format("vTPM {}", uuid));
+    }
+    auto body = proto::parse_answer(*answer);
+    co_return body ? std::move(body) : Result<Bytes>(in_context(std::move(body).error(), fmt::format("vTPM {}", uuid)));
 }
 
 Task<Result<void>> KeyService::claim(Uuid uuid, Session& session) {

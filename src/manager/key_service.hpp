@@ -3,6 +3,7 @@
 #pragma once
 
 #include "manager/counters.hpp"
+#include "manager/question_link.hpp"
 #include "manager/vault.hpp"
 #include "proto/server.hpp"
 #include "util/log.hpp"
@@ -12,6 +13,7 @@
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
+#include <vector>
 
 namespace vtpmd::manager {
 
@@ -43,6 +45,8 @@ class KeyService {
         std::function<Task<Result<proto::QuoteReply>>(const Uuid&, proto::QuoteRequest)> quote = {};
         /// The same in the form of Xen's manager (DeepQuotes::make_old).
         std::function<Task<Result<Bytes>>(const Uuid&, const proto::BootHash&, proto::OldQuoteRequest)> old_quote = {};
+        /// What an instance reports of its guest's commands. Empty: nobody wants to know. An error ends the connection.
+        std::function<Result<void>(const Uuid&, proto::Report)> report = {};
         /// Answers a management frame of the administrator's vTPM (Administration). Empty: management is not offered.
         std::function<Task<Result<Bytes>>(Bytes)> administer = {};
     };
@@ -62,6 +66,11 @@ class KeyService {
 
     /// Until the link ends. Owns and closes the channel.
     Task<> serve(std::unique_ptr<proto::Channel> channel, LinkInfo link);
+    /// Asks the instance that has the vTPM open; the body of its answer, or its error. Errc::unavailable: none has, or it comes
+    /// back in a moment; unsupported: it is one that cannot be asked; closed, timed_out: QuestionLink::ask().
+    Task<Result<Bytes>> ask(Uuid uuid, Bytes question, Clock::duration limit);
+    /// Whoever asks an instance gets Errc::closed, now and later.
+    void stop_asking();
     /// Ends idle links now and the others after the request they are at. No new ones should come.
     void stop();
 
@@ -73,6 +82,7 @@ class KeyService {
     Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
 
     [[nodiscard]] bool is_open(const Uuid& uuid) const { return holders_.contains(uuid); }
+    [[nodiscard]] std::vector<Uuid> open_vtpms() const;
     [[nodiscard]] std::size_t open_count() const noexcept { return holders_.size(); }
     [[nodiscard]] std::size_t link_count() const noexcept { return sessions_.size(); }
     [[nodiscard]] ServiceCounters& counters() noexcept { return counters_; }
@@ -90,6 +100,7 @@ class KeyService {
     std::unordered_set<Session*> sessions_;
     std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by enrol() or remove()
     bool stopping_ = false;
+    bool asking_ended_ = false;
     RateLimit broken_links_; ///< lines in the log that a peer can cause
     ServiceCounters counters_;
 };

@@ -116,6 +116,17 @@ class Client final : public ManagerClient {
         co_return parse_old_quote_reply(*answer, request);
     }
 
+    Task<Result<SecretBytes>> invite() override {
+        const Bytes request = encode_invite();
+        auto answer = co_await exchange("INVITE", request, &is_answer);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        auto key = parse_invite_reply(*answer);
+        cleanse(*answer);
+        co_return key;
+    }
+
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         if (command.size() < header_size || command.size() > frame_limit) {
             co_return make_error(Errc::usage, "a TPM command of {} bytes", command.size());

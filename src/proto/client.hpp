@@ -36,6 +36,8 @@ class ManagerClient {
     /// The same in the form of Xen's manager (GET_QUOTE): the answer's body. Errc::unsupported also where the hardware is not a TPM
     /// 1.2.
     virtual Task<Result<Bytes>> old_quote(OldQuoteRequest request) = 0;
+    /// A key for a second connection, on which the manager asks (ask_messages.hpp). Errc::unsupported: the manager is older.
+    virtual Task<Result<SecretBytes>> invite() { co_return make_error(Errc::unsupported, "not offered"); }
     /// Passes a TPM command to the manager's TPM (GetRandom, PcrRead of either family), as the manager
     /// allows.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;

@@ -95,9 +95,17 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
         }
         return std::move(*quote);
     }
+    case ordinal::attach: {
+        auto attach = parse_attach(body);
+        if (!attach) {
+            return bad(status_of(attach.error().code), attach.error().message);
+        }
+        return std::move(*attach);
+    }
     case ordinal::load_hash_key:
     case ordinal::get_boot_hash:
     case ordinal::handed_over:
+    case ordinal::invite:
         if (!body.empty()) {
             return bad(Status::bad_param_size, fmt::format("ordinal {} with a body of {} bytes", h.code, body.size()));
         }
@@ -106,6 +114,9 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
         }
         if (h.code == ordinal::handed_over) {
             return HandedOverRequest{};
+        }
+        if (h.code == ordinal::invite) {
+            return InviteRequest{};
         }
         return BootHashRequest{};
     default:

@@ -10,6 +10,8 @@
 //                               u32 flags (1 create, 2 incoming)     (0 if not known)
 //   0x56500002   HANDED_OVER    -                                    -
 //   0x56500003   QUOTE          see quote_messages.hpp
+//   0x56500005   INVITE         see ask_messages.hpp
+//   0x56500006   ATTACH         see ask_messages.hpp
 //   tag 0x01C2   management, see management.hpp
 //
 // HELLO, HANDED_OVER and QUOTE are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket, once, before
@@ -18,6 +20,7 @@
 // A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM; its answer is a TPM response.
 #pragma once
 
+#include "proto/ask_messages.hpp"
 #include "proto/frame.hpp"
 #include "proto/old_quote.hpp"
 #include "proto/quote_messages.hpp"
@@ -75,6 +78,7 @@ struct SaveRequest {
 struct LoadRequest {};
 struct BootHashRequest {};
 struct HandedOverRequest {};
+struct InviteRequest {};
 /// A raw TPM command that a vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read; TPM_Extend, which is
 /// the administrator's only.
 struct TpmCommand {
@@ -90,7 +94,7 @@ struct BadRequest {
     std::string reason;
 };
 using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest, QuoteRequest,
-                             OldQuoteRequest, TpmCommand, ManagementRequest, BadRequest>;
+                             OldQuoteRequest, InviteRequest, AttachRequest, TpmCommand, ManagementRequest, BadRequest>;
 
 /// Any whole frame (parse_frame holds).
 [[nodiscard]] Request parse_request(ByteView frame);

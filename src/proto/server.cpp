@@ -32,6 +32,9 @@ class Session {
             if (!sent) {
                 co_return std::move(sent).error();
             }
+            if (attached_) {
+                co_return co_await handler_.attached();
+            }
         }
         co_return std::move(*refused_);
     }
@@ -52,6 +55,9 @@ class Session {
         }
         if (auto* hello = std::get_if<HelloRequest>(&request)) {
             co_return co_await answer_hello(*hello);
+        }
+        if (auto* attach = std::get_if<AttachRequest>(&request)) {
+            co_return answer_attach(std::move(*attach));
         }
         if (options_.hello_required && !greeted_) {
             warn("a request before the hello");
@@ -81,6 +87,10 @@ class Session {
             auto done = co_await handler_.handed_over();
             co_return done ? encode_success() : refuse("HANDED_OVER", done.error());
         }
+        if (std::holds_alternative<InviteRequest>(request)) {
+            auto key = co_await handler_.invite();
+            co_return key ? encode_invite_reply(key->view()) : refuse("INVITE", key.error());
+        }
         if (auto* quote = std::get_if<QuoteRequest>(&request)) {
             co_return co_await answer_quote(std::move(*quote));
         }
@@ -106,6 +116,18 @@ class Session {
         }
         greeted_ = true;
         co_return encode_hello_reply(*reply);
+    }
+
+    Bytes answer_attach(AttachRequest request) {
+        auto taken = greeted_ ? Result<void>(make_error(Errc::usage, "ATTACH after a hello"))
+                              : handler_.attach(std::move(request));
+        if (!taken) {
+            refused_ = std::move(taken).error();
+            warn("ATTACH: " + refused_->message);
+            return encode_error(*refused_);
+        }
+        attached_ = true;
+        return encode_success();
     }
 
     /// A guest can ask for it as often as it likes, so also what fails is one of the lines that are held back.
@@ -171,6 +193,7 @@ class Session {
     const ServeOptions options_;
 
     bool greeted_ = false;
+    bool attached_ = false;
     std::optional<Error> refused_;
     RateLimit limit_;
 };

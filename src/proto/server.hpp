@@ -34,6 +34,13 @@ class Handler {
     virtual Task<Result<Bytes>> old_quote(OldQuoteRequest /*request*/) {
         co_return make_error(Errc::unsupported, "not offered");
     }
+    /// A key by which a second connection shows that it is this link's (ask_messages.hpp), attach_key_size bytes.
+    virtual Task<Result<SecretBytes>> invite() { co_return make_error(Errc::unsupported, "not offered"); }
+    /// Instead of hello(): the link is one that the manager asks on. After an error it is closed. Errc::permission: the key is
+    /// not that of a link that is open.
+    virtual Result<void> attach(AttachRequest /*request*/) { return make_error(Errc::unsupported, "not offered"); }
+    /// After attach(), with the channel to itself: until the link ends, as serve() does.
+    virtual Task<Result<void>> attached() { co_return make_error(Errc::unsupported, "not offered"); }
     /// A whole frame of tag 0x01C2, not yet looked at: the answer's body. Errc::permission: not the administrator's link.
     virtual Task<Result<Bytes>> management(Bytes frame);
     /// TPM_GetRandom, TPM_PcrRead, TPM_Extend, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit

@@ -41,6 +41,14 @@ struct Guest final : hwtpm::TpmDevice {
         return loop.run(vtpm->execute(to_bytes(command), 0));
     }
 
+    Result<Bytes> operator_quote(std::uint16_t bank, unsigned pcr) {
+        proto::AskQuote question;
+        question.nonce = Bytes(20, std::byte{0x6f});
+        question.pcrs.push_back({.bank = bank, .pcrs = 1U << pcr});
+        question.host_pcrs.push_back({.bank = 0, .pcrs = 0x11});
+        return loop.run(vtpm->quote_for_operator(std::move(question)));
+    }
+
     Loop loop;
     Points points{loop.io.get_executor()};
     std::unique_ptr<Engine> engine;
@@ -178,6 +186,59 @@ TEST_SUITE("deep quote") {
         // What libtpms counted of that is on the disk.
         CHECK_FALSE(guest.vtpm->dirty());
         CHECK(ask(guest, owner(), parameters()));
+
+        // The host's operator needs no owner, and gets the same key and PCRs.
+        const auto shown_to_operator =
+            quote::decode_deep_quote(guest.operator_quote(tpm::alg::sha1, 10).value()).value();
+        CHECK(shown_to_operator.claims.endorsement == deep.claims.endorsement);
+        CHECK(shown_to_operator.pcrs == deep.pcrs);
+        CHECK_FALSE(guest.vtpm->dirty());
+        CHECK(guest.operator_quote(tpm::alg::sha256, 10).error().code == Errc::usage);
+        CHECK(ask(guest, owner(), parameters())); // no session of its own is left
+    }
+
+    TEST_CASE("the operator's quote of a TPM 1.2 without an owner: the same endorsement key as with one") {
+        Guest guest;
+        guest.manager.quote_reply = some_reply();
+        const auto before = quote::decode_deep_quote(guest.operator_quote(tpm::alg::sha1, 0).value()).value();
+        const Bytes pubkey = test::read_endorsement_key(guest.client);
+        CHECK(before.claims.endorsement == quote::endorsement_digest_12(pubkey).value());
+        test::take_ownership(guest.client, pubkey);
+        for (int i = 0; i < 20; ++i) { // more than the TPM has sessions
+            const auto after = quote::decode_deep_quote(guest.operator_quote(tpm::alg::sha1, 0).value()).value();
+            CHECK(after.claims.endorsement == before.claims.endorsement);
+        }
+        guest.manager.quote_reply = make_error(Errc::pcr_mismatch, "closed");
+        CHECK(guest.operator_quote(tpm::alg::sha1, 0).error().code == Errc::pcr_mismatch);
+    }
+
+    TEST_CASE("the operator's quote: not of a TPM that is off, or that its guest has shut down or stored") {
+        Guest guest(TpmVersion::tpm20);
+        guest.manager.quote_reply = some_reply();
+        const Bytes asked = guest.transmit(command_20(parameters_20()), {}).value();
+        WireReader r(ByteView(asked).subspan(tpm::header_size + 2));
+        const auto by_guest = quote::decode_deep_quote(r.rest()).value();
+        const auto deep = quote::decode_deep_quote(guest.operator_quote(tpm::alg::sha256, 10).value()).value();
+        CHECK(deep.claims.endorsement == by_guest.claims.endorsement);
+        CHECK(deep.claims.vtpm == guest.uuid);
+        CHECK(deep.claims.nonce == Bytes(20, std::byte{0x6f}));
+        CHECK(guest.operator_quote(0x27, 1).has_error()); // no such bank
+        const std::size_t quotes = guest.manager.quotes_asked.size();
+        const auto refused = [&] {
+            return guest.operator_quote(tpm::alg::sha256, 10).error().code == Errc::unavailable;
+        };
+        REQUIRE(guest.loop.run(guest.vtpm->store_volatile()));
+        CHECK(refused());
+        (void)guest.transmit(tpm::get_random_command(TpmVersion::tpm20, 8), {}); // it goes on
+        CHECK(guest.operator_quote(tpm::alg::sha256, 10));
+        REQUIRE(guest.loop.run(guest.vtpm->get_blob(2)));
+        CHECK(refused());
+        (void)guest.transmit(tpm::get_random_command(TpmVersion::tpm20, 8), {});
+        (void)guest.transmit(tpm::shutdown_command(tpm::StartupMode::state), {});
+        CHECK(refused());
+        REQUIRE(guest.loop.run(guest.vtpm->stop()));
+        CHECK(refused());
+        CHECK(guest.manager.quotes_asked.size() == quotes + 1);
     }
 
     TEST_CASE("in Xen's form: what the two commands ask for; cut at every length, a trailing byte, selections, flags") {
