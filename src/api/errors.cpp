@@ -45,7 +45,8 @@ ErrorKind kind_of(Errc code) noexcept {
     case Errc::tpm:
         return {502, "tpm", "the hardware TPM refused; see the manager's log for its response code"};
     case Errc::unsupported:
-        return {501, "unsupported", "this host's TPM or this build does not offer it"};
+        return {501, "unsupported",
+                "this host's TPM, its group or this build does not offer it; the message says what would"};
     case Errc::not_ours:
     case Errc::version:
     case Errc::corrupt:

@@ -29,6 +29,10 @@ struct Route {
 /// Of a field in hexadecimal; empty if it is not there.
 [[nodiscard]] Result<Bytes> bytes_of(const boost::json::object& body, std::string_view name);
 
+/// Deep quotes for the operator (quote_routes.cpp).
+[[nodiscard]] std::vector<Route> quote_routes();
+/// A live view (top_routes.cpp).
+[[nodiscard]] std::vector<Route> top_routes();
 /// What is there for groups (group_routes.cpp).
 [[nodiscard]] std::vector<Route> group_routes();
 

@@ -176,6 +176,12 @@ std::vector<Route> all_routes() {
         {{"GET", "/metrics", "Figures in Prometheus' text format", {}}, get_metrics},
         {{"GET", "/openapi.json", "This description (OpenAPI 3.0)", {}}, get_description},
     };
+    for (Route& r : top_routes()) {
+        all.push_back(r);
+    }
+    for (Route& r : quote_routes()) {
+        all.push_back(r);
+    }
     for (Route& r : group_routes()) {
         all.push_back(r);
     }

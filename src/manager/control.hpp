@@ -91,6 +91,13 @@ struct NewGroup {
     Bytes recovery_signature;
 };
 
+/// A deep quote that an operator asks for. PCRs are as --seal-pcrs takes them, several banks joined by '+'; "none": of the vTPM none.
+struct QuoteOrder {
+    Bytes nonce;           ///< 1 to 64 bytes, chosen by whoever is to be shown something
+    std::string pcrs;      ///< of the vTPM; empty: 0 to 7 of its best bank
+    std::string host_pcrs; ///< of the hardware; empty: 0 to 7 of its best bank
+};
+
 struct FreshnessInfo {
     std::string policy;         ///< as --freshness takes it
     std::uint64_t counter = 0;  ///< the hardware TPM's, as last seen: how much of its part is worn
@@ -109,6 +116,30 @@ struct HostInfo {
     std::size_t tombstones = 0;
     std::uint64_t store_bytes = 0;      ///< room for records
     std::uint64_t store_bytes_used = 0; ///< of it, by the last checkpoint
+};
+
+/// A vTPM's guest, as its instance reports it.
+struct Activity {
+    Uuid uuid;
+    VtpmState state = VtpmState::stopped;
+    double commands_per_second = 0;
+    std::uint64_t commands = 0; ///< since its instance or the manager was started, whichever came last
+    std::uint64_t failures = 0; ///< of them
+    std::uint64_t commits = 0;
+};
+/// What a live view shows.
+struct ActivityInfo {
+    std::size_t vtpms = 0;
+    std::size_t open = 0;
+    std::uint64_t guest_commands = 0; ///< of all vTPMs, since the manager was started; here and below
+    std::uint64_t guest_commits = 0;
+    std::uint64_t hardware_commands = 0;
+    std::uint64_t urgent_waiting = 0; ///< jobs for the hardware TPM, now
+    std::uint64_t routine_waiting = 0;
+    std::uint64_t journal_waiting = 0; ///< records, now
+    std::uint64_t freshness_counter = 0;
+    std::uint64_t freshness_steps = 0;
+    std::vector<Activity> busiest = {}; ///< the busiest first
 };
 
 /// One family of Prometheus' text format.
@@ -143,6 +174,11 @@ class Control {
     /// In good order; returns when it has ended. Errc::busy if the manager did not start it, timed_out while it ends.
     virtual Task<Result<void>> stop(Uuid uuid) = 0;
 
+    /// A deep quote (quote/deep_quote.hpp) of a vTPM that runs. Errc::usage: the nonce or PCRs; unavailable: it does not run, or its
+    /// TPM is off; unsupported: its group has no attestation key, or its instance cannot be asked; timed_out, closed: its
+    /// instance did not answer; pcr_mismatch: its group is closed.
+    virtual Task<Result<Bytes>> quote(Uuid uuid, QuoteOrder order) = 0;
+
     /// In the order in which they were made.
     [[nodiscard]] virtual std::vector<GroupStatus> groups() const = 0;
     /// Errc::not_found, here and below.
@@ -158,6 +194,8 @@ class Control {
 
     virtual Task<Result<SealInfo>> seal() = 0;
     [[nodiscard]] virtual FreshnessInfo freshness() const = 0;
+    /// Of those that are open the `limit` busiest.
+    [[nodiscard]] virtual ActivityInfo activity(std::size_t limit) const = 0;
     [[nodiscard]] virtual std::vector<Metric> metrics() const = 0;
 };
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "manager/control.hpp"
+#include "manager/deep_quotes.hpp"
 #include "manager/groups.hpp"
+#include "manager/guest_totals.hpp"
 #include "manager/key_service.hpp"
 #include "manager/supervisor.hpp"
 
@@ -19,6 +21,8 @@ class ControlService final : public Control {
         KeyService& service;
         Supervisor& supervisor;
         Groups& groups;
+        DeepQuotes& quotes;
+        const GuestTotals& guests;
         std::string store_path;
     };
     explicit ControlService(Parts parts);
@@ -30,6 +34,7 @@ class ControlService final : public Control {
     Task<Result<void>> remove(Uuid uuid) override;
     Task<Result<void>> start(Uuid uuid) override;
     Task<Result<void>> stop(Uuid uuid) override;
+    Task<Result<Bytes>> quote(Uuid uuid, QuoteOrder order) override;
     [[nodiscard]] std::vector<GroupStatus> groups() const override;
     [[nodiscard]] Result<GroupStatus> group(const Uuid& uuid) const override;
     Task<Result<GroupStatus>> create_group(NewGroup request) override;
@@ -38,6 +43,7 @@ class ControlService final : public Control {
     Task<Result<GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) override;
     Task<Result<SealInfo>> seal() override;
     [[nodiscard]] FreshnessInfo freshness() const override;
+    [[nodiscard]] ActivityInfo activity(std::size_t limit) const override;
     [[nodiscard]] std::vector<Metric> metrics() const override;
     [[nodiscard]] std::map<VtpmState, std::size_t> count_states() const;
 

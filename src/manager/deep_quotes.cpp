@@ -30,10 +30,11 @@ Result<DeepQuotes::Standing> DeepQuotes::standing(const Uuid& vtpm) const {
     return Standing{.id = known->group, .group = group->uuid};
 }
 
-Result<std::vector<hwtpm::PcrSelection>> DeepQuotes::selections(const proto::QuoteRequest& request) const {
+Result<std::vector<hwtpm::PcrSelection>>
+DeepQuotes::selections(const std::vector<proto::QuoteSelection>& asked_for) const {
     const std::vector<hwtpm::HashAlg> banks = parts_.root.banks();
     std::vector<hwtpm::PcrSelection> out;
-    for (const proto::QuoteSelection& asked : request.selections) {
+    for (const proto::QuoteSelection& asked : asked_for) {
         hwtpm::PcrSelection s{.bank = static_cast<hwtpm::HashAlg>(asked.bank), .pcrs = {}};
         if (asked.bank == 0) {
             const bool sha256 = std::find(banks.begin(), banks.end(), hwtpm::HashAlg::sha256) != banks.end();
@@ -52,12 +53,23 @@ Result<std::vector<hwtpm::PcrSelection>> DeepQuotes::selections(const proto::Quo
     return out;
 }
 
+Result<Uuid> DeepQuotes::can_make(const Uuid& vtpm, const std::vector<proto::QuoteSelection>& host_pcrs) const {
+    auto there = standing(vtpm);
+    if (!there) {
+        return there.error();
+    }
+    if (auto pcrs = selections(host_pcrs); !pcrs) {
+        return pcrs.error();
+    }
+    return there->group;
+}
+
 Task<Result<proto::QuoteReply>> DeepQuotes::make(Uuid vtpm, proto::QuoteRequest request) {
     auto before = standing(vtpm);
     if (!before) {
         co_return before.error();
     }
-    auto pcrs = selections(request);
+    auto pcrs = selections(request.selections);
     if (!pcrs) {
         co_return pcrs.error();
     }

@@ -26,6 +26,8 @@ class DeepQuotes {
     /// GET_QUOTE: the answer's body. `label` is of the vTPM's peer. `request` passed proto::check(). Errc::unsupported also: the
     /// hardware is not a TPM 1.2, or the approver is asked for and its key is not one of RSA.
     Task<Result<Bytes>> make_old(Uuid vtpm, proto::BootHash label, proto::OldQuoteRequest request);
+    /// Whether make() could; the group's UUID. Errors as make() has them.
+    [[nodiscard]] Result<Uuid> can_make(const Uuid& vtpm, const std::vector<proto::QuoteSelection>& host_pcrs) const;
 
   private:
     struct Standing {
@@ -33,7 +35,8 @@ class DeepQuotes {
         Uuid group;
     };
     [[nodiscard]] Result<Standing> standing(const Uuid& vtpm) const;
-    [[nodiscard]] Result<std::vector<hwtpm::PcrSelection>> selections(const proto::QuoteRequest& request) const;
+    [[nodiscard]] Result<std::vector<hwtpm::PcrSelection>>
+    selections(const std::vector<proto::QuoteSelection>& asked_for) const;
     struct OldClaims {
         Uuid vtpm;
         proto::BootHash label;

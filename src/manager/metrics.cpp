@@ -22,6 +22,21 @@ class Families {
     std::vector<Metric> out;
 };
 
+/// Cumulative, with the sum where there is one.
+template <std::size_t N>
+void add_buckets(Metric& m, const std::array<std::uint64_t, N>& counts, const std::array<std::string, N - 1>& bounds,
+                 double sum) {
+    std::uint64_t below = 0;
+    for (std::size_t i = 0; i < N; ++i) {
+        below += counts[i];
+        m.samples.push_back({.suffix = "_bucket",
+                             .labels = fmt::format("le=\"{}\"", i < bounds.size() ? bounds[i] : "+Inf"),
+                             .value = static_cast<double>(below)});
+    }
+    m.samples.push_back({.suffix = "_sum", .value = sum});
+    m.samples.push_back({.suffix = "_count", .value = static_cast<double>(below)});
+}
+
 void add_vtpms(Families& f, const ControlService& control) {
     const std::map<VtpmState, std::size_t> states = control.count_states();
     Metric& m = f.add("vtpmd_vtpms", "gauge", "Registered vTPMs by state");
@@ -57,6 +72,13 @@ void add_store(Families& f, const store::JournalCounters& c) {
     f.counter("vtpmd_journal_syncs_total", "Syncs of the store", c.syncs);
     f.counter("vtpmd_journal_checkpoints_total", "Checkpoints written", c.checkpoints);
     f.counter("vtpmd_journal_bytes_total", "Bytes written to the store", c.bytes);
+    f.gauge("vtpmd_journal_waiting", "Callers whose records are in no batch yet", c.waiting);
+    std::array<std::string, store::JournalCounters::batch_bounds.size()> bounds;
+    for (std::size_t i = 0; i < bounds.size(); ++i) {
+        bounds[i] = fmt::format("{}", store::JournalCounters::batch_bounds[i]);
+    }
+    Metric& sizes = f.add("vtpmd_journal_batch_records", "histogram", "Records that shared a batch");
+    add_buckets(sizes, c.batch_sizes, bounds, static_cast<double>(c.records));
     f.gauge("vtpmd_journal_largest_batch", "Records of the largest batch", c.largest_batch);
     f.gauge("vtpmd_store_bytes", "Bytes that records have room for", c.half_bytes);
     f.gauge("vtpmd_store_used_bytes", "Of them, taken by the last checkpoint", c.checkpoint_bytes);
@@ -75,20 +97,40 @@ void add_hardware(Families& f, const hwtpm::HardwareMetrics& h) {
     Metric& jobs = f.add("vtpmd_hwtpm_jobs_total", "counter", "Jobs for the hardware TPM by urgency");
     jobs.samples.push_back({.labels = "urgency=\"urgent\"", .value = static_cast<double>(h.urgent_jobs)});
     jobs.samples.push_back({.labels = "urgency=\"routine\"", .value = static_cast<double>(h.routine_jobs)});
+    Metric& waiting = f.add("vtpmd_hwtpm_waiting", "gauge", "Jobs for the hardware TPM that are not done, by urgency");
+    waiting.samples.push_back({.labels = "urgency=\"urgent\"", .value = static_cast<double>(h.urgent_waiting)});
+    waiting.samples.push_back({.labels = "urgency=\"routine\"", .value = static_cast<double>(h.routine_waiting)});
     f.counter("vtpmd_hwtpm_batches_total", "Claims of the hardware TPM's locality", h.batches);
     f.gauge("vtpmd_hwtpm_largest_batch", "Jobs of the largest batch", h.largest_batch);
     Metric& m = f.add("vtpmd_hwtpm_job_seconds", "histogram", "From a job's acceptance to its result");
-    std::uint64_t below = 0;
-    for (std::size_t i = 0; i < h.latency.size(); ++i) {
-        below += h.latency[i];
-        const std::string bound = i < h.latency_bounds.size()
-                                      ? fmt::format("{}", static_cast<double>(h.latency_bounds[i].count()) / 1000.0)
-                                      : "+Inf";
-        m.samples.push_back(
-            {.suffix = "_bucket", .labels = fmt::format("le=\"{}\"", bound), .value = static_cast<double>(below)});
+    std::array<std::string, hwtpm::HardwareMetrics::latency_bounds.size()> bounds;
+    for (std::size_t i = 0; i < bounds.size(); ++i) {
+        bounds[i] = fmt::format("{}", static_cast<double>(hwtpm::HardwareMetrics::latency_bounds[i].count()) / 1000.0);
     }
-    m.samples.push_back({.suffix = "_sum", .value = static_cast<double>(h.latency_sum.count()) / 1e9});
-    m.samples.push_back({.suffix = "_count", .value = static_cast<double>(below)});
+    add_buckets(m, h.latency, bounds, static_cast<double>(h.latency_sum.count()) / 1e9);
+}
+
+void add_guests(Families& f, const GuestTotals::Sums& sums) {
+    Metric& m = f.add("vtpmd_guest_commands_total", "counter",
+                      "Commands of guests by name and outcome, as their instances report them");
+    for (const auto& [name, t] : sums.commands) {
+        for (auto [outcome, value] : {std::pair{"success", t.success},
+                                      {"tpm_error", t.tpm_error},
+                                      {"refused", t.refused},
+                                      {"not_durable", t.not_durable}}) {
+            m.samples.push_back({.labels = fmt::format("ordinal=\"{}\",outcome=\"{}\"", name, outcome),
+                                 .value = static_cast<double>(value)});
+        }
+    }
+    std::array<std::string, proto::latency_bounds.size()> bounds;
+    for (std::size_t i = 0; i < bounds.size(); ++i) {
+        bounds[i] = fmt::format("{}", static_cast<double>(proto::latency_bounds[i].count()) / 1e6);
+    }
+    Metric& seconds = f.add("vtpmd_guest_command_seconds", "histogram",
+                            "From a guest's command to its answer, its turn and its commit included");
+    add_buckets(seconds, sums.latency, bounds, static_cast<double>(sums.latency_ns) / 1e9);
+    f.counter("vtpmd_guest_commits_total", "States of vTPMs that instances made durable", sums.commits);
+    f.counter("vtpmd_guest_commit_failures_total", "Attempts at that which failed", sums.commit_failures);
 }
 
 void add_supervisor(Families& f, const Supervisor& s) {
@@ -109,6 +151,7 @@ std::vector<Metric> collect_metrics(const ControlService& control, const Control
     add_freshness(f, control.freshness());
     add_hardware(f, parts.root.metrics());
     add_supervisor(f, parts.supervisor);
+    add_guests(f, parts.guests.sums());
     return std::move(f.out);
 }
 

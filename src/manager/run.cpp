@@ -52,6 +52,7 @@ class Manager {
         , links_(deps.executor, deps.log)
         , groups_({.executor = deps.executor, .vault = *vault_, .root = root, .log = deps.log})
         , deep_quotes_({.vault = *vault_, .root = root, .groups = groups_})
+        , guest_totals_(deps.clock)
         , service_(
               {.auto_create = options_.auto_create, .admin = options_.admin},
               {.executor = deps.executor,
@@ -66,6 +67,7 @@ class Manager {
                    [this](const Uuid& vtpm, const proto::BootHash& label, proto::OldQuoteRequest request) {
                        return deep_quotes_.make_old(vtpm, label, std::move(request));
                    },
+               .report = [this](const Uuid& vtpm, proto::Report report) { return take_report(vtpm, report); },
                .administer = [this](Bytes frame) { return administration_.run(std::move(frame)); }})
         , supervisor_(
               options_.spawn, options_.listen_path,
@@ -80,6 +82,8 @@ class Manager {
                     .service = service_,
                     .supervisor = supervisor_,
                     .groups = groups_,
+                    .quotes = deep_quotes_,
+                    .guests = guest_totals_,
                     .store_path = options_.store_path})
         , administration_(
               {.admin = options_.admin, .new_vtpms = options_.spawn.tpm_version.value_or(TpmVersion::tpm12)},
@@ -132,6 +136,10 @@ class Manager {
     }
 
   private:
+    Result<void> take_report(const Uuid& vtpm, const proto::Report& report) {
+        const auto* known = vault_->registry().find(vtpm);
+        return known != nullptr ? guest_totals_.take(vtpm, known->version, report) : Result<void>{};
+    }
     Listener::Parts listener_parts() {
         return {
             .executor = deps_.executor, .service = service_, .links = links_, .clock = deps_.clock, .log = deps_.log};
@@ -238,6 +246,7 @@ class Manager {
         if (own_socket_) {
             (void)::unlink(options_.listen_path.c_str());
         }
+        service_.stop_asking(); // requests of management wait for answers
         if (management_) {
             co_await management_->stop();
             management_.reset();
@@ -297,6 +306,7 @@ class Manager {
     TaskGroup links_; ///< one task a connection
     Groups groups_;
     DeepQuotes deep_quotes_;
+    GuestTotals guest_totals_;
     KeyService service_;
     Supervisor supervisor_;
     ControlService control_;

@@ -53,6 +53,12 @@ class FakeControl final : public manager::Control {
     }
     Task<Result<void>> start(Uuid uuid) override { co_return asked("start", uuid); }
     Task<Result<void>> stop(Uuid uuid) override { co_return asked("stop", uuid); }
+    Task<Result<Bytes>> quote(Uuid uuid, manager::QuoteOrder order) override {
+        auto outcome = asked(
+            fmt::format("quote {} of {} on {} for {} bytes;", uuid, order.pcrs, order.host_pcrs, order.nonce.size()),
+            uuid);
+        co_return outcome ? Result<Bytes>(order.nonce) : Result<Bytes>(outcome.error());
+    }
     [[nodiscard]] std::vector<manager::GroupStatus> groups() const override {
         std::vector<manager::GroupStatus> out;
         for (const auto& [uuid, g] : all_groups) {
@@ -105,6 +111,13 @@ class FakeControl final : public manager::Control {
         co_return manager::SealInfo{.selection = "sha256:0", .pcrs = {{.bank = "sha256", .index = 0, .value = "00"}}};
     }
     [[nodiscard]] manager::FreshnessInfo freshness() const override { return {.policy = "strict", .counter = 7}; }
+    [[nodiscard]] manager::ActivityInfo activity(std::size_t limit) const override {
+        manager::ActivityInfo out{.vtpms = all.size(), .open = 1, .guest_commands = 5, .freshness_counter = limit};
+        for (const auto& [uuid, v] : all) {
+            out.busiest.push_back({.uuid = uuid, .state = v.state, .commands_per_second = 1.26, .commands = 4});
+        }
+        return out;
+    }
     [[nodiscard]] std::vector<manager::Metric> metrics() const override {
         return {{.name = "a_total", .help = "A", .type = "counter", .samples = {{.labels = "x=\"y\"", .value = 3}}},
                 {.name = "b", .help = "B", .type = "gauge", .samples = {{.value = 0.25}}}};

@@ -137,11 +137,67 @@ class Api(harness.Case):
                 float(value)
                 base = name.split("{")[0]
                 self.assertTrue(base in names or base.rsplit("_", 1)[0] in names, line)
+        for name in [n for n in names if f"# TYPE {n} histogram" in metrics]:  # cumulative, and its end is its count
+            buckets = [float(line.split()[1]) for line in metrics.splitlines() if line.startswith(name + "_bucket{")]
+            self.assertEqual(buckets, sorted(buckets), name)
+            self.assertIn(f"{name}_count {int(buckets[-1])}\n", metrics)
         with open(os.path.join(os.path.dirname(__file__), "../../contrib/grafana/vtpmd.json")) as f:
             shown = set(re.findall(r"vtpmd_\w+(?=[{,])", f.read()))
         self.assertGreater(len(shown), 10)
         for name in shown:  # what the dashboard draws is there
             self.assertTrue(name in names or name.removesuffix("_bucket") in names, name)
+
+    def figure(self, name):
+        return sum(float(line.rsplit(" ", 1)[1]) for line in self.ctl("metrics").splitlines() if line.startswith(name))
+
+    def test_what_guests_do(self):
+        """By name and outcome, in metrics and in the live view; kept when the instance ends, not counted again when the manager is
+        another."""
+        instance = harness.Instance(self, self.manager).start(create=True)
+        uuid, name = instance.uuid, "vtpmd_guest_commands_total"
+        top = lambda: [row for row in json.loads(self.ctl("top", "--once", "--json"))["busiest"] if row["uuid"] == uuid]
+        with instance.client() as guest:
+            for _ in range(20):
+                guest.get_random(8)
+            guest.nv_define(0x01500002, 8)
+            with self.assertRaises(tpm.TpmError):
+                guest.nv_define(0x01500002, 8)
+            with self.assertRaises(tpm.TpmError):
+                guest.must("nothing", tpm.TPM_ST_NO_SESSIONS, 0x1FF, b"")
+        random, define = ('{ordinal="TPM2_GetRandom",outcome="success"}', '{ordinal="TPM2_NV_DefineSpace",outcome="')
+        harness.wait_until(lambda: self.figure(name + random) == 20, "the guest's commands in the metrics")
+        harness.wait_until(lambda: self.figure(name + define + "tpm_error") == 1, "and those that failed")
+        self.assertEqual(self.figure(name + define + "success"), 1)
+        self.assertEqual(self.figure(name + '{ordinal="other",outcome="tpm_error"}'), 1)
+        self.assertEqual(self.figure("vtpmd_guest_command_seconds_count"), self.figure(name))
+        self.assertGreaterEqual(self.figure("vtpmd_guest_commits_total"), 1)
+        row, = top()
+        self.assertEqual((row["commands"], row["failures"], row["state"]), (self.figure(name), 2, "open"))
+        text = self.ctl("top", "--once", "--interval=0.1")
+        self.assertRegex(text, rf"(?m)^{uuid}  open +[0-9.]+ +{row['commands']} +2 +")
+        self.assertRegex(text, r"(?m)^hardware TPM +[0-9.]+ commands/s; waiting: 0 urgent, \d routine")
+        for bad in ("0", "x", "", "nan", "1e9"):
+            self.assertIn("--interval", self.ctl("top", f"--interval={bad}", status=harness.EX_USAGE))
+        self.assertIn("--once", self.ctl("top", "--json", status=harness.EX_USAGE))
+
+        with instance.client() as guest:
+            guest.get_random(8)
+        instance.process.terminate()  # reports what it has not yet
+        harness.wait_until(lambda: top() == [], "its end")
+        self.assertEqual(self.figure(name + random), 21)
+        instance.start()
+        with instance.client() as guest:
+            guest.get_random(8)
+        harness.wait_until(lambda: self.figure(name + random) == 22, "the next instance's")
+        self.manager.process.terminate()
+        self.manager.start()
+        harness.wait_until(lambda: name + random in self.ctl("metrics"), "the instance at the new manager, by itself")
+        self.assertEqual((len(top()), self.figure(name + random)), (1, 0))
+        with instance.client() as guest:
+            guest.get_random(8)
+        harness.wait_until(lambda: self.figure(name + random) >= 1, "what happened since")
+        self.assertEqual(self.figure(name + random), 1)
+        instance.process.terminate()
 
     def test_bad_requests(self):
         for status, code, method, target, body in [

@@ -218,6 +218,7 @@ class Groups(harness.Case):
                 self.run_command("tpm2_createek", "-c", self.path("ek.ctx"), "-G", "rsa", "-u", self.path("ek.pem"), "-f", "pem",
                                  env={"TPM2TOOLS_TCTI": instance.tcti})
                 self.check_quote(uuid, nonce, quoted, pcr10)
+                self.operators_quote(uuid, pcr10)
 
                 # In the store's own group there is no key for it.
                 other = harness.Instance(self, self.manager, name=f"o{version}")
@@ -226,8 +227,10 @@ class Groups(harness.Case):
                 with other.client() as guest, self.assertRaises(tpm.TpmError) as refused:
                     self.deep_quote(guest, nonce)
                 self.assertEqual(refused.exception.code, 0x120)  # TPM_RC_DISABLED
+                self.refused(harness.EX_UNAVAILABLE, "group 0", "quote", other.uuid, "--nonce=00", f"--out={self.path('none')}")
                 other.process.terminate()
                 instance.process.terminate()
+                self.refused(harness.EX_UNAVAILABLE, "does not run", "quote", uuid, "--nonce=00", f"--out={self.path('none')}")
                 self.end()
 
     def owned_vtpm(self):
@@ -336,6 +339,24 @@ class Groups(harness.Case):
             self.assertEqual(len(owner.run(DEEP_QUOTE, asked)), len(answer))
         instance.process.terminate()
         self.end()
+
+    def operators_quote(self, uuid, pcr10):
+        """Without the guest; also after the manager was started anew, to which the instance comes back by itself."""
+        nonce, out = os.urandom(32).hex(), self.path("operators")
+        ask = ["quote", uuid, f"--nonce={nonce}", "--pcrs=sha256:0,10", f"--host-pcrs={self.bank}:4", f"--out={out}"]
+        check = ["verify-quote", out, f"--key={self.path('key.pem')}", f"--ek={self.path('ek.pem')}", f"--uuid={uuid}",
+                 f"--group={self.group}", f"--pcr=sha256:10={pcr10.hex()}", f"--host-pcr={self.bank}:4={self.pcr4}"]
+        self.assertIn("verify-quote", self.ctl(*ask))
+        self.assertIn("verified", self.ctl(*check, f"--nonce={nonce}"))
+        self.assertIn("for the nonce", self.ctl(*check, f"--nonce={os.urandom(32).hex()}", status=harness.EX_DATAERR))
+        self.ctl("quote", uuid, "--nonce=00", f"--out={out}")
+        for reason, bad in (("pcrs", "--pcrs=md5:0"), ("hardware", "--host-pcrs=none"), ("nonce", f"--nonce={'00' * 65}")):
+            args = [a for a in ask if a.split("=")[0] != bad.split("=")[0]] + [bad]
+            self.refused(harness.EX_USAGE, reason, *args)
+        self.manager.process.terminate()
+        self.manager.start()
+        harness.wait_until(lambda: self.run_command(VTPMCTL, f"--socket={self.api}", *ask, ok=False)[0] == 0, "a quote")
+        self.assertIn("verified", self.ctl(*check, f"--nonce={nonce}"))
 
     def check_quote(self, uuid, nonce, quoted, pcr10):
         with open(self.path("quote"), "wb") as f:

@@ -2,6 +2,7 @@
 // One request a connection. What needs no manager (offline.hpp) uses what is pure of the daemon's library.
 #include "offline.hpp"
 #include "options.hpp"
+#include "top.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
@@ -317,10 +318,34 @@ void create(const Options& o) {
     print(o, ask(o, "POST", "/v1/vtpms", json::serialize(body)));
 }
 
+/// A deep quote into a file, for whoever is to be shown it.
+void quote(const Options& o) {
+    const std::string uuid = uuid_word(o);
+    json::object body{{"nonce", o.needed("nonce", "what whoever is to be shown the quote chose, hexadecimal")}};
+    const std::string out = o.needed("out", "the file to write the quote to");
+    for (auto [option, field] : {std::pair{"pcrs", "pcrs"}, {"host-pcrs", "host_pcrs"}}) {
+        if (auto value = o.one(option)) {
+            body[field] = *value;
+        }
+    }
+    const Answer a = ask(o, "POST", "/v1/vtpms/" + uuid + "/quote", json::serialize(body));
+    const auto bytes = vtpmd::from_hex(text_of(json::parse(a.body).as_object().at("quote")));
+    if (!bytes) {
+        fail(EX_PROTOCOL, fmt::format("the manager's quote: {}", bytes.error().message));
+    }
+    write_file(out, *bytes);
+    if (o.json) {
+        std::fputs(a.body.c_str(), stdout);
+    } else {
+        std::printf("%s: the deep quote, %zu bytes; check it with: vtpmctl verify-quote %s\n", out.c_str(),
+                    bytes->size(), out.c_str());
+    }
+}
+
 void run(const Options& o) {
     if (o.words.empty()) {
-        fail(EX_USAGE, "say what to do: list, show, create, start, stop, delete, group, status, approve, verify-quote; "
-                       "see vtpmctl --help");
+        fail(EX_USAGE, "say what to do: list, show, create, start, stop, delete, quote, group, top, status, approve, "
+                       "verify-quote; see vtpmctl --help");
     }
     const std::string& command = o.words[0];
     for (auto [name, path] : {std::pair{"list", "/v1/vtpms"},
@@ -341,7 +366,12 @@ void run(const Options& o) {
             return;
         }
     }
-    if (command == "create") {
+    if (command == "top") {
+        if (o.words.size() != 1) {
+            fail(EX_USAGE, "top takes no argument; see vtpmctl --help");
+        }
+        top(o, [&o] { return ask(o, "GET", "/v1/top").body; });
+    } else if (command == "create") {
         create(o);
     } else if (command == "group") {
         group_command(o);
@@ -353,6 +383,8 @@ void run(const Options& o) {
         print(o, ask(o, "GET", "/v1/vtpms/" + uuid_word(o)));
     } else if (command == "start" || command == "stop") {
         print(o, ask(o, "POST", "/v1/vtpms/" + uuid_word(o) + "/" + command));
+    } else if (command == "quote") {
+        quote(o);
     } else if (command == "delete") {
         const std::string uuid = uuid_word(o);
         confirm_delete(o, "vTPM " + uuid, "Its guest's keys are lost.");

@@ -21,6 +21,7 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
   start UUID               keep an instance running for it
   stop UUID                end that instance in good order
   delete UUID              delete it for good; no copy of it will be accepted again
+  quote UUID               a deep quote of a vTPM that runs: --nonce, --out [, --pcrs, --host-pcrs]
   group list               all groups
   group show GROUP         one group, with its approval list and keys
   group create             make a group: --approver, --list [, --recovery-key, --recovery-signature]
@@ -31,6 +32,7 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
   seal                     what the store is sealed to, and the PCRs as they are
   freshness                rollback protection and the wear of the TPM's counter
   metrics                  figures in Prometheus' text format
+  top                      a live view, the busiest vTPMs first; q ends it [--interval, --once]
 
  Without a manager, on files alone:
   approve                  sign an approval list, as a group's approver: --key, --group, --sequence, --pcr or
@@ -57,13 +59,17 @@ Options:
   --host-pcr=BANK:INDEX=HEX
                            what a PCR of the hardware must be; like --pcr it may be given several times
   --label=TEXT             a label of vTPMs that the group admits (default: all); may be given several times
-  --out=FILE               where to write the signed list; with --recovery-key also FILE.recovery
+  --out=FILE               where to write the signed list (with --recovery-key also FILE.recovery), or the quote
   --ek=FILE                the vTPM's endorsement key, PEM
   --uuid=UUID              the vTPM that the quote has to be of
-  --nonce=HEX              the nonce that the quote has to be for
+  --nonce=HEX              quote: 1 to 64 bytes that whoever is to be shown it chose; verify-quote: what it has to be for
+  --pcrs=SELECTION         PCRs of the vTPM to quote: sha256:0,2+sha1:10, or none (default: 0 to 7 of its best bank)
+  --host-pcrs=SELECTION    PCRs of the hardware to quote, the same way (default: 0 to 7 of its best bank)
   --request=FILE           what a vTPM was asked in Xen's form: the command's parameters, without authorisation
   --locality=N             at which it was asked that (default 0)
   --extract=PREFIX         write PREFIX.attested, .signature and .qualification, for other tools to check
+  --interval=SECONDS       top: how often to look (default 2)
+  --once                   top: show it once, as plain text
   --json                   print what the manager answers, for programs
   --yes                    do not ask before deleting
   --help                   this text
@@ -78,10 +84,10 @@ namespace {
 
 /// Those with a value.
 constexpr auto named = std::to_array<std::string_view>(
-    {"socket",  "tpm-version", "group",    "approver", "list",     "recovery-key", "recovery-signature",
-     "shared",  "key",         "sequence", "epoch",    "platform", "pcr",          "host-pcr",
-     "label",   "out",         "ek",       "uuid",     "nonce",    "extract",      "request",
-     "locality"});
+    {"socket",    "tpm-version", "group",    "approver", "list",     "recovery-key", "recovery-signature",
+     "shared",    "key",         "sequence", "epoch",    "platform", "pcr",          "host-pcr",
+     "label",     "out",         "ek",       "uuid",     "nonce",    "extract",      "pcrs",
+     "host-pcrs", "interval",    "request",  "locality"});
 constexpr auto repeated = std::to_array<std::string_view>({"platform", "pcr", "host-pcr", "label"});
 constexpr std::size_t file_limit = 1U << 20U;
 
@@ -105,6 +111,10 @@ void take_option(Options& o, const std::vector<std::string>& args, std::size_t& 
     }
     if (word == "--yes" || word == "-y") {
         o.yes = true;
+        return;
+    }
+    if (word == "--once") {
+        o.once = true;
         return;
     }
     const std::string name = word.starts_with("--") ? word.substr(2, word.find('=') - 2) : std::string();

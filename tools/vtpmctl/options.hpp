@@ -24,6 +24,7 @@ struct Options {
     std::string socket = "/run/vtpmd/api.sock";
     bool json = false;
     bool yes = false;
+    bool once = false;
     std::map<std::string, std::vector<std::string>> values; ///< of the others, by name without the dashes
     std::vector<std::string> words;
 

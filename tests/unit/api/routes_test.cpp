@@ -203,6 +203,10 @@ TEST_SUITE("api") {
             {"POST", "/v1/vtpms", R"({"colour":"blue"})", 400},
             {"POST", "/v1/vtpms", R"({"group":"blue"})", 400},
             {"POST", "/v1/vtpms", R"({"group":"6f1e7c1a-0000-4000-8000-000000000009"})", 404},
+            {"POST", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/quote", "", 400},
+            {"POST", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/quote", R"({"nonce":"0"})", 400},
+            {"POST", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/quote", R"({"nonce":"00"})", 404},
+            {"GET", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/quote", "", 405},
             {"POST", "/v1/groups", "", 400},
             {"POST", "/v1/groups", R"({"approver":"x"})", 400},
             {"POST", "/v1/groups", R"({"approver":"x","list":"1"})", 400},
@@ -226,6 +230,21 @@ TEST_SUITE("api") {
             CHECK((answer.status == 405) == !answer.allow.empty());
         }
         CHECK(control.calls.empty());
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "a deep quote: of a vTPM, over the PCRs that are named, not for mere readers") {
+        (void)call("POST", "/v1/vtpms", fmt::format(R"({{"uuid":"{}"}})", some));
+        const std::string path = fmt::format("/v1/vtpms/{}/quote", some);
+        const std::string body = R"({"nonce":"0a0B","pcrs":"sha256:0+sha1:1","host_pcrs":"sha256:4"})";
+        CHECK(call("POST", path, body, false).status == 403);
+        control.calls.clear();
+        const auto quoted = call("POST", path, body);
+        CHECK(quoted.status == 200);
+        CHECK(object(quoted).at("quote") == "0a0b");
+        REQUIRE(control.calls.size() == 1);
+        CHECK(control.calls[0].find("of sha256:0+sha1:1 on sha256:4 for 2 bytes") != std::string::npos);
+        control.next_error = make_error(Errc::timed_out, "its instance is slow");
+        CHECK(call("POST", path, R"({"nonce":"00"})").status == 504);
     }
 
     TEST_CASE_FIXTURE(Fixture, "what the manager refuses keeps its story") {
