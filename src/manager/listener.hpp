@@ -35,7 +35,7 @@ class Listener {
         const Log& log;
     };
     struct Options {
-        std::size_t connection_limit = 4096;
+        std::size_t connection_limit = 8192; ///< an instance makes two
         AllowedPeers allowed;
     };
     /// Takes over a listening Unix socket. Errc::usage if the descriptor is not one.
