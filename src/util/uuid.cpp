@@ -28,11 +28,17 @@ Result<Uuid> parse_uuid(std::string_view text) {
 }
 
 std::string to_string(const Uuid& uuid) {
-    std::string hex = to_hex(uuid.bytes);
-    for (std::size_t at : {20U, 16U, 12U, 8U}) {
-        hex.insert(at, 1, '-');
+    // A list has tens of thousands of them: one pass, one allocation.
+    constexpr std::string_view digits = "0123456789abcdef";
+    std::string text(36, '-');
+    std::size_t at = 0;
+    for (const std::byte b : uuid.bytes) {
+        const auto value = std::to_integer<unsigned>(b);
+        text[at++] = digits[value >> 4U];
+        text[at++] = digits[value & 0xfU];
+        at += at == 8 || at == 13 || at == 18 || at == 23 ? 1 : 0;
     }
-    return hex;
+    return text;
 }
 
 Uuid random_uuid() {

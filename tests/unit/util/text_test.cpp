@@ -36,6 +36,8 @@ TEST_SUITE("util") {
         auto u = parse_uuid("01234567-89AB-cdef-0123-456789abcdef");
         REQUIRE(u);
         CHECK(to_string(*u) == "01234567-89ab-cdef-0123-456789abcdef");
+        CHECK(to_string(Uuid{}) == "00000000-0000-0000-0000-000000000000");
+        CHECK(to_string(*parse_uuid("FEDCBA98-7654-3210-0f1e-2D3C4B5A6978")) == "fedcba98-7654-3210-0f1e-2d3c4b5a6978");
         for (const char* bad : {"", "0123456789abcdef0123456789abcdef", "{01234567-89ab-cdef-0123-456789abcdef}",
                                 "01234567-89ab-cdef-0123-456789abcdeg", "01234567-89ab-cdef-0123-456789abcde",
                                 "01234567-89ab-cdef-0123-456789abcdef0", "0123456789-ab-cdef-0123-456789abcde"}) {
