@@ -20,9 +20,13 @@ constexpr std::size_t list_stride = 500;
 void add_json(std::string& out, const VtpmInfo& v) {
     const std::string pid = v.pid != 0 ? fmt::format_int(v.pid).str() : "null";
     fmt::format_to(std::back_inserter(out),
-                   R"({{"uuid":"{}","tpm_version":"{}","group":"{}","state":"{}","created":{},"saves":{},"pid":{}}})",
+                   R"({{"uuid":"{}","tpm_version":"{}","group":"{}","state":"{}","created":{},"saves":{},"pid":{})",
                    to_string(v.uuid), to_string(v.version), to_string(v.group), to_string(v.state), v.created, v.saves,
                    pid);
+    if (v.reset != 0) {
+        fmt::format_to(std::back_inserter(out), R"(,"reset":{})", v.reset);
+    }
+    out += '}';
 }
 
 Response vtpm_answer(unsigned status, const VtpmInfo& v) {
@@ -115,6 +119,14 @@ Task<Result<Response>> delete_vtpm(Call call) {
     co_return answer(200, json::object{{"uuid", to_string(call.uuid)}, {"deleted", true}});
 }
 
+Task<Result<Response>> reset_vtpm(Call call) {
+    auto reset = co_await call.control.reset(call.uuid);
+    if (!reset) {
+        co_return reset.error();
+    }
+    co_return co_await show_vtpm(std::move(call));
+}
+
 Task<Result<Response>> start_vtpm(Call call) {
     auto started = co_await call.control.start(call.uuid);
     if (!started) {
@@ -169,6 +181,7 @@ std::vector<Route> all_routes() {
         {{"POST", "/v1/vtpms", "Registers a new vTPM", create_fields}, create_vtpm},
         {{"GET", "/v1/vtpms/{uuid}", "One vTPM", {}}, show_vtpm},
         {{"DELETE", "/v1/vtpms/{uuid}", "Deletes a vTPM for good, leaving a tombstone", {}}, delete_vtpm},
+        {{"POST", "/v1/vtpms/{uuid}/reset", "Resets it to factory: its next start makes a fresh TPM", {}}, reset_vtpm},
         {{"POST", "/v1/vtpms/{uuid}/start", "Keeps an instance running for it", {}}, start_vtpm},
         {{"POST", "/v1/vtpms/{uuid}/stop", "Ends the instance that the manager keeps for it", {}}, stop_vtpm},
         {{"GET", "/v1/seal", "What the store is sealed to, and the PCRs as they are", {}}, get_seal},

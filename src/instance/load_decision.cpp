@@ -9,15 +9,38 @@ namespace {
 LoadDecision refuse(Errc code, std::string message) { return {LoadAction::refuse, code, std::move(message)}; }
 LoadDecision go(LoadAction action) { return {action, Errc{}, {}}; }
 
+bool has_state(const LoadFacts& facts) {
+    return facts.image == ImageFact::has_state || facts.image == ImageFact::given_up;
+}
+
+LoadDecision after_reset(const LoadFacts& facts, const Uuid& uuid, const std::string& path) {
+    switch (facts.image) {
+    case ImageFact::absent:
+        return go(LoadAction::create_image_and_fresh);
+    case ImageFact::empty:
+        return go(LoadAction::fresh_in_image);
+    case ImageFact::given_up:
+        return go(LoadAction::fresh_after_reset);
+    case ImageFact::has_state:
+        break;
+    }
+    return refuse(
+        Errc::rollback,
+        fmt::format("{}: vTPM {} was reset to factory, but this image is not the one that was reset: it holds "
+                    "another state than the one that was given up (it is an older copy, or the manager's "
+                    "store is one); it is neither loaded nor replaced: move it away, then a fresh TPM is made",
+                    path, uuid));
+}
+
 LoadDecision without_record(const LoadFacts& facts, const Uuid& uuid, const std::string& path) {
-    if (facts.image == ImageFact::has_state && facts.incoming) {
+    if (has_state(facts) && facts.incoming) {
         return refuse(
             Errc::mismatch,
             fmt::format("{}: this image is of vTPM {} as it was before it was migrated away; nobody has its key "
                         "any more; move it away (or zero the device), then it can come back",
                         path, uuid));
     }
-    if (facts.image == ImageFact::has_state) {
+    if (has_state(facts)) {
         return refuse(
             Errc::mismatch,
             fmt::format("{}: this image has held the state of vTPM {}, but the manager has no key for it; start the "
@@ -46,11 +69,13 @@ LoadDecision decide_load(const LoadFacts& facts, const Uuid& uuid, const std::st
             return refuse(
                 Errc::not_found,
                 fmt::format("{}: the manager keeps the key of vTPM {}'s state, but its image is not there; name it "
-                            "with --state, restore it, or delete the vTPM at the manager (a fresh TPM is not made "
-                            "for a UUID that had state)",
+                            "with --state, restore it, or reset or delete the vTPM at the manager (vtpmctl; a fresh "
+                            "TPM is not made by itself for a UUID that had state)",
                             path, uuid));
         }
         return go(LoadAction::load);
+    case ManagerFact::reset:
+        return after_reset(facts, uuid, path);
     case ManagerFact::nothing:
     case ManagerFact::registered:
         break;

@@ -1,11 +1,16 @@
 // Whether a vTPM's state is loaded, a fresh TPM is made, or neither: pure, and the place where "unreadable state is never
 // replaced by a fresh TPM" is decided. Every cell of the table is tested.
 //
-//                          manager: nothing       registered, no record    record        tombstone
-//   no image               create or refuse       create or refuse         refuse        refuse
-//   image without state    create or refuse       create or refuse         load (*)      refuse
-//   image with state       refuse                 refuse                   load          refuse
+//                          manager: nothing       registered, no record    record        reset         tombstone
+//   no image               create or refuse       create or refuse         refuse        fresh         refuse
+//   image without state    create or refuse       create or refuse         load (*)      fresh         refuse
+//   image with state       refuse                 refuse                   load          refuse        refuse
+//   with the state that
+//   was given up           refuse                 refuse                   load (**)     fresh         refuse
 //
+// "reset": the manager says, from its durable record, that an operator reset the vTPM to factory, and nothing was saved since.
+// That asks for a fresh TPM, but it takes the place of one state only, of which the manager has the hash. An older copy of the
+// image, or one that was saved since (the manager's may be an older copy), is not replaced. (**) load() refuses it by name.
 // "create or refuse": a fresh TPM if it was asked for (--create, or the manager's --auto-create), else a refusal that says
 // how to ask. (*) the image's own mark may be one step behind the manager's record; if the save is not in it, load() says so.
 #pragma once
@@ -17,11 +22,17 @@
 
 namespace vtpmd::instance {
 
-enum class ImageFact { absent, empty, has_state };
-enum class ManagerFact { nothing, registered, has_record, tombstone };
+enum class ImageFact {
+    absent,
+    empty,
+    has_state,
+    given_up ///< has the state that the manager says was given up by a reset
+};
+enum class ManagerFact { nothing, registered, has_record, reset, tombstone };
 enum class LoadAction {
     create_image_and_fresh, ///< write an image, then start an empty TPM
     fresh_in_image,         ///< the image is there and never held state
+    fresh_after_reset,      ///< the image holds the state that was given up
     load,
     refuse,
 };

@@ -3,6 +3,9 @@
 #include "instance/load_decision.hpp"
 #include "instance/state_blob.hpp"
 
+#include <ctime>
+#include <fmt/chrono.h>
+
 namespace vtpmd::instance {
 
 Task<Result<FoundImage>> find_image(ImageRequest request, BlockIo& io, const Log& log) {
@@ -35,7 +38,7 @@ Task<Result<FoundImage>> find_image(ImageRequest request, BlockIo& io, const Log
 
 namespace {
 
-Task<Result<ManagerFact>> ask_manager(proto::ManagerClient& manager, TpmVersion version, bool& may_create) {
+Task<Result<ManagerFact>> ask_manager(proto::ManagerClient& manager, TpmVersion version, proto::HelloReply& said) {
     auto reply = co_await manager.hello();
     if (!reply) {
         switch (reply.error().code) {
@@ -51,7 +54,7 @@ Task<Result<ManagerFact>> ask_manager(proto::ManagerClient& manager, TpmVersion 
             co_return in_context(std::move(reply).error(), "the manager refuses");
         }
     }
-    may_create = reply->may_create;
+    said = *reply;
     if (!reply->known) {
         co_return ManagerFact::nothing;
     }
@@ -60,7 +63,29 @@ Task<Result<ManagerFact>> ask_manager(proto::ManagerClient& manager, TpmVersion 
                              "the manager has this vTPM registered as a TPM {}, not {}; --tpm-version={} fits",
                              to_string(reply->version), to_string(version), to_string(reply->version));
     }
-    co_return reply->has_record ? ManagerFact::has_record : ManagerFact::registered;
+    if (reply->has_record) {
+        co_return ManagerFact::has_record;
+    }
+    co_return reply->reset ? ManagerFact::reset : ManagerFact::registered;
+}
+
+std::string time_text(std::uint64_t seconds) {
+    return fmt::format("{:%Y-%m-%d %H:%M} UTC", fmt::gmtime(static_cast<std::time_t>(seconds)));
+}
+
+/// Why a state was not loaded, of a vTPM that was reset.
+Task<Error> explain_by_reset(Error why, store::StateImage& image, const proto::ResetInfo& reset) {
+    auto past = co_await image.holds(reset.given_up);
+    if (past && *past) {
+        co_return make_error(
+            Errc::rollback,
+            "{}: vTPM {} was reset to factory on {}, and this image is from before: that state does not "
+            "come back; put the image in its place that the vTPM has had since",
+            image.path(), image.identity().uuid, time_text(reset.when));
+    }
+    why.message += fmt::format(" (the vTPM was reset to factory on {}: an image from before does not come back)",
+                               time_text(reset.when));
+    co_return why;
 }
 
 Task<Result<EngineState>> load_state(store::StateImage& image, proto::ManagerClient& manager) {
@@ -104,17 +129,24 @@ Task<Result<std::unique_ptr<store::StateImage>>> create_image(FoundImage found, 
 
 Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo& io, proto::ManagerClient& manager,
                                  const Log& log) {
-    bool may_create = false;
-    auto known = co_await ask_manager(manager, found.version, may_create);
+    proto::HelloReply said;
+    auto known = co_await ask_manager(manager, found.version, said);
     if (!known) {
         co_return std::move(known).error();
     }
     LoadFacts facts;
     facts.manager = *known;
     facts.incoming = request.incoming;
-    facts.create_asked = request.create || may_create;
+    facts.create_asked = request.create || said.may_create;
     if (found.image) {
         facts.image = found.image->had_state() ? ImageFact::has_state : ImageFact::empty;
+    }
+    if (found.image && *known == ManagerFact::reset) {
+        auto past = co_await found.image->holds(said.reset->given_up);
+        if (!past) {
+            co_return std::move(past).error();
+        }
+        facts.image = *past ? ImageFact::given_up : facts.image;
     }
     LoadDecision decision = decide_load(facts, request.uuid, request.path);
     OpenVtpm out;
@@ -126,6 +158,11 @@ Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo&
         co_return Error{decision.code, std::move(decision.message)};
     case LoadAction::load: {
         auto state = co_await load_state(*found.image, manager);
+        if (!state && said.reset && state.error().code == Errc::rollback) {
+            Error why = std::move(state).error();
+            Error explained = co_await explain_by_reset(std::move(why), *found.image, *said.reset);
+            co_return explained;
+        }
         if (!state) {
             co_return std::move(state).error();
         }
@@ -135,6 +172,17 @@ Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo&
     case LoadAction::fresh_in_image:
         out.fresh = true;
         break;
+    case LoadAction::fresh_after_reset: {
+        auto given_up = co_await found.image->give_up(said.reset->given_up);
+        if (!given_up || !*given_up) {
+            co_return given_up ? make_error(Errc::io, "{}: changed while it was read", request.path)
+                               : std::move(given_up).error();
+        }
+        log.info("vTPM {}: was reset to factory on {}: a fresh TPM takes the place of the state that was given up",
+                 request.uuid, time_text(said.reset->when));
+        out.fresh = true;
+        break;
+    }
     case LoadAction::create_image_and_fresh: {
         auto image = co_await create_image(std::move(found), request.path, request.uuid, io, log);
         if (!image) {

@@ -22,7 +22,7 @@
 namespace vtpmd::manager {
 
 enum class VtpmState {
-    fresh,    ///< registered, nothing was ever saved
+    fresh,    ///< registered, nothing was saved since it was made or reset
     stopped,  ///< no instance has it open
     starting, ///< the manager keeps an instance running for it, which has no process or has not opened it yet
     running,  ///< open, in an instance that the manager keeps
@@ -50,7 +50,8 @@ struct VtpmInfo {
     Uuid group;
     VtpmState state = VtpmState::fresh;
     std::uint64_t created = 0; ///< seconds since 1970
-    std::uint64_t saves = 0;   ///< of its state, since it was made
+    std::uint64_t saves = 0;   ///< of its state, since it was made (a reset counts as one)
+    std::uint64_t reset = 0;   ///< when it was last reset to factory, seconds since 1970; 0: never
     int pid = 0;               ///< of the instance that the manager started; 0: none
 };
 
@@ -169,6 +170,9 @@ class Control {
     virtual Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) = 0;
     /// For good: a tombstone keeps every copy of it from coming back. Errc::not_found, tombstone, busy while it is open.
     virtual Task<Result<void>> remove(Uuid uuid) = 0;
+    /// To factory: its next start makes a fresh TPM, the old state does not come back. Errc::not_found, tombstone, busy while it
+    /// is open; pcr_mismatch: its group is closed; usage: it is still to come back from another host.
+    virtual Task<Result<void>> reset(Uuid uuid) = 0;
     /// Keeps an instance running for it; one that was never started is made. Errc::busy if somebody else has it open.
     virtual Task<Result<void>> start(Uuid uuid) = 0;
     /// In good order; returns when it has ended. Errc::busy if the manager did not start it, timed_out while it ends.

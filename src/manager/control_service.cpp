@@ -36,17 +36,19 @@ VtpmState ControlService::state_of(const Uuid& uuid, const Registry::Vtpm& vtpm)
     if (parts_.supervisor.in_charge(uuid)) {
         return VtpmState::starting;
     }
-    return vtpm.sequence == 0 ? VtpmState::fresh : VtpmState::stopped;
+    return vtpm.has_key() ? VtpmState::stopped : VtpmState::fresh;
 }
 
 VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {
     const auto* group = parts_.vault.registry().group(vtpm.group);
+    const auto* reset = parts_.vault.registry().reset(uuid);
     return {.uuid = uuid,
             .version = vtpm.version,
             .group = group != nullptr ? group->uuid : Uuid{},
             .state = state_of(uuid, vtpm),
             .created = vtpm.created,
             .saves = vtpm.sequence,
+            .reset = reset != nullptr ? reset->when : 0,
             .pid = parts_.supervisor.pid_of(uuid)};
 }
 
@@ -119,6 +121,16 @@ Task<Result<void>> ControlService::remove(Uuid uuid) {
     co_return co_await parts_.service.remove(uuid, TombstoneRecord::Reason::deleted);
 }
 
+Task<Result<void>> ControlService::reset(Uuid uuid) {
+    if (auto found = find(uuid); !found) {
+        co_return found.error();
+    }
+    if (parts_.supervisor.in_charge(uuid)) {
+        co_return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
+    }
+    co_return co_await parts_.service.reset(uuid);
+}
+
 Task<Result<void>> ControlService::start(Uuid uuid) {
     auto found = find(uuid);
     if (!found) {
@@ -130,7 +142,7 @@ Task<Result<void>> ControlService::start(Uuid uuid) {
     if (parts_.service.is_open(uuid)) {
         co_return make_error(Errc::busy, "vTPM {} is open, in an instance that this manager did not start", uuid);
     }
-    const bool fresh = (*found)->sequence == 0;
+    const bool fresh = !(*found)->has_key();
     parts_.supervisor.keep(uuid, fresh ? std::optional((*found)->version) : std::nullopt);
     co_return Result<void>{};
 }

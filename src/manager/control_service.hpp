@@ -32,6 +32,7 @@ class ControlService final : public Control {
     [[nodiscard]] Result<VtpmInfo> vtpm(const Uuid& uuid) const override;
     Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) override;
     Task<Result<void>> remove(Uuid uuid) override;
+    Task<Result<void>> reset(Uuid uuid) override;
     Task<Result<void>> start(Uuid uuid) override;
     Task<Result<void>> stop(Uuid uuid) override;
     Task<Result<Bytes>> quote(Uuid uuid, QuoteOrder order) override;

@@ -109,11 +109,15 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     // proto::Handler
     Task<Result<proto::HelloReply>> hello(proto::HelloRequest request) override {
         auto reply = co_await greet(request);
+        greeted_ = reply.has_value();
         co_return count(Request::hello, std::move(reply));
     }
     Task<Result<void>> save_hash_key(SecretBytes hash_key) override {
         if (auto open = co_await open_unasked(); !open) {
             co_return count(Request::save, std::move(open));
+        }
+        if (auto current = knows_present(); !current) {
+            co_return count(Request::save, std::move(current));
         }
         auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
         co_return count(Request::save, std::move(saved));
@@ -123,7 +127,20 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return count(Request::load, Result<std::optional<SecretBytes>>(open.error()));
         }
         auto key = co_await service_.parts_.vault.load_key(*uuid_);
+        // Xen's stub domains ask for it when they start, and only then.
+        knows_reset_ = knows_reset_ || (!greeted_ && key.has_value());
         co_return count(Request::load, std::move(key));
+    }
+    Task<Result<proto::ResetInfo>> reset_info() override {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return open.error();
+        }
+        const Registry::Reset* reset = service_.parts_.vault.registry().reset(*uuid_);
+        if (reset == nullptr) {
+            co_return make_error(Errc::not_found, "vTPM {} was never reset", *uuid_);
+        }
+        knows_reset_ = true;
+        co_return proto::ResetInfo{.sequence = reset->sequence, .when = reset->when, .given_up = reset->given_up};
     }
     Task<Result<proto::BootHash>> boot_hash() override {
         Result<proto::BootHash> hash = info_.boot_hash;
@@ -132,6 +149,9 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     Task<Result<void>> handed_over() override {
         if (auto open = co_await open_unasked(); !open) {
             co_return count(Request::handed_over, std::move(open));
+        }
+        if (auto current = knows_present(); !current) {
+            co_return count(Request::handed_over, std::move(current));
         }
         auto removed = co_await service_.parts_.vault.remove(*uuid_, TombstoneRecord::Reason::migrated);
         // A tombstone that an older copy of the store might undo is one: the vTPM must not go on here.
@@ -222,12 +242,27 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (auto open = co_await open_unasked(); !open) {
             co_return open;
         }
+        if (auto current = knows_present(); !current) {
+            co_return current;
+        }
         // Its group may have been closed, or its label revoked, since the hello.
         const KeyService::Parts& parts = service_.parts_;
         if (auto admitted = parts.admit ? parts.admit(*uuid_, info_.boot_hash) : Result<void>{}; !admitted) {
             co_return admitted;
         }
         co_return offered ? Result<void>{} : make_error(Errc::unsupported, "no quotes are made here");
+    }
+
+    /// An instance that began before its vTPM was reset runs the past of it. It asks for no RESET_INFO, or finds there that it
+    /// knew of another reset (proto/client.cpp), and nothing of it is kept.
+    [[nodiscard]] Result<void> knows_present() const {
+        if (knows_reset_ || service_.parts_.vault.registry().reset(*uuid_) == nullptr) {
+            return {};
+        }
+        return make_error(Errc::tombstone,
+                          "vTPM {} was reset to factory, and its instance does not know of it: it began before, or is "
+                          "of an older program; nothing of it is kept: end it and start it again",
+                          *uuid_);
     }
 
     /// The hello that a peer left out, where the transport names the vTPM.
@@ -309,9 +344,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         log.info("vTPM {} opened by {}", request.uuid, peer());
         opened_ = true;
         co_return proto::HelloReply{.known = true,
-                                    .has_record = vtpm->sequence != 0,
+                                    .has_record = vtpm->has_key(),
                                     .may_create = service_.options_.auto_create,
-                                    .version = vtpm->version};
+                                    .version = vtpm->version,
+                                    .was_reset = vault.registry().reset(request.uuid) != nullptr};
     }
 
     Task<Result<void>> enrol(proto::HelloRequest request) {
@@ -341,6 +377,8 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     SecretBytes key_;                         ///< vouches for a second connection; empty: not asked for yet
     std::shared_ptr<QuestionLink> questions_; ///< over that connection
     std::optional<Uuid> attached_to_;         ///< this is that connection
+    bool greeted_ = false;                    ///< by a hello of its own
+    bool knows_reset_ = false;                ///< the last one of its vTPM
     bool receiving_ = false;
 };
 
@@ -482,6 +520,18 @@ Task<Result<void>> KeyService::move(Uuid uuid, GroupId group) {
         parts_.log.info("vTPM {} is in group {} now", uuid, group);
     }
     co_return moved;
+}
+
+Task<Result<void>> KeyService::reset(Uuid uuid) {
+    if (!holders_.try_emplace(uuid, nullptr).second) {
+        co_return make_error(Errc::busy, "vTPM {} is open; stop its instance first", uuid);
+    }
+    OwnHold hold{holders_, uuid};
+    auto reset = co_await parts_.vault.reset(uuid);
+    if (reset) {
+        parts_.log.info("vTPM {} reset to factory", uuid);
+    }
+    co_return reset;
 }
 
 Task<Result<void>> KeyService::remove(Uuid uuid, TombstoneRecord::Reason reason) {

@@ -81,6 +81,9 @@ class KeyService {
     /// Deletes a vTPM, or records that it migrated away. Errc::busy while an instance has it open.
     Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
 
+    /// Vault::reset(). Errc::busy while an instance has it open.
+    Task<Result<void>> reset(Uuid uuid);
+
     [[nodiscard]] bool is_open(const Uuid& uuid) const { return holders_.contains(uuid); }
     [[nodiscard]] std::vector<Uuid> open_vtpms() const;
     [[nodiscard]] std::size_t open_count() const noexcept { return holders_.size(); }
@@ -98,7 +101,7 @@ class KeyService {
     Parts parts_;
 
     std::unordered_set<Session*> sessions_;
-    std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by enrol() or remove()
+    std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by enrol(), remove() and the like
     bool stopping_ = false;
     bool asking_ended_ = false;
     RateLimit broken_links_; ///< lines in the log that a peer can cause

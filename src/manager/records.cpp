@@ -8,6 +8,7 @@
 //   7 group gone u32 id
 //   8 returned   as vtpm, which was migrated away and comes back
 //   9 moved      uuid[16], u32 group
+//  12 reset      uuid[16], u64 sequence, u64 when, u8 n (32 or 20), hash of the slot that was given up[n]
 #include "manager/records.hpp"
 
 #include "util/wire.hpp"
@@ -27,7 +28,8 @@ enum class Type : std::uint8_t {
     detail = 6,
     group_gone = 7,
     returned = 8,
-    moved = 9
+    moved = 9,
+    reset = 12
 };
 constexpr std::uint8_t layout_version = 1;
 
@@ -55,6 +57,10 @@ struct Encoder {
     }
     void operator()(const GroupGoneRecord& r) { begin(Type::group_gone).be32(r.id); }
     void operator()(const MovedRecord& r) { begin(Type::moved).bytes(r.uuid.bytes).be32(r.group); }
+    void operator()(const ResetRecord& r) {
+        begin(Type::reset).bytes(r.uuid.bytes).be64(r.sequence).be64(r.when);
+        out.u8(static_cast<std::uint8_t>(r.given_up.size())).bytes(r.given_up);
+    }
 };
 
 Uuid read_uuid(WireReader& in) { return Uuid{in.array<16>()}; }
@@ -144,6 +150,15 @@ Result<Record> decode_moved(WireReader& in, std::size_t size) {
     return r;
 }
 
+Result<Record> decode_reset(WireReader& in, std::size_t size) {
+    ResetRecord r{.uuid = read_uuid(in), .sequence = in.be64(), .when = in.be64(), .given_up = {}};
+    r.given_up = to_bytes(in.bytes(in.u8()));
+    if (!in.expect_end() || r.sequence == 0 || !proto::is_slot_hash_size(r.given_up.size())) {
+        return wrong("reset", size);
+    }
+    return r;
+}
+
 } // namespace
 
 Result<WrappedKey> WrappedKey::from(ByteView bytes) {
@@ -192,6 +207,8 @@ Result<Record> decode(ByteView bytes) {
         return decode_group_gone(in, bytes.size());
     case Type::moved:
         return decode_moved(in, bytes.size());
+    case Type::reset:
+        return decode_reset(in, bytes.size());
     }
     return make_error(Errc::version, "record of unknown type {}: written by a newer program", type);
 }

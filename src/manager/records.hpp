@@ -91,6 +91,16 @@ struct KeyRecord {
     friend bool operator==(const KeyRecord&, const KeyRecord&) = default;
 };
 
+/// The vTPM was reset to factory: its hash key is destroyed. Its next instance makes a fresh TPM over the state which that key
+/// was of, and over no other.
+struct ResetRecord {
+    Uuid uuid;
+    std::uint64_t sequence = 0; ///< of its keys, which go on behind it
+    std::uint64_t when = 0;     ///< seconds since 1970, for people
+    Bytes given_up;             ///< the hash of that state's slot: the destroyed key's last 32 or 20 bytes
+    friend bool operator==(const ResetRecord&, const ResetRecord&) = default;
+};
+
 /// The vTPM is gone for good: an old image of it must not come back.
 struct TombstoneRecord {
     enum class Reason : std::uint8_t { deleted = 1, migrated = 2 };
@@ -107,7 +117,7 @@ struct FreshnessRecord {
 };
 
 using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
-                            GroupGoneRecord, MovedRecord>;
+                            GroupGoneRecord, MovedRecord, ResetRecord>;
 
 [[nodiscard]] Bytes encode(const Record& record);
 /// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.

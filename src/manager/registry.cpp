@@ -61,7 +61,20 @@ Result<void> Registry::on(const TombstoneRecord& r) {
     if (auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
         --groups_.at(it->second.group).vtpms;
         vtpms_.erase(it);
+        resets_.erase(r.uuid);
     }
+    return {};
+}
+
+Result<void> Registry::on(const ResetRecord& r) {
+    auto it = vtpms_.find(r.uuid);
+    if (it == vtpms_.end() || r.sequence <= it->second.sequence) {
+        return make_error(Errc::corrupt, "vTPM {} is reset by number {}, but it is not there or further", r.uuid,
+                          r.sequence);
+    }
+    it->second.sequence = r.sequence;
+    it->second.key = {};
+    resets_.insert_or_assign(r.uuid, Reset{.sequence = r.sequence, .when = r.when, .given_up = r.given_up});
     return {};
 }
 
@@ -113,7 +126,10 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
     for (const auto& [uuid, v] : vtpms_) {
         emit(VtpmRecord{
             .uuid = uuid, .group = v.group, .version = v.version, .created = v.created, .returned = v.returned});
-        if (v.sequence != 0) {
+        if (const Reset* r = reset(uuid)) {
+            emit(ResetRecord{.uuid = uuid, .sequence = r->sequence, .when = r->when, .given_up = r->given_up});
+        }
+        if (v.has_key()) {
             emit(KeyRecord{.uuid = uuid, .sequence = v.sequence, .key = v.key});
         }
     }
@@ -133,6 +149,11 @@ const Registry::Vtpm* Registry::find(const Uuid& uuid) const {
 const Registry::Tombstone* Registry::tombstone(const Uuid& uuid) const {
     auto it = tombstones_.find(uuid);
     return it == tombstones_.end() ? nullptr : &it->second;
+}
+
+const Registry::Reset* Registry::reset(const Uuid& uuid) const {
+    auto it = resets_.find(uuid);
+    return it == resets_.end() ? nullptr : &it->second;
 }
 
 const Registry::Group* Registry::group(GroupId id) const {

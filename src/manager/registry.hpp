@@ -17,17 +17,24 @@ class Registry {
   public:
     struct Vtpm {
         std::uint64_t created = 0;
-        std::uint64_t sequence = 0; ///< of the key; 0: nothing was ever saved
+        std::uint64_t sequence = 0; ///< of the key, or of the reset that took it away; 0: nothing was ever saved
         GroupId group = 0;
         TpmVersion version = TpmVersion::tpm20;
         bool returned = false; ///< records.hpp
-        WrappedKey key;
+        WrappedKey key;        ///< empty: nothing was saved since it was made, or since it was last reset
+        [[nodiscard]] bool has_key() const noexcept { return !key.empty(); }
     };
     struct Group {
         Uuid uuid;
         std::uint64_t created = 0;
         std::size_t vtpms = 0;
         Bytes detail; ///< group_detail.hpp; empty: no approver
+    };
+    /// The last reset to factory.
+    struct Reset {
+        std::uint64_t sequence = 0;
+        std::uint64_t when = 0;
+        Bytes given_up; ///< records.hpp
     };
     struct Tombstone {
         TombstoneRecord::Reason reason = TombstoneRecord::Reason::deleted;
@@ -43,6 +50,8 @@ class Registry {
     [[nodiscard]] const Vtpm* find(const Uuid& uuid) const;
     [[nodiscard]] const Tombstone* tombstone(const Uuid& uuid) const;
     [[nodiscard]] const Group* group(GroupId id) const;
+    /// nullptr: it is not registered, or was never reset.
+    [[nodiscard]] const Reset* reset(const Uuid& uuid) const;
     /// The highest freshness record; nullopt: there was none.
     [[nodiscard]] std::optional<std::uint64_t> freshness() const noexcept { return freshness_; }
 
@@ -60,10 +69,12 @@ class Registry {
     Result<void> on(const GroupDetailRecord& r);
     Result<void> on(const GroupGoneRecord& r);
     Result<void> on(const MovedRecord& r);
+    Result<void> on(const ResetRecord& r);
 
     std::map<GroupId, Group> groups_;
     std::unordered_map<Uuid, Vtpm> vtpms_;
     std::unordered_map<Uuid, Tombstone> tombstones_;
+    std::unordered_map<Uuid, Reset> resets_; ///< of vTPMs that are there
     std::optional<std::uint64_t> freshness_;
 };
 

@@ -132,7 +132,7 @@ Task<Result<std::optional<SecretBytes>>> Vault::load_key(Uuid uuid) {
     if (vtpm == nullptr) {
         co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
     }
-    if (vtpm->sequence == 0) {
+    if (!vtpm->has_key()) {
         co_return std::optional<SecretBytes>();
     }
     const SecretBytes* group_key_held = group_key(vtpm->group);
@@ -145,6 +145,50 @@ Task<Result<std::optional<SecretBytes>>> Vault::load_key(Uuid uuid) {
         co_return key.error();
     }
     co_return std::optional<SecretBytes>(std::move(*key));
+}
+
+Task<Result<void>> Vault::reset(Uuid uuid) {
+    auto key = co_await load_key(uuid); // settled: what it names is what a restart would find
+    if (!key) {
+        co_return key.error();
+    }
+    const auto* vtpm = registry_.find(uuid);
+    if (vtpm == nullptr) {
+        co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
+    }
+    if (!group_open(vtpm->group)) {
+        co_return closed_error(vtpm->group);
+    }
+    if (vtpm->returned) {
+        co_return make_error(Errc::usage,
+                             "vTPM {} waits for its state from the host that it was migrated to (--incoming): there is "
+                             "nothing here to reset",
+                             uuid);
+    }
+    if (vtpm->sequence == 0) {
+        co_return Result<void>{};
+    }
+    ResetRecord record{.uuid = uuid, .sequence = vtpm->sequence + 1, .when = parts_.unix_time(), .given_up = {}};
+    record.given_up = *key ? to_bytes((*key)->view().subspan(proto::hash_key_part)) : registry_.reset(uuid)->given_up;
+    const std::uint64_t sequence = record.sequence;
+    std::vector<Bytes> records{encode(Record(std::move(record)))};
+    auto done = co_await freshness_->step(std::move(records));
+    const Registry::Reset* made = registry_.reset(uuid);
+    if (made == nullptr || made->sequence < sequence) {
+        co_return done;
+    }
+    // The old key lies in the journal's half, whose own key goes with its header.
+    if (auto gone = co_await image_->checkpoint(); !gone) {
+        parts_.log.warning("vTPM {}: was reset; its old key is in {} until the next checkpoint: {}", uuid,
+                           parts_.place.path(), gone.error().message);
+    }
+    if (!done) {
+        co_return in_context(done.error(),
+                             fmt::format("vTPM {} was reset, but an older copy of the store could still bring its "
+                                         "state back until the freshness counter moves",
+                                         uuid));
+    }
+    co_return done;
 }
 
 Task<Result<void>> Vault::remove(Uuid uuid, TombstoneRecord::Reason reason) {

@@ -68,6 +68,10 @@ class Vault final : private store::JournalClient {
     Task<Result<std::optional<SecretBytes>>> load_key(Uuid uuid);
     /// Success if the registry is what a restart would find.
     Task<Result<void>> settle() { return image_->settle(); }
+    /// To factory: its key is destroyed, here and in the journal; steps the counter so that no older copy brings it back. One
+    /// that never saved anything stays as it is. Errc::not_found, unavailable; usage: it is still to come back from another
+    /// host. Not while it is open.
+    Task<Result<void>> reset(Uuid uuid);
     /// Leaves a tombstone, and steps the counter so that no older copy brings it back. Not while a save of it is running.
     Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
 

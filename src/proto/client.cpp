@@ -276,6 +276,19 @@ class Client final : public ManagerClient {
         if (!reply) {
             co_return std::move(reply).error();
         }
+        if (reply->was_reset) {
+            auto reset = co_await ask_reset();
+            if (!reset) {
+                co_return std::move(reset).error();
+            }
+            reply->reset = std::move(*reset);
+        }
+        if (greeted_once_ && reply->reset != greeted_.reset) {
+            co_return make_error(Errc::tombstone,
+                                 "{}: vTPM {} was reset to factory after this instance began: what runs here is its "
+                                 "past, and is not kept; end this instance and start it again",
+                                 channel_->peer(), options_.greeting.uuid);
+        }
         if (had_record_ && !reply->has_record) {
             co_return make_error(
                 Errc::mismatch,
@@ -290,6 +303,15 @@ class Client final : public ManagerClient {
         had_record_ = reply->has_record;
         greeted_ = *reply;
         co_return Result<void>{};
+    }
+
+    Task<Result<ResetInfo>> ask_reset() {
+        const Bytes request = encode_reset_info();
+        auto answer = co_await once(request);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        co_return parse_reset_info_reply(*answer);
     }
 
     void link_lost(Error why) {

@@ -18,7 +18,8 @@ class ManagerClient {
     using Connect = std::function<Task<Result<std::unique_ptr<Channel>>>()>;
     virtual ~ManagerClient() = default;
 
-    /// Connects and says hello. Errc::tombstone, busy (open elsewhere), permission, mismatch (version),
+    /// Connects and says hello; if the vTPM was reset to factory, asks for that too. A later link (by any request) on which
+    /// there was another reset is Errc::tombstone: what runs here is the vTPM's past. Errc::tombstone, busy (open elsewhere), permission, mismatch (version),
     /// not_found, unavailable (nobody answered in time).
     virtual Task<Result<HelloReply>> hello() = 0;
     /// Durable at the manager on success. After any error the outcome is unknown: the same hash_key must be

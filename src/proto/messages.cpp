@@ -22,6 +22,7 @@ constexpr std::uint32_t hello_incoming = 2;
 constexpr std::uint32_t reply_known = 1;
 constexpr std::uint32_t reply_has_record = 2;
 constexpr std::uint32_t reply_may_create = 4;
+constexpr std::uint32_t reply_was_reset = 8;
 
 Bytes status_frame(Status status, ByteView body = {}) {
     return make_frame(tag::response, static_cast<std::uint32_t>(status), body);
@@ -106,6 +107,7 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
     case ordinal::get_boot_hash:
     case ordinal::handed_over:
     case ordinal::invite:
+    case ordinal::reset_info:
         if (!body.empty()) {
             return bad(Status::bad_param_size, fmt::format("ordinal {} with a body of {} bytes", h.code, body.size()));
         }
@@ -117,6 +119,9 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
         }
         if (h.code == ordinal::invite) {
             return InviteRequest{};
+        }
+        if (h.code == ordinal::reset_info) {
+            return ResetInfoRequest{};
         }
         return BootHashRequest{};
     default:
@@ -152,8 +157,15 @@ Bytes encode_hello_reply(const HelloReply& reply) {
     WireWriter out;
     out.be16(protocol_version);
     out.be32((reply.known ? reply_known : 0) | (reply.has_record ? reply_has_record : 0) |
-             (reply.may_create ? reply_may_create : 0));
+             (reply.may_create ? reply_may_create : 0) | (reply.was_reset ? reply_was_reset : 0));
     out.u8(reply.known ? static_cast<std::uint8_t>(reply.version) : 0);
+    return encode_success(out.view());
+}
+
+Bytes encode_reset_info_reply(const ResetInfo& info) {
+    WireWriter out;
+    out.be64(info.sequence).be64(info.when);
+    out.u8(static_cast<std::uint8_t>(info.given_up.size())).bytes(info.given_up);
     return encode_success(out.view());
 }
 
@@ -185,6 +197,7 @@ Bytes encode_save(ByteView hash_key) { return make_frame(tag::request, ordinal::
 Bytes encode_load() { return make_frame(tag::request, ordinal::load_hash_key); }
 Bytes encode_get_boot_hash() { return make_frame(tag::request, ordinal::get_boot_hash); }
 Bytes encode_handed_over() { return make_frame(tag::request, ordinal::handed_over); }
+Bytes encode_reset_info() { return make_frame(tag::request, ordinal::reset_info); }
 
 Result<ByteView> parse_response(ByteView frame) {
     auto header = parse_frame(frame);
@@ -226,8 +239,9 @@ Result<HelloReply> parse_hello_reply(ByteView frame) {
     reply.known = (flags & reply_known) != 0;
     reply.has_record = (flags & reply_has_record) != 0;
     reply.may_create = (flags & reply_may_create) != 0;
+    reply.was_reset = (flags & reply_was_reset) != 0;
     const auto tpm_version = version_from(tpm);
-    if ((reply.known && !tpm_version) || (reply.has_record && !reply.known)) {
+    if ((reply.known && !tpm_version) || ((reply.has_record || reply.was_reset) && !reply.known)) {
         return make_error(Errc::protocol, "HELLO's answer says flags 0x{:x} with TPM version {}", flags, tpm);
     }
     if (tpm_version) {
@@ -271,6 +285,23 @@ Result<BootHash> parse_boot_hash_reply(ByteView frame) {
     }
     WireReader in(*body);
     return in.array<boot_hash_size>();
+}
+
+Result<ResetInfo> parse_reset_info_reply(ByteView frame) {
+    auto body = parse_response(frame);
+    if (!body) {
+        return std::move(body).error();
+    }
+    WireReader in(*body);
+    ResetInfo info;
+    info.sequence = in.be64();
+    info.when = in.be64();
+    info.given_up = to_bytes(in.bytes(in.u8()));
+    if (!in.expect_end() || info.sequence == 0 || !is_slot_hash_size(info.given_up.size())) {
+        return make_error(Errc::protocol, "RESET_INFO's answer has a body of {} bytes, number {}, a hash of {}",
+                          body->size(), info.sequence, info.given_up.size());
+    }
+    return info;
 }
 
 } // namespace vtpmd::proto

@@ -6,16 +6,20 @@
 //   3            GET_BOOT_HASH  -                                    20 bytes
 //   4            GET_QUOTE      see old_quote.hpp
 //   0x56500001   HELLO          u16 protocol version (1), uuid[16],  u16 protocol version (1), u32 flags (1 known,
-//                               u8 TPM version (1: 1.2, 2: 2.0),     2 has a record, 4 may create), u8 TPM version
-//                               u32 flags (1 create, 2 incoming)     (0 if not known)
+//                               u8 TPM version (1: 1.2, 2: 2.0),     2 has a record, 4 may create, 8 was reset),
+//                               u32 flags (1 create, 2 incoming)     u8 TPM version (0 if not known)
 //   0x56500002   HANDED_OVER    -                                    -
 //   0x56500003   QUOTE          see quote_messages.hpp
 //   0x56500005   INVITE         see ask_messages.hpp
 //   0x56500006   ATTACH         see ask_messages.hpp
+//   0x56500008   RESET_INFO     -                                    u64 sequence, u64 seconds since 1970, u8 n
+//                                                                    (32 or 20), hash of the slot given up[n]
 //   tag 0x01C2   management, see management.hpp
 //
-// HELLO, HANDED_OVER and QUOTE are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket, once, before
-// anything else. HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. QUOTE asks for a deep quote.
+// HELLO, HANDED_OVER, QUOTE and RESET_INFO are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket,
+// once, before anything else. HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. QUOTE asks for a deep quote.
+// RESET_INFO asks for the last reset to factory, where HELLO says that there was one; who has not asked keeps nothing on that
+// link, since it may be an instance that began before.
 // An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every other error answer has no body.
 // A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM; its answer is a TPM response.
 #pragma once
@@ -39,6 +43,10 @@ namespace vtpmd::proto {
 inline constexpr std::uint16_t protocol_version = 1;
 inline constexpr std::size_t hash_key_short = 52; ///< key[32] || SHA-1, older peers
 inline constexpr std::size_t hash_key_long = 64;  ///< key[32] || SHA-256
+inline constexpr std::size_t hash_key_part = 32;  ///< the key; the rest is the hash of the slot as written
+[[nodiscard]] constexpr bool is_slot_hash_size(std::size_t n) {
+    return n == hash_key_short - hash_key_part || n == hash_key_long - hash_key_part;
+}
 inline constexpr std::size_t boot_hash_size = 20;
 inline constexpr std::size_t error_text_limit = 1024;
 
@@ -50,6 +58,7 @@ inline constexpr std::uint32_t get_quote = 4;
 inline constexpr std::uint32_t hello = 0x56500001;
 inline constexpr std::uint32_t handed_over = 0x56500002;
 inline constexpr std::uint32_t quote = 0x56500003;
+inline constexpr std::uint32_t reset_info = 0x56500008;
 } // namespace ordinal
 
 struct HelloRequest {
@@ -60,12 +69,22 @@ struct HelloRequest {
         false; ///< its state comes from another host (--incoming): a vTPM that was migrated away may come back
 };
 
+/// The last reset to factory of a vTPM.
+struct ResetInfo {
+    std::uint64_t sequence = 0; ///< of the vTPM's keys: tells one reset from another
+    std::uint64_t when = 0;     ///< seconds since 1970, for people
+    Bytes given_up;             ///< hash of the slot whose state it was, 32 or 20 bytes
+    friend bool operator==(const ResetInfo&, const ResetInfo&) = default;
+};
+
 /// What the manager says of a vTPM when it is greeted.
 struct HelloReply {
     bool known = false;                     ///< the manager has a registration for this UUID
     bool has_record = false;                ///< and a hash_key: state was acknowledged once
     bool may_create = false;                ///< the manager's --auto-create: a fresh TPM is asked for if there was none
     TpmVersion version = TpmVersion::tpm20; ///< as registered, if known
+    bool was_reset = false;                 ///< to factory, once or more
+    std::optional<ResetInfo> reset = {};    ///< if was_reset: not of this message, the client asks for it
 };
 
 using BootHash = std::array<std::byte, boot_hash_size>;
@@ -79,6 +98,7 @@ struct LoadRequest {};
 struct BootHashRequest {};
 struct HandedOverRequest {};
 struct InviteRequest {};
+struct ResetInfoRequest {};
 /// A raw TPM command that a vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read; TPM_Extend, which is
 /// the administrator's only.
 struct TpmCommand {
@@ -93,13 +113,15 @@ struct BadRequest {
     Bytes answer;
     std::string reason;
 };
-using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest, QuoteRequest,
-                             OldQuoteRequest, InviteRequest, AttachRequest, TpmCommand, ManagementRequest, BadRequest>;
+using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest,
+                             ResetInfoRequest, QuoteRequest, OldQuoteRequest, InviteRequest, AttachRequest, TpmCommand,
+                             ManagementRequest, BadRequest>;
 
 /// Any whole frame (parse_frame holds).
 [[nodiscard]] Request parse_request(ByteView frame);
 
 [[nodiscard]] Bytes encode_hello_reply(const HelloReply& reply);
+[[nodiscard]] Bytes encode_reset_info_reply(const ResetInfo& info);
 /// SAVEHASHKEY's answer has no body, those of LOADHASHKEY and GET_BOOT_HASH have what was asked for.
 [[nodiscard]] Bytes encode_success(ByteView body = {});
 [[nodiscard]] Bytes encode_error(const Error& error);
@@ -118,6 +140,7 @@ enum class TpmRefusal { failed, no_such_command };
 [[nodiscard]] Bytes encode_load();
 [[nodiscard]] Bytes encode_get_boot_hash();
 [[nodiscard]] Bytes encode_handed_over();
+[[nodiscard]] Bytes encode_reset_info();
 
 /// The body of a success answer; what the manager's status says otherwise; Errc::protocol for anything but an
 /// answer.
@@ -127,5 +150,6 @@ enum class TpmRefusal { failed, no_such_command };
 /// nullopt: TPM_BADINDEX, nothing was ever saved.
 [[nodiscard]] Result<std::optional<SecretBytes>> parse_load_reply(ByteView frame);
 [[nodiscard]] Result<BootHash> parse_boot_hash_reply(ByteView frame);
+[[nodiscard]] Result<ResetInfo> parse_reset_info_reply(ByteView frame);
 
 } // namespace vtpmd::proto

@@ -91,6 +91,10 @@ class Session {
             auto key = co_await handler_.invite();
             co_return key ? encode_invite_reply(key->view()) : refuse("INVITE", key.error());
         }
+        if (std::holds_alternative<ResetInfoRequest>(request)) {
+            auto info = co_await handler_.reset_info();
+            co_return info ? encode_reset_info_reply(*info) : refuse("RESET_INFO", info.error());
+        }
         if (auto* quote = std::get_if<QuoteRequest>(&request)) {
             co_return co_await answer_quote(std::move(*quote));
         }

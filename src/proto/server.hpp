@@ -24,6 +24,8 @@ class Handler {
     virtual Task<Result<BootHash>> boot_hash() = 0;
     /// Another host has this vTPM. Durable on return.
     virtual Task<Result<void>> handed_over() { co_return make_error(Errc::unsupported, "not offered"); }
+    /// The last reset of this link's vTPM. Errc::not_found: it was never reset.
+    virtual Task<Result<ResetInfo>> reset_info() { co_return make_error(Errc::not_found, "was never reset"); }
     /// By the group's key in the hardware TPM, for this link's vTPM. `request` passed check(). Errc::unsupported: its group has
     /// no such key; pcr_mismatch: the group is closed.
     virtual Task<Result<QuoteReply>> quote(QuoteRequest /*request*/) {

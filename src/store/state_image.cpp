@@ -108,6 +108,8 @@ class SlotImage final : public StateImage {
     Task<Result<SecretBytes>> prepare(ByteView state) override { return uninterrupted(do_prepare(state)); }
     Task<Result<void>> accept() override { return uninterrupted(do_accept()); }
     void reject() override { pending_.reset(); }
+    Task<Result<bool>> holds(ByteView slot_hash) override { return uninterrupted(do_holds(slot_hash)); }
+    Task<Result<bool>> give_up(ByteView slot_hash) override { return uninterrupted(do_give_up(slot_hash)); }
 
     [[nodiscard]] bool had_state() const override { return geometry_.live; }
     [[nodiscard]] const ImageIdentity& identity() const override { return identity_; }
@@ -172,6 +174,46 @@ class SlotImage final : public StateImage {
             }
         }
         co_return no_such_slot(slots);
+    }
+
+    /// The slot with this hash; nullopt: none has it.
+    Task<Result<std::optional<std::uint32_t>>> find_slot(ByteView slot_hash, SlotContent& content) {
+        for (std::uint32_t i = 0; i < 2; ++i) {
+            auto read = co_await read_slot(i);
+            if (!read) {
+                co_return read.error();
+            }
+            if (!read->raw.empty() && std::ranges::equal(read->digest, slot_hash)) {
+                content = std::move(*read);
+                co_return std::optional(i);
+            }
+        }
+        co_return std::optional<std::uint32_t>();
+    }
+
+    Task<Result<bool>> do_holds(ByteView slot_hash) {
+        SlotContent content;
+        auto slot = co_await find_slot(slot_hash, content);
+        if (!slot) {
+            co_return slot.error();
+        }
+        co_return slot->has_value();
+    }
+
+    Task<Result<bool>> do_give_up(ByteView slot_hash) {
+        SlotContent content;
+        auto slot = co_await find_slot(slot_hash, content);
+        if (!slot) {
+            co_return slot.error();
+        }
+        if (!*slot) {
+            co_return false;
+        }
+        valid_ = **slot;
+        given_up_ = **slot;
+        pending_.reset();
+        sequence_ = content.sequence;
+        co_return true;
     }
 
     [[nodiscard]] Error no_such_slot(const std::array<SlotContent, 2>& slots) const {
@@ -277,8 +319,28 @@ class SlotImage final : public StateImage {
         }
         valid_ = *pending_;
         pending_.reset();
+        if (auto old = std::exchange(given_up_, std::nullopt)) {
+            // If this fails, the next save goes over it.
+            auto zeroed = co_await wipe(*old);
+            (void)zeroed;
+        }
         auto marked = co_await mark_live();
         co_return marked;
+    }
+
+    Task<Result<void>> wipe(std::uint32_t slot) {
+        const std::uint64_t at = slot_offset(slot);
+        const std::uint64_t there = file_->size() > at ? std::min(file_->size() - at, geometry_.capacity) : 0;
+        Bytes head(std::min<std::uint64_t>(unit, there));
+        auto read = co_await file_->read(at, head);
+        if (!read || head.size() < unit) {
+            co_return read;
+        }
+        WireReader r(head);
+        (void)r.bytes(16);
+        const Bytes zeros(std::clamp<std::uint64_t>(r.be32(), unit, there));
+        auto written = co_await file_->write_sync(at, zeros);
+        co_return written;
     }
 
     Task<Result<void>> mark_live() {
@@ -305,6 +367,7 @@ class SlotImage final : public StateImage {
     std::uint64_t sequence_ = 0;             ///< of the last save written or loaded
     std::optional<std::uint32_t> valid_;     ///< the slot the manager's record names
     std::optional<std::uint32_t> pending_;   ///< the slot written and not yet decided on
+    std::optional<std::uint32_t> given_up_;  ///< the slot of give_up(), until the first save
     std::array<std::size_t, 2> allocated_{}; ///< bytes of each slot's place that have their room on the disk
 };
 

@@ -58,6 +58,13 @@ class StateImage {
     /// answer was lost, call neither: ask it for the record again and load().
     virtual void reject() = 0;
 
+    /// Whether a slot has this hash (the second part of a hash key), whoever may have its key.
+    virtual Task<Result<bool>> holds(ByteView slot_hash) = 0;
+    /// Instead of load(), only where the manager says that the vTPM was reset to factory and its state with this hash was given
+    /// up: takes that slot for the valid one, so that the first save goes to the other; once that is accepted the state that
+    /// was given up is zeroed. False: no slot has the hash, and nothing has changed.
+    virtual Task<Result<bool>> give_up(ByteView slot_hash) = 0;
+
     /// True once any prepare() was ever accepted for this image: an image with state must never be replaced by a fresh TPM,
     /// even if the manager knows nothing of it. While it is false and the manager has no record, the image can be used as
     /// it is for a fresh TPM.

@@ -51,6 +51,7 @@ class FakeControl final : public manager::Control {
         }
         co_return outcome;
     }
+    Task<Result<void>> reset(Uuid uuid) override { co_return asked("reset", uuid); }
     Task<Result<void>> start(Uuid uuid) override { co_return asked("start", uuid); }
     Task<Result<void>> stop(Uuid uuid) override { co_return asked("stop", uuid); }
     Task<Result<Bytes>> quote(Uuid uuid, manager::QuoteOrder order) override {

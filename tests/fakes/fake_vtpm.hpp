@@ -187,6 +187,12 @@ class FakeImage final : public store::StateImage {
         co_return Result<void>{};
     }
     void reject() override { pending = false; }
+    Task<Result<bool>> holds(ByteView slot_hash) override {
+        co_await points_.pass();
+        co_return std::ranges::any_of(slots,
+                                      [&](const Slot& s) { return s.save != 0 && s.save == number_in(slot_hash); });
+    }
+    Task<Result<bool>> give_up(ByteView slot_hash) override { return holds(slot_hash); }
     [[nodiscard]] bool had_state() const override { return live; }
     [[nodiscard]] const store::ImageIdentity& identity() const override { return identity_; }
     [[nodiscard]] const std::string& path() const override { return path_; }

@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import socket
 
 import harness
@@ -16,7 +17,7 @@ DATA = 0x01500002
 UNKNOWN = "00000000-0000-4000-8000-00000000dead"
 
 
-class Api(harness.Case):
+class Managed(harness.Case):
     def setUp(self):
         super().setUp()
         self.api = self.path("api.sock")
@@ -71,6 +72,18 @@ class Api(harness.Case):
     def state(self, uuid):
         return self.call("GET", f"/v1/vtpms/{uuid}")[1]["state"]
 
+    def running(self, uuid):
+        """A guest's connection to it, once it runs."""
+        self.ctl("start", uuid)
+        harness.wait_until(lambda: self.state(uuid) == "running", "the instance runs")
+        return tpm.Client(harness.connect(self.path("run", uuid + ".sock")))
+
+    def restart_manager(self):
+        self.manager.process.terminate()
+        self.manager.start()
+
+
+class Api(Managed):
     def test_life_of_a_vtpm(self):
         """list, create, start, use, stop, start again with its state, delete; and gone also after a restart."""
         self.assertEqual(json.loads(self.ctl("list", "--json")), {"vtpms": []})
@@ -204,6 +217,9 @@ class Api(harness.Case):
                 (404, "no_such_path", "GET", "/v1/nothing", None),
                 (404, "not_found", "GET", f"/v1/vtpms/{UNKNOWN}", None),
                 (405, "no_such_method", "PUT", "/v1/vtpms", None),
+                (404, "not_found", "POST", f"/v1/vtpms/{UNKNOWN}/reset", None),
+                (405, "no_such_method", "GET", f"/v1/vtpms/{UNKNOWN}/reset", None),
+                (400, "bad_request", "POST", f"/v1/vtpms/{UNKNOWN}/reset", {"yes": "yes"}),
                 (400, "bad_request", "GET", "/v1/vtpms/not-a-uuid", None),
                 (400, "bad_request", "GET", "/v1/vtpms?limit=1", None),
                 (400, "bad_request", "POST", "/v1/vtpms", b"{"),
@@ -305,6 +321,95 @@ class Api(harness.Case):
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             statuses = sorted(pool.map(lambda _: self.call("POST", "/v1/vtpms", {"uuid": uuid})[0], range(4)))
         self.assertEqual(statuses, [201, 409, 409, 409])
+
+
+class Reset(Managed):
+    """To factory on purpose: the old state is gone, and no copy of it comes back or is replaced by mistake."""
+
+    def copy(self, source, target):
+        shutil.copyfile(source, target)
+        return target
+
+    def elsewhere(self, uuid, image):
+        """An instance that somebody starts on this image: its log, once it has refused."""
+        before = open(image, "rb").read()
+        instance = harness.Instance(self, self.manager, uuid=uuid)
+        instance.image = image
+        process = instance.launch(create=True)
+        self.assertEqual(process.wait(), harness.EX_DATAERR, process.log())
+        self.assertEqual(open(image, "rb").read(), before, "an image that was refused is left as it is")
+        return process.log()
+
+    def test_reset(self):
+        uuid = json.loads(self.ctl("create", "--json"))["uuid"]
+        image = self.path(uuid + ".img")
+        self.ctl("reset", uuid, "--yes")  # it has nothing yet
+        self.assertNotIn("reset", self.call("GET", f"/v1/vtpms/{uuid}")[1])
+        with self.running(uuid) as guest:
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"first...")
+            older = self.copy(image, self.path("older"))
+            guest.nv_write(DATA, b"second..")
+            guest.nv_write(DATA, b"third...")
+        self.assertIn("vtpmctl stop", self.ctl("reset", uuid, "--yes", status=harness.EX_TEMPFAIL))
+        self.ctl("stop", uuid)
+        past = self.copy(image, self.path("past"))
+        self.assertIn("--yes", self.ctl("reset", uuid, status=harness.EX_USAGE))
+        self.assertEqual(self.state(uuid), "stopped")
+        for _ in range(2):
+            self.assertIn("fresh", self.ctl("reset", uuid, "--yes"))
+            self.restart_manager()
+            self.assertEqual(self.state(uuid), "fresh")
+        # Only the state that was reset is replaced, not an older copy of it.
+        self.assertIn("is not the one that was reset", self.elsewhere(uuid, older))
+        with self.running(uuid) as guest:
+            self.assertRaises(tpm.TpmError, guest.nv_read, DATA, 8)
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"new life")
+        self.ctl("stop", uuid)
+        self.restart_manager()
+        shown = self.call("GET", f"/v1/vtpms/{uuid}")[1]
+        self.assertGreater(shown["reset"], 1_700_000_000)
+        self.assertEqual(shown["state"], "stopped")
+        self.assertIn("was reset to factory on", self.elsewhere(uuid, past))
+        self.assertIn("was reset to factory on", self.elsewhere(uuid, older))
+        with self.running(uuid) as guest:
+            self.assertEqual(guest.nv_read(DATA, 8), b"new life")
+
+    def test_an_instance_that_began_before(self):
+        """The manager is away for a moment and the vTPM is reset: what runs is its past, and keeps nothing."""
+        instance = harness.Instance(self, self.manager).start(create=True)
+        uuid = instance.uuid
+        with instance.client() as guest:
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"before..")
+            self.restart_manager()
+            self.ctl("reset", uuid, "--yes")
+            self.assertRaises(tpm.TpmError, guest.nv_write, DATA, b"after...")
+        instance.process.wait_log("was reset to factory after this instance began")
+        instance.process.kill()
+        instance.start()
+        instance.process.wait_log("a fresh TPM takes the place")
+        with instance.client() as guest:
+            self.assertRaises(tpm.TpmError, guest.nv_read, DATA, 8)
+
+    def test_an_image_that_was_lost(self):
+        """Its reset is the way out: the TPM family stays, though there is no image that says it."""
+        uuid = json.loads(self.ctl("create", "--tpm-version=1.2", "--json"))["uuid"]
+        image = self.path(uuid + ".img")
+        with self.running(uuid) as guest:
+            guest.get_random12(8)  # it is made
+        self.ctl("stop", uuid)
+        os.unlink(image)
+        instance = harness.Instance(self, self.manager, version="1.2", uuid=uuid)
+        instance.image = image
+        process = instance.launch(create=True)
+        self.assertNotEqual(process.wait(), 0)
+        self.assertIn("vtpmctl", process.log())
+        self.ctl("reset", uuid, "--yes")
+        with self.running(uuid) as guest:
+            guest.get_random12(8)  # it is made
+        self.assertEqual(self.call("GET", f"/v1/vtpms/{uuid}")[1]["tpm_version"], "1.2")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,72 @@ TEST_SUITE("manager service") {
         CHECK(rig.m.loop.logged("registered"));
         p.hang_up();
     }
+    TEST_CASE("reset: not while it is open; then nothing is kept but by who knows of it") {
+        Rig rig;
+        auto reset = [&] { return rig.m.loop.run(rig.service->reset(uuid_of(1))); };
+        CHECK(reset().error().code == Errc::not_found);
+        auto info_of = [](Peer& p) { return proto::parse_reset_info_reply(p.ask(proto::encode_reset_info())); };
+        {
+            Peer p(rig);
+            REQUIRE(p.hello(1));
+            CHECK(info_of(p).has_error()); // never
+            REQUIRE(p.save(5));
+            CHECK(reset().error().code == Errc::busy);
+            p.hang_up();
+        }
+        for (std::uint8_t round = 0; round < 2; ++round) { // and again, after a save
+            REQUIRE(reset());
+            REQUIRE(reset()); // twice, with nothing between
+            const std::uint8_t last = round == 0 ? 5 : 7;
+            {
+                // One that began before, or an older program: it has the link, and keeps nothing.
+                Peer p(rig);
+                auto reply = p.hello(1, false);
+                REQUIRE(reply);
+                CHECK(reply->was_reset);
+                CHECK_FALSE(reply->has_record);
+                CHECK(p.load() == -1);
+                CHECK(p.save(6).error().code == Errc::tombstone);
+                CHECK(p.load() == -1);
+                CHECK(rig.m.loop.logged("was reset to factory, and its instance does not know of it"));
+                p.hang_up();
+            }
+            Peer p(rig);
+            REQUIRE(p.hello(1, false));
+            auto info = info_of(p);
+            REQUIRE(info);
+            CHECK(info->given_up == Bytes(32, static_cast<std::byte>(last)));
+            REQUIRE(p.save(7));
+            CHECK(p.load() == 7);
+            p.hang_up();
+        }
+        // Also once there is a state again.
+        Peer p(rig);
+        auto reply = p.hello(1, false);
+        REQUIRE(reply);
+        CHECK(reply->has_record);
+        CHECK(p.save(8).error().code == Errc::tombstone);
+        CHECK(proto::parse_save_reply(p.ask(proto::encode_handed_over())).error().code == Errc::tombstone);
+        CHECK(p.load() == 7);
+        p.hang_up();
+    }
+    TEST_CASE("reset: one of Xen's stub domains, which sends no hello, asks for its key and goes on") {
+        Rig rig;
+        REQUIRE(rig.m.loop.run(rig.service->enrol(uuid_of(1), TpmVersion::tpm12)));
+        const LinkInfo ring{.made_for = uuid_of(1), .named_by_transport = true};
+        {
+            Peer p(rig, ring);
+            REQUIRE(p.save(5));
+            p.hang_up();
+        }
+        REQUIRE(rig.m.loop.run(rig.service->reset(uuid_of(1))));
+        Peer p(rig, ring);
+        CHECK(p.save(6).error().code == Errc::tombstone);
+        CHECK(p.load() == -1);
+        REQUIRE(p.save(7));
+        CHECK(p.load() == 7);
+        p.hang_up();
+    }
     TEST_CASE("who may be made: only when asked, by the instance or by auto-create") {
         {
             Rig rig;

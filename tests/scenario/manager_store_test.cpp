@@ -3,6 +3,7 @@
 
 #include "util/text.hpp"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -340,6 +341,74 @@ TEST_SUITE("manager store") {
         }
     }
 
+    TEST_CASE("a vTPM that was reset stays reset: its key is nowhere in the image, and no older copy opens") {
+        for (Mode mode : {Mode::window, Mode::strict, Mode::off}) {
+            Machine m;
+            m.options.freshness.mode = mode;
+            REQUIRE(m.create());
+            REQUIRE(m.enrol(uuid_of(1)));
+            REQUIRE(m.loop.run(m.vault->reset(uuid_of(1)))); // nothing to reset
+            CHECK(m.vault->registry().reset(uuid_of(1)) == nullptr);
+            REQUIRE(m.enrol(uuid_of(2)));
+            REQUIRE(m.save(uuid_of(1), 1));
+            REQUIRE(m.save(uuid_of(2), 2));
+            auto before = m.disk->content();
+            REQUIRE(m.loop.run(m.vault->reset(uuid_of(1))));
+            CHECK(m.load(uuid_of(1)) == -1);
+            CHECK(m.vault->registry().find(uuid_of(1))->sequence == 2);
+            m.crash(Loss::all);
+            auto after = m.disk->content();
+            // The half that had the key is given up: its own key cannot be made any more.
+            constexpr std::size_t halves_at = 131'072;
+            const std::size_t half = (after.size() - halves_at) / 2 / 4096 * 4096;
+            std::size_t given_up = 0;
+            for (std::size_t i = 0; i < 2; ++i) {
+                const ByteView header = ByteView(after).subspan(halves_at + i * half, 512);
+                given_up += std::ranges::all_of(header, [](std::byte b) { return b == std::byte{0}; }) ? 1 : 0;
+            }
+            CHECK(given_up == 1);
+            m.replace_disk(before);
+            if (mode == Mode::off) {
+                REQUIRE(m.open());
+                CHECK(m.load(uuid_of(1)) == 1); // as everything in an older copy, without freshness
+            } else {
+                CHECK(m.open().error().code == Errc::rollback);
+            }
+            m.replace_disk(after);
+            REQUIRE(m.open());
+            CHECK(m.load(uuid_of(1)) == -1);
+            CHECK(m.load(uuid_of(2)) == 2);
+            REQUIRE(m.vault->registry().reset(uuid_of(1)) != nullptr);
+            CHECK(m.vault->registry().reset(uuid_of(1))->given_up == Bytes(32, std::byte{1}));
+            REQUIRE(m.save(uuid_of(1), 3));
+            CHECK(m.vault->registry().find(uuid_of(1))->sequence == 3);
+            REQUIRE(m.off());
+            REQUIRE(m.open());
+            CHECK(m.load(uuid_of(1)) == 3);
+        }
+    }
+    TEST_CASE("a reset with a crash at every step of the disk: done once it was said, else done or not") {
+        bool reached_end = false;
+        for (std::uint64_t step = 0; !reached_end; ++step) {
+            REQUIRE(step < 200);
+            Machine m;
+            REQUIRE(m.create());
+            REQUIRE(m.enrol(uuid_of(1)));
+            REQUIRE(m.save(uuid_of(1), 1));
+            m.die_at_disk(step);
+            m.tie_tpm_to_disk();
+            auto done = m.loop.run(m.vault->reset(uuid_of(1)));
+            reached_end = done.has_value() && !m.disk->dead();
+            m.crash(crash_kinds[step % std::size(crash_kinds)].loss, 1);
+            REQUIRE(m.open());
+            const int found = m.load(uuid_of(1));
+            CHECK((found == -1 || (found == 1 && !done)));
+            REQUIRE(m.loop.run(m.vault->reset(uuid_of(1))));
+            CHECK(m.load(uuid_of(1)) == -1);
+            CHECK(m.vault->registry().reset(uuid_of(1))->given_up == Bytes(32, std::byte{1}));
+            REQUIRE(m.save(uuid_of(1), 2));
+        }
+    }
     TEST_CASE("a crash at every step of the disk while vTPMs save: what was acknowledged is there") {
         for (Mode mode : {Mode::window, Mode::strict}) {
             bool reached_end = false;

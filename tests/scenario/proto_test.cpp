@@ -31,7 +31,8 @@ struct FakeHandler final : Handler {
         if (hello_error) {
             co_return *hello_error;
         }
-        co_return HelloReply{true, record.has_value(), false, r.version};
+        co_return HelloReply{
+            .known = true, .has_record = record.has_value(), .version = r.version, .was_reset = reset.has_value()};
     }
     Task<Result<void>> save_hash_key(SecretBytes key) override {
         ++saves;
@@ -47,6 +48,12 @@ struct FakeHandler final : Handler {
         }
         co_return std::optional<SecretBytes>(record->clone());
     }
+    Task<Result<ResetInfo>> reset_info() override {
+        if (!reset) {
+            co_return co_await Handler::reset_info();
+        }
+        co_return *reset;
+    }
     Task<Result<BootHash>> boot_hash() override { co_return BootHash{std::byte{7}}; }
     Task<Result<QuoteReply>> quote(QuoteRequest r) override {
         if (!quote_reply) {
@@ -59,6 +66,7 @@ struct FakeHandler final : Handler {
 
     std::optional<Error> hello_error, load_error;
     std::optional<SecretBytes> record;
+    std::optional<ResetInfo> reset;
     Bytes tpm_answer = make_frame(tag::tpm20_command, 0);
     HelloRequest last;
     QuoteRequest asked;
@@ -303,6 +311,38 @@ TEST_SUITE("proto") {
         CHECK(saved.error().code == Errc::mismatch);
         CHECK_FALSE(r.handler.last.create);
         CHECK_FALSE(r.handler.record);
+    }
+
+    TEST_CASE("a vTPM that was reset: asked for on every link; reset while the instance ran, its past is not kept") {
+        Rig r;
+        CHECK_FALSE(r.loop.run(r.client->hello())->reset);
+        r.handler.reset = ResetInfo{.sequence = 5, .when = 6, .given_up = Bytes(32)};
+        auto lose_link = [&] {
+            r.group.cancel();
+            r.loop.settle();
+        };
+        CHECK(r.loop.run(r.client->save_hash_key(key(1)))); // this link is older
+        lose_link();
+        auto saved = r.loop.run(r.client->save_hash_key(key(2)));
+        REQUIRE_FALSE(saved);
+        CHECK(saved.error().code == Errc::tombstone);
+        CHECK(saved.error().message.find("reset to factory") != std::string::npos);
+        CHECK(r.handler.saves == 1);
+
+        Rig next; // an instance that knows
+        next.handler.reset = r.handler.reset;
+        auto hello = next.loop.run(next.client->hello());
+        REQUIRE(hello);
+        CHECK(hello->reset == next.handler.reset);
+        next.group.cancel();
+        next.loop.settle();
+        CHECK(next.loop.run(next.client->save_hash_key(key(3))));
+        CHECK(next.connects == 2);
+        next.handler.reset->sequence = 9;
+        next.group.cancel();
+        next.loop.settle();
+        CHECK(next.loop.run(next.client->save_hash_key(key(4))).error().code == Errc::tombstone);
+        CHECK(next.handler.saves == 1);
     }
 
     TEST_CASE("answers that are none: the link is dropped and tried again") {

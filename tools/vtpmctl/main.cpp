@@ -205,7 +205,7 @@ void print_fields(const json::object& o) {
             for (const json::value& one : v.get_array()) {
                 std::printf("%-18s %s\n", name.c_str(), text_of(one).c_str());
             }
-        } else if (const std::string text = name == "created" ? time_text(v) : text_of(v);
+        } else if (const std::string text = name == "created" || name == "reset" ? time_text(v) : text_of(v);
                    text.find('\n') != std::string::npos) {
             std::printf("%s\n%s", name.c_str(), text.c_str());
         } else if (!text.empty()) {
@@ -229,20 +229,21 @@ void print(const Options& o, const Answer& a) {
     }
 }
 
-void confirm_delete(const Options& o, const std::string& what, const std::string& consequence) {
+/// `question` says what is done to what ("Delete vTPM U for good?"), `consequence` what is lost.
+void confirm(const Options& o, const std::string& question, const std::string& consequence) {
     if (o.yes) {
         return;
     }
     if (::isatty(STDIN_FILENO) == 0) {
-        fail(EX_USAGE, fmt::format("deleting {} cannot be undone, and there is no terminal to ask at; give --yes if it "
-                                   "is meant",
-                                   what));
+        fail(EX_USAGE, fmt::format("{} {} It cannot be undone, and there is no terminal to ask at; give --yes if it is "
+                                   "meant",
+                                   question, consequence));
     }
-    std::fprintf(stderr, "Delete %s for good? %s Type yes: ", what.c_str(), consequence.c_str());
+    std::fprintf(stderr, "%s %s Type yes: ", question.c_str(), consequence.c_str());
     std::string line;
     std::getline(std::cin, line);
     if (line != "yes") {
-        fail(EX_USAGE, "nothing was deleted");
+        fail(EX_USAGE, "nothing was changed");
     }
 }
 
@@ -299,7 +300,7 @@ void group_command(const Options& o) {
         const json::object body{{"shared", hex_of_file(o.needed("shared", "the shared secret (openssl pkeyutl)"))}};
         print(o, ask(o, "POST", path + "/recover", json::serialize(body)));
     } else {
-        confirm_delete(o, "group " + o.words.back(), "Its keys are lost.");
+        confirm(o, "Delete group " + o.words.back() + " for good?", "Its keys are lost.");
         print(o, ask(o, "DELETE", path));
     }
 }
@@ -344,8 +345,9 @@ void quote(const Options& o) {
 
 void run(const Options& o) {
     if (o.words.empty()) {
-        fail(EX_USAGE, "say what to do: list, show, create, start, stop, delete, quote, group, top, status, approve, "
-                       "verify-quote; see vtpmctl --help");
+        fail(EX_USAGE,
+             "say what to do: list, show, create, start, stop, reset, delete, quote, group, top, status, approve, "
+             "verify-quote; see vtpmctl --help");
     }
     const std::string& command = o.words[0];
     for (auto [name, path] : {std::pair{"list", "/v1/vtpms"},
@@ -387,8 +389,12 @@ void run(const Options& o) {
         quote(o);
     } else if (command == "delete") {
         const std::string uuid = uuid_word(o);
-        confirm_delete(o, "vTPM " + uuid, "Its guest's keys are lost.");
+        confirm(o, "Delete vTPM " + uuid + " for good?", "Its guest's keys are lost.");
         print(o, ask(o, "DELETE", "/v1/vtpms/" + uuid));
+    } else if (command == "reset") {
+        const std::string uuid = uuid_word(o);
+        confirm(o, "Reset vTPM " + uuid + " to factory?", "Its guest's keys are lost.");
+        print(o, ask(o, "POST", "/v1/vtpms/" + uuid + "/reset"));
     } else {
         fail(EX_USAGE, fmt::format("there is no command '{}'; see vtpmctl --help", command));
     }

@@ -20,6 +20,7 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
   create [UUID]            register a new vTPM; a UUID is made up if none is given
   start UUID               keep an instance running for it
   stop UUID                end that instance in good order
+  reset UUID               reset it to factory: a fresh TPM at its next start, the old state does not come back
   delete UUID              delete it for good; no copy of it will be accepted again
   quote UUID               a deep quote of a vTPM that runs: --nonce, --out [, --pcrs, --host-pcrs]
   group list               all groups
@@ -71,7 +72,7 @@ Options:
   --interval=SECONDS       top: how often to look (default 2)
   --once                   top: show it once, as plain text
   --json                   print what the manager answers, for programs
-  --yes                    do not ask before deleting
+  --yes                    do not ask before deleting or resetting
   --help                   this text
   --version                the program's version
 

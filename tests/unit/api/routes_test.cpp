@@ -81,10 +81,14 @@ TEST_SUITE("api") {
         CHECK(object(call("GET", path)).at("uuid") == some);
         CHECK(call("POST", path + "/start").status == 200);
         CHECK(call("POST", path + "/stop").status == 200);
+        CHECK(!object(call("GET", path)).contains("reset"));
+        control.all.begin()->second.reset = 7;
+        CHECK(object(call("POST", path + "/reset")).at("reset") == 7);
         CHECK(call("DELETE", path).status == 200);
         CHECK(call("GET", path).status == 404);
         const std::string u = some;
-        CHECK(control.calls == std::vector<std::string>{"create " + u, "start " + u, "stop " + u, "remove " + u});
+        CHECK(control.calls ==
+              std::vector<std::string>{"create " + u, "start " + u, "stop " + u, "reset " + u, "remove " + u});
     }
 
     TEST_CASE_FIXTURE(Fixture, "a long list has every vTPM as it is shown, in order, and asks for each once") {

@@ -36,17 +36,26 @@ TEST_SUITE("instance") {
             {I::absent, M::nothing, A::create_image_and_fresh, A::refuse, Errc::not_found},
             {I::absent, M::registered, A::create_image_and_fresh, A::refuse, Errc::not_found},
             {I::absent, M::has_record, A::refuse, A::refuse, Errc::not_found},
+            {I::absent, M::reset, A::create_image_and_fresh, A::create_image_and_fresh, {}},
             {I::absent, M::tombstone, A::refuse, A::refuse, Errc::tombstone},
             {I::empty, M::nothing, A::fresh_in_image, A::refuse, Errc::not_found},
             {I::empty, M::registered, A::fresh_in_image, A::refuse, Errc::not_found},
             {I::empty, M::has_record, A::load, A::load, {}},
+            {I::empty, M::reset, A::fresh_in_image, A::fresh_in_image, {}},
             {I::empty, M::tombstone, A::refuse, A::refuse, Errc::tombstone},
             {I::has_state, M::nothing, A::refuse, A::refuse, Errc::mismatch},
             {I::has_state, M::registered, A::refuse, A::refuse, Errc::mismatch},
             {I::has_state, M::has_record, A::load, A::load, {}},
+            {I::has_state, M::reset, A::refuse, A::refuse, Errc::rollback},
             {I::has_state, M::tombstone, A::refuse, A::refuse, Errc::tombstone},
+            // Only the manager's own word on a reset makes a fresh TPM over a state.
+            {I::given_up, M::nothing, A::refuse, A::refuse, Errc::mismatch},
+            {I::given_up, M::registered, A::refuse, A::refuse, Errc::mismatch},
+            {I::given_up, M::has_record, A::load, A::load, {}},
+            {I::given_up, M::reset, A::fresh_after_reset, A::fresh_after_reset, {}},
+            {I::given_up, M::tombstone, A::refuse, A::refuse, Errc::tombstone},
         };
-        CHECK(std::size(table) == 3 * 4);
+        CHECK(std::size(table) == 4 * 5);
         for (const Cell& c : table) {
             for (bool asked : {true, false}) {
                 CAPTURE(static_cast<int>(c.image));

@@ -28,6 +28,8 @@ const std::vector<Record>& samples() {
         FreshnessRecord{.counter = 0xfedcba9876543210},
         GroupDetailRecord{.id = 3, .detail = Bytes(5, std::byte{0xd})},
         GroupGoneRecord{.id = 0x01020304},
+        ResetRecord{.uuid = uuid, .sequence = 0x11, .when = 0x12, .given_up = Bytes(32, std::byte{0x5b})},
+        ResetRecord{.uuid = uuid, .sequence = 0x13, .when = 0x14, .given_up = Bytes(20, std::byte{0x5c})},
         MovedRecord{.uuid = uuid, .group = 0x05060708},
     };
     return all;
@@ -83,6 +85,11 @@ TEST_SUITE("manager") {
                                                   "000000000000000e");
         CHECK(to_hex(encode(samples()[7])) == "0501"
                                               "fedcba9876543210");
+        CHECK(to_hex(encode(samples()[11])) == "0c01" + id +
+                                                   "0000000000000013"
+                                                   "0000000000000014"
+                                                   "14"
+                                                   "5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c");
         CHECK(to_hex(encode(samples().back())) == "0901" + id + "05060708");
     }
     TEST_CASE("records: an unknown type or version is of a newer program, not corrupt") {
@@ -104,6 +111,12 @@ TEST_SUITE("manager") {
         bytes = encode(samples()[5]);
         bytes[18] = std::byte{0}; // reason
         CHECK(decode(bytes).error().code == Errc::corrupt);
+        for (std::size_t n : {0U, 19U, 31U, 33U}) {
+            CHECK(decode(encode(ResetRecord{.uuid = uuid, .sequence = 1, .given_up = Bytes(n)})).error().code ==
+                  Errc::corrupt);
+        }
+        CHECK(decode(encode(ResetRecord{.uuid = uuid, .sequence = 0, .given_up = Bytes(32)})).error().code ==
+              Errc::corrupt);
         CHECK(decode(encode(KeyRecord{.uuid = uuid, .sequence = 0, .key = wrapped(hash_key_long)})).error().code ==
               Errc::corrupt);
     }

@@ -110,6 +110,39 @@ TEST_SUITE("manager") {
         must(copy.apply(key_of(1, 1)));
         CHECK_FALSE(copy.find(uuid_of(1))->returned);
     }
+    TEST_CASE("registry: a vTPM that was reset has no key, and its sequence goes on") {
+        Registry registry = with_group();
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));
+        must(registry.apply(key_of(1, 1)));
+        auto reset = [](std::uint64_t sequence) {
+            return ResetRecord{.uuid = uuid_of(1), .sequence = sequence, .when = 7, .given_up = Bytes(32)};
+        };
+        must_not(registry.apply(reset(1)));
+        must_not(registry.apply(ResetRecord{.uuid = uuid_of(2), .sequence = 1, .given_up = Bytes(32)}));
+        CHECK(registry.find(uuid_of(1))->has_key());
+        CHECK(registry.reset(uuid_of(1)) == nullptr);
+        must(registry.apply(reset(2)));
+        must(registry.apply(reset(3))); // again, with nothing saved between
+        must_not(registry.apply(key_of(1, 3)));
+        auto check = [](const Registry& r, bool saved) {
+            CHECK(r.find(uuid_of(1))->has_key() == saved);
+            CHECK(r.find(uuid_of(1))->sequence == (saved ? 4 : 3));
+            REQUIRE(r.reset(uuid_of(1)) != nullptr);
+            CHECK(r.reset(uuid_of(1))->sequence == 3);
+            CHECK(r.reset(uuid_of(1))->when == 7);
+        };
+        for (bool saved : {false, true}) {
+            if (saved) {
+                must(registry.apply(key_of(1, 4)));
+            }
+            check(registry, saved);
+            Registry copy;
+            registry.snapshot([&](const Record& r) { must(copy.apply(decode(encode(r)).value())); });
+            check(copy, saved);
+        }
+        must(registry.apply(TombstoneRecord{.uuid = uuid_of(1)}));
+        CHECK(registry.reset(uuid_of(1)) == nullptr);
+    }
     TEST_CASE("registry: a snapshot rebuilds all of it") {
         Registry registry = with_group();
         must(registry.apply(GroupRecord{.id = 3, .uuid = uuid_of(1003)}));

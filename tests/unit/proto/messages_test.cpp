@@ -83,6 +83,13 @@ TEST_SUITE("proto") {
             }
         }
         CHECK_FALSE(parse_hello_reply(encode_hello_reply({}))->known);
+        CHECK(parse_hello_reply(encode_hello_reply({.known = true, .was_reset = true}))->was_reset);
+        CHECK_FALSE(parse_hello_reply(encode_hello_reply({.known = true}))->was_reset);
+        CHECK_FALSE(parse_hello_reply(encode_hello_reply({.was_reset = true}))); // of a vTPM that it does not know
+        for (std::size_t n : {20U, 32U}) {
+            const ResetInfo info{.sequence = 5, .when = 6, .given_up = Bytes(n, std::byte{7})};
+            CHECK(parse_reset_info_reply(encode_reset_info_reply(info)).value() == info);
+        }
         CHECK(parse_save_reply(encode_success()));
         CHECK((*parse_load_reply(encode_success(key(64))))->equals(key(64)));
         CHECK_FALSE(parse_load_reply(encode_error(Error{Errc::not_found, ""}))->has_value());
@@ -105,6 +112,7 @@ TEST_SUITE("proto") {
                                         encode_load(),
                                         encode_get_boot_hash(),
                                         encode_handed_over(),
+                                        encode_reset_info(),
                                         encode_quote(quote_request())};
         for (const Bytes& whole : all) {
             for (std::size_t n = header_size; n < whole.size(); ++n) {
@@ -131,6 +139,20 @@ TEST_SUITE("proto") {
                 CHECK(parse_hello_reply(cut(hello, n)).error().code == Errc::protocol);
             }
         }
+        const ResetInfo info{.sequence = 5, .when = 6, .given_up = Bytes(32, std::byte{7})};
+        const Bytes reset = encode_reset_info_reply(info);
+        CHECK(to_hex(reset) == "01c40000003b00000000"
+                               "00000000000000050000000000000006"
+                               "20"
+                               "0707070707070707070707070707070707070707070707070707070707070707");
+        for (std::size_t n = header_size; n < reset.size(); ++n) {
+            CHECK(parse_reset_info_reply(cut(reset, n)).error().code == Errc::protocol);
+        }
+        Bytes longer = to_bytes(body_of(reset));
+        longer.push_back(std::byte{0});
+        CHECK(parse_reset_info_reply(encode_success(longer)).error().code == Errc::protocol);
+        CHECK(parse_reset_info_reply(encode_reset_info_reply({.sequence = 0, .given_up = Bytes(32)})).has_error());
+        CHECK(parse_reset_info_reply(encode_reset_info_reply({.sequence = 1, .given_up = Bytes(31)})).has_error());
         for (std::size_t n = 0; n < 100; ++n) {
             const Bytes answer = encode_success(key(n));
             CHECK(parse_save_reply(answer).has_value() == (n == 0));

@@ -83,6 +83,61 @@ TEST_SUITE("store") {
         CHECK(run_task(loop, again->prepare(state_of(10, 2))).error().code == Errc::usage);
     }
 
+    TEST_CASE_FIXTURE(Fixture, "state image: given up, its state is replaced by the first save, and then gone") {
+        FaultDisk disk;
+        auto image = create(disk).value();
+        const SecretBytes older = save(*image, state_of(5000, 1));
+        const SecretBytes last = save(*image, state_of(9000, 2));
+        auto hash_of = [](const SecretBytes& key) { return key.view().subspan(32); };
+        auto reset = open(disk).value();
+        CHECK(run_task(loop, reset->holds(hash_of(last))).value());
+        CHECK_FALSE(run_task(loop, reset->give_up(Bytes(32))).value());
+        CHECK(run_task(loop, reset->prepare(state_of(10, 3))).error().code == Errc::usage);
+        REQUIRE(run_task(loop, reset->give_up(hash_of(last))).value());
+        // Until the first save is accepted the state is there, so that the manager's word is not needed twice.
+        for (int i = 0; i < 2; ++i) {
+            REQUIRE(run_task(loop, reset->prepare(state_of(10, 3))));
+            CHECK(run_task(loop, open(disk).value()->holds(hash_of(last))).value());
+            reset->reject();
+        }
+        const SecretBytes fresh = save(*reset, state_of(10, 4));
+        auto again = open(disk).value();
+        CHECK_FALSE(run_task(loop, again->holds(hash_of(last))).value());
+        CHECK_FALSE(run_task(loop, again->holds(hash_of(older))).value());
+        CHECK(run_task(loop, again->load(last.view())).error().code == Errc::rollback);
+        CHECK(run_task(loop, again->load(fresh.view())).value().equals(state_of(10, 4)));
+        const SecretBytes next = save(*again, state_of(20, 5));
+        CHECK(run_task(loop, open(disk).value()->load(next.view())).value().equals(state_of(20, 5)));
+        CHECK(disk.clean());
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "state image: given up, with a crash at every step: the old state, or the new one") {
+        FaultDisk before;
+        auto image = create(before).value();
+        const SecretBytes last = save(*image, state_of(5000, 1));
+        const ByteView past = last.view().subspan(32);
+        bool reached_end = false;
+        for (std::uint64_t step = 0; !reached_end; ++step) {
+            REQUIRE(step < 100);
+            FaultDisk disk(before.content());
+            auto reset = open(disk).value();
+            REQUIRE(run_task(loop, reset->give_up(past)).value());
+            disk.plan.die_at = disk.operations() + step;
+            auto key = run_task(loop, reset->prepare(state_of(10, 2)));
+            const bool taken = key.has_value(); // the manager has its key from here on
+            reached_end = taken && run_task(loop, reset->accept()).has_value() && !disk.dead();
+            for (auto loss : {FaultDisk::Loss::all, FaultDisk::Loss::none, FaultDisk::Loss::sectors}) {
+                FaultDisk left(disk.after_crash(loss, 1));
+                auto found = open(left).value();
+                if (taken) {
+                    CHECK(run_task(loop, found->load(key->view())).value().equals(state_of(10, 2)));
+                } else {
+                    CHECK(run_task(loop, found->give_up(past)).value());
+                }
+            }
+        }
+    }
+
     TEST_CASE_FIXTURE(Fixture, "state image: of another vTPM or another TPM version it is refused, naming both") {
         FaultDisk disk;
         (void)create(disk).value();
