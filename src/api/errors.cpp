@@ -14,8 +14,7 @@ ErrorKind kind_of(Errc code) noexcept {
     case Errc::lingering:
         return {409, "busy",
                 "stop its instance first: vtpmctl stop UUID, or the service or guest that started it; a group is busy "
-                "while "
-                "it has vTPMs"};
+                "while it has vTPMs; of backups one is made at a time"};
     case Errc::permission:
         return {403, "forbidden",
                 "ask as root or as a member of the group of --api-group; where a signature was refused, have the "

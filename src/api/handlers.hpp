@@ -11,6 +11,7 @@ struct Call {
     manager::Control& control;
     Uuid uuid; ///< of the path, if it has one
     boost::json::object body;
+    boost::json::object query = {}; ///< strings
 };
 using Handler = Task<Result<Response>> (*)(Call);
 
@@ -35,5 +36,11 @@ struct Route {
 [[nodiscard]] std::vector<Route> top_routes();
 /// What is there for groups (group_routes.cpp).
 [[nodiscard]] std::vector<Route> group_routes();
+/// Of one vTPM.
+[[nodiscard]] Response vtpm_answer(unsigned status, const manager::VtpmInfo& v);
+/// And for changes of a vTPM (edit_routes.cpp).
+[[nodiscard]] std::vector<Route> edit_routes();
+/// And for backups (backup_routes.cpp).
+[[nodiscard]] std::vector<Route> backup_routes();
 
 } // namespace vtpmd::api

@@ -1,6 +1,7 @@
 // The table, the handlers for vTPMs and the host, and their JSON.
 #include "api/errors.hpp"
 #include "api/handlers.hpp"
+#include "api/query.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
@@ -16,24 +17,18 @@ using manager::VtpmInfo;
 /// How many vTPMs of a list are told of before the others of this thread have their turn.
 constexpr std::size_t list_stride = 500;
 
-/// Text at once: a list has tens of thousands of them. Nothing in it needs an escape.
+/// Text at once: a list has tens of thousands of them. Nothing in it but a name needs an escape.
 void add_json(std::string& out, const VtpmInfo& v) {
     const std::string pid = v.pid != 0 ? fmt::format_int(v.pid).str() : "null";
-    fmt::format_to(std::back_inserter(out),
-                   R"({{"uuid":"{}","tpm_version":"{}","group":"{}","state":"{}","created":{},"saves":{},"pid":{})",
-                   to_string(v.uuid), to_string(v.version), to_string(v.group), to_string(v.state), v.created, v.saves,
-                   pid);
+    fmt::format_to(
+        std::back_inserter(out),
+        R"({{"uuid":"{}","name":{},"tpm_version":"{}","group":"{}","state":"{}","created":{},"saves":{},"pid":{})",
+        to_string(v.uuid), v.name.empty() ? R"("")" : json::serialize(json::string(v.name)), to_string(v.version),
+        to_string(v.group), to_string(v.state), v.created, v.saves, pid);
     if (v.reset != 0) {
         fmt::format_to(std::back_inserter(out), R"(,"reset":{})", v.reset);
     }
     out += '}';
-}
-
-Response vtpm_answer(unsigned status, const VtpmInfo& v) {
-    Response out{.status = status};
-    add_json(out.body, v);
-    out.body += '\n';
-    return out;
 }
 
 Task<Result<Response>> get_host(Call call) {
@@ -51,6 +46,19 @@ Task<Result<Response>> get_host(Call call) {
 
 /// Of those that there are when it is asked; one that goes meanwhile is not told of.
 Task<Result<Response>> list_vtpms(Call call) {
+    std::optional<Uuid> group;
+    if (call.query.contains("group")) {
+        auto parsed = parse_uuid(text_of(call.query, "group", ""));
+        if (!parsed) {
+            co_return in_context(parsed.error(), "group");
+        }
+        if (auto known = call.control.group(*parsed); !known) {
+            co_return known.error();
+        }
+        group = *parsed;
+    }
+    const bool by_name = call.query.contains("name");
+    const std::string name(text_of(call.query, "name", ""));
     const std::vector<Uuid> all = call.control.vtpms();
     Response out{.body = R"({"vtpms":[)"};
     bool first = true;
@@ -59,7 +67,7 @@ Task<Result<Response>> list_vtpms(Call call) {
             co_await asio::post(asio::use_awaitable);
         }
         auto v = call.control.vtpm(all[i]);
-        if (!v) {
+        if (!v || (group && v->group != *group) || (by_name && v->name != name)) {
             continue;
         }
         if (!first) {
@@ -96,15 +104,18 @@ Task<Result<Response>> create_vtpm(Call call) {
     if (version != "1.2" && version != "2.0") {
         co_return make_error(Errc::usage, "tpm_version: expected \"1.2\" or \"2.0\", found \"{}\"", printable(version));
     }
-    std::optional<Uuid> group;
+    manager::NewVtpm request{.uuid = uuid,
+                             .version = version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20,
+                             .group = {},
+                             .name = std::string(text_of(call.body, "name", ""))};
     if (call.body.contains("group")) {
         auto parsed = parse_uuid(text_of(call.body, "group", ""));
         if (!parsed) {
             co_return in_context(parsed.error(), "group");
         }
-        group = *parsed;
+        request.group = *parsed;
     }
-    auto made = co_await call.control.create(uuid, version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20, group);
+    auto made = co_await call.control.create(std::move(request));
     if (!made) {
         co_return made.error();
     }
@@ -170,14 +181,22 @@ Task<Result<Response>> get_metrics(Call call) {
 
 constexpr Field create_fields[] = {
     {"uuid", "string", false, "the new vTPM's; one is made up if it is left out"},
+    {"name", "string", false,
+     "what its operator calls it: 1 to 64 bytes of printable UTF-8, no UUID, not unique (an XSM label is another "
+     "thing)"},
     {"tpm_version", "string", false, "1.2 or 2.0 (the default)"},
     {"group", "string", false, "the UUID of the group that it is made in; the store's own if it is left out"},
+};
+
+constexpr Field list_query[] = {
+    {"name", "string", false, "only those with this name"},
+    {"group", "string", false, "only those of this group, by its UUID"},
 };
 
 std::vector<Route> all_routes() {
     std::vector<Route> all{
         {{"GET", "/v1/host", "The manager, its store and its hardware TPM", {}}, get_host},
-        {{"GET", "/v1/vtpms", "All vTPMs", {}}, list_vtpms},
+        {{"GET", "/v1/vtpms", "All vTPMs", {}, list_query}, list_vtpms},
         {{"POST", "/v1/vtpms", "Registers a new vTPM", create_fields}, create_vtpm},
         {{"GET", "/v1/vtpms/{uuid}", "One vTPM", {}}, show_vtpm},
         {{"DELETE", "/v1/vtpms/{uuid}", "Deletes a vTPM for good, leaving a tombstone", {}}, delete_vtpm},
@@ -189,14 +208,9 @@ std::vector<Route> all_routes() {
         {{"GET", "/metrics", "Figures in Prometheus' text format", {}}, get_metrics},
         {{"GET", "/openapi.json", "This description (OpenAPI 3.0)", {}}, get_description},
     };
-    for (Route& r : top_routes()) {
-        all.push_back(r);
-    }
-    for (Route& r : quote_routes()) {
-        all.push_back(r);
-    }
-    for (Route& r : group_routes()) {
-        all.push_back(r);
+    for (const std::vector<Route>& more :
+         {edit_routes(), top_routes(), quote_routes(), group_routes(), backup_routes()}) {
+        all.insert(all.end(), more.begin(), more.end());
     }
     return all;
 }
@@ -211,10 +225,21 @@ json::object describe(const RouteInfo& route) {
     json::object o{
         {"summary", route.summary},
         {"responses", json::object{{"2XX", json::object{{"description", "Done"}}}, {"default", std::move(refusal)}}}};
+    json::array parameters;
     if (const std::size_t hole = route.path.find('{'); hole != std::string_view::npos) {
         const std::string_view name = route.path.substr(hole + 1, route.path.find('}') - hole - 1);
-        o["parameters"] = json::array{json::object{
-            {"name", name}, {"in", "path"}, {"required", true}, {"schema", json::object{{"type", "string"}}}}};
+        parameters.push_back(json::object{
+            {"name", name}, {"in", "path"}, {"required", true}, {"schema", json::object{{"type", "string"}}}});
+    }
+    for (const Field& f : route.query) {
+        parameters.push_back(json::object{{"name", f.name},
+                                          {"in", "query"},
+                                          {"required", f.required},
+                                          {"description", f.help},
+                                          {"schema", json::object{{"type", f.type}}}});
+    }
+    if (!parameters.empty()) {
+        o["parameters"] = std::move(parameters);
     }
     if (!route.fields.empty()) {
         json::object properties;
@@ -316,6 +341,13 @@ Response error_body(unsigned status, std::string_view code, std::string_view mes
 
 } // namespace
 
+Response vtpm_answer(unsigned status, const VtpmInfo& v) {
+    Response out{.status = status};
+    add_json(out.body, v);
+    out.body += '\n';
+    return out;
+}
+
 Response answer(unsigned status, const json::value& body) {
     return {.status = status, .body = json::serialize(body) + "\n"};
 }
@@ -374,11 +406,6 @@ Response transport_error(unsigned status, std::string_view message) {
 
 Task<Response> handle(Control& control, Request request) {
     const std::string_view path = std::string_view(request.target).substr(0, request.target.find('?'));
-    if (path.size() != request.target.size()) {
-        Error e = make_error(Errc::usage, "there are no query parameters here; found \"{}\"",
-                             printable(std::string_view(request.target).substr(path.size())));
-        co_return error_response(e);
-    }
     std::string allow;
     const Route* found = nullptr;
     std::string_view hole;
@@ -409,6 +436,13 @@ Task<Response> handle(Control& control, Request request) {
         co_return error_response(e);
     }
     Call call{.control = control, .uuid = {}, .body = {}};
+    if (path.size() != request.target.size()) {
+        auto query = parse_query(std::string_view(request.target).substr(path.size() + 1), found->info.query);
+        if (!query) {
+            co_return error_response(query.error());
+        }
+        call.query = std::move(*query);
+    }
     if (!hole.empty()) {
         auto uuid = parse_uuid(hole);
         if (!uuid) {

@@ -22,9 +22,10 @@ struct Request {
 
 struct Response {
     unsigned status = 200;
-    std::string body; ///< JSON, but of /metrics
+    std::string body; ///< JSON, but of /metrics and /v1/backup
     std::string content_type = "application/json";
-    std::string allow; ///< of 405: the methods that there are
+    std::string allow;                          ///< of 405: the methods that there are
+    std::unique_ptr<manager::StoreCopy> stream; ///< the body instead, if there is one
 };
 
 /// One field of a request's body.
@@ -41,6 +42,7 @@ struct RouteInfo {
     std::string_view path; ///< with {uuid}
     std::string_view summary;
     std::span<const Field> fields;
+    std::span<const Field> query = {}; ///< parameters behind a question mark
 };
 [[nodiscard]] std::vector<RouteInfo> routes();
 

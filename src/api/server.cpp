@@ -8,7 +8,9 @@
 #include "util/unix_socket.hpp"
 
 #include <algorithm>
+#include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/empty_body.hpp>
 #include <boost/beast/http/error.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/read.hpp>
@@ -26,6 +28,8 @@ using Socket = Protocol::socket;
 using Parser = http::request_parser<http::string_body>;
 
 constexpr auto shortage_pause = std::chrono::milliseconds(200);
+/// Bytes of a long answer that are in memory at a time.
+constexpr std::size_t stream_piece = 65536;
 
 enum class Right { none, read, full };
 
@@ -203,6 +207,9 @@ class Server final : public manager::Management {
         bool keep_alive = true;
     };
     static Task<bool> send(Server& self, Socket& socket, Response response, SendOptions options) {
+        if (response.stream) {
+            co_return co_await send_stream(self, socket, std::move(response), options);
+        }
         http::response<http::string_body> message{static_cast<http::status>(response.status), 11};
         message.set(http::field::content_type, response.content_type);
         message.set(http::field::server, "vtpmd/" VTPMD_VERSION);
@@ -215,6 +222,51 @@ class Server final : public manager::Management {
         Task<Result<void>> writing = write(socket, message);
         auto sent = co_await with_deadline(self.parts_.clock, response_deadline, "a response", std::move(writing));
         co_return sent.has_value();
+    }
+
+    /// Piece by piece, so that memory does not grow with it; each has response_deadline. One that fails ends the connection
+    /// before all of it has come, which the peer sees by the length it was told.
+    static Task<bool> send_stream(Server& self, Socket& socket, Response response, SendOptions options) {
+        http::response<http::empty_body> head{static_cast<http::status>(response.status), 11};
+        head.set(http::field::content_type, response.content_type);
+        head.set(http::field::server, "vtpmd/" VTPMD_VERSION);
+        head.content_length(response.stream->size());
+        head.keep_alive(options.keep_alive);
+        http::response_serializer<http::empty_body> serializer{head};
+        Task<Result<void>> writing = write_head(socket, serializer);
+        auto sent = co_await with_deadline(self.parts_.clock, response_deadline, "a response", std::move(writing));
+        Bytes piece(stream_piece);
+        while (sent) {
+            auto read = co_await response.stream->read(piece);
+            if (!read) {
+                self.parts_.log.error("a stream to management ends before its time: {}", read.error().message);
+                co_return false;
+            }
+            if (*read == 0) {
+                co_return true;
+            }
+            Task<Result<void>> next = write_piece(socket, ByteView(piece).first(*read));
+            sent = co_await with_deadline(self.parts_.clock, response_deadline, "a response", std::move(next));
+        }
+        co_return false;
+    }
+
+    static Task<Result<void>> write_head(Socket& socket, http::response_serializer<http::empty_body>& serializer) {
+        auto [ec, n] = co_await http::async_write_header(socket, serializer, use_tuple);
+        (void)n;
+        if (ec) {
+            co_return make_error(Errc::closed, "{}", ec.message());
+        }
+        co_return Result<void>{};
+    }
+
+    static Task<Result<void>> write_piece(Socket& socket, ByteView piece) {
+        auto [ec, n] = co_await asio::async_write(socket, asio::buffer(piece.data(), piece.size()), use_tuple);
+        (void)n;
+        if (ec) {
+            co_return make_error(Errc::closed, "{}", ec.message());
+        }
+        co_return Result<void>{};
     }
 
     static Task<Result<void>> write(Socket& socket, http::response<http::string_body>& message) {

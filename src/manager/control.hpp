@@ -2,6 +2,7 @@
 // what a call changed is durable when it returns success. Tests fake it.
 #pragma once
 
+#include "store/image_copy.hpp"
 #include "tpm/version.hpp"
 #include "util/asio.hpp"
 #include "util/bytes.hpp"
@@ -46,6 +47,7 @@ enum class VtpmState {
 
 struct VtpmInfo {
     Uuid uuid;
+    std::string name; ///< what its operator calls it; empty: nothing. Not unique. (GroupStatus::labels are XSM's.)
     TpmVersion version = TpmVersion::tpm20;
     Uuid group;
     VtpmState state = VtpmState::fresh;
@@ -53,6 +55,13 @@ struct VtpmInfo {
     std::uint64_t saves = 0;   ///< of its state, since it was made (a reset counts as one)
     std::uint64_t reset = 0;   ///< when it was last reset to factory, seconds since 1970; 0: never
     int pid = 0;               ///< of the instance that the manager started; 0: none
+};
+
+struct NewVtpm {
+    Uuid uuid;
+    TpmVersion version = TpmVersion::tpm20;
+    std::optional<Uuid> group; ///< the store's own if none is named
+    std::string name;          ///< 1 to 64 bytes of printable UTF-8, no UUID; empty: none
 };
 
 struct PcrInfo {
@@ -143,6 +152,9 @@ struct ActivityInfo {
     std::vector<Activity> busiest = {}; ///< the busiest first
 };
 
+/// A copy of the store on its way out.
+using StoreCopy = store::ImageCopy;
+
 /// One family of Prometheus' text format.
 struct Metric {
     struct Sample {
@@ -165,9 +177,13 @@ class Control {
     [[nodiscard]] virtual std::vector<Uuid> vtpms() const = 0;
     /// Errc::not_found, tombstone.
     [[nodiscard]] virtual Result<VtpmInfo> vtpm(const Uuid& uuid) const = 0;
-    /// Into the store's own group if none is named. Errc::exists, tombstone, no_space; not_found: no such group; pcr_mismatch: it
-    /// is closed.
-    virtual Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) = 0;
+    /// Errc::exists, tombstone, no_space; usage: its name; not_found: no such group; pcr_mismatch: it is closed.
+    virtual Task<Result<VtpmInfo>> create(NewVtpm request) = 0;
+    /// Also while it is open; empty takes its name away. Errc::not_found, tombstone, usage.
+    virtual Task<Result<VtpmInfo>> rename(Uuid uuid, std::string name) = 0;
+    /// To another group, as long as it has saved nothing. Errc::not_found, tombstone; busy while it is open; usage: it has a
+    /// state; pcr_mismatch: that group is closed.
+    virtual Task<Result<VtpmInfo>> move(Uuid uuid, Uuid group) = 0;
     /// For good: a tombstone keeps every copy of it from coming back. Errc::not_found, tombstone, busy while it is open.
     virtual Task<Result<void>> remove(Uuid uuid) = 0;
     /// To factory: its next start makes a fresh TPM, the old state does not come back. Errc::not_found, tombstone, busy while it
@@ -195,6 +211,9 @@ class Control {
     virtual Task<Result<void>> remove_group(Uuid uuid) = 0;
     /// Groups::recover().
     virtual Task<Result<GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) = 0;
+
+    /// A consistent copy of the store, which goes on meanwhile. It goes before the manager does. Errc::busy: one is being made.
+    virtual Task<Result<std::unique_ptr<StoreCopy>>> backup() = 0;
 
     virtual Task<Result<SealInfo>> seal() = 0;
     [[nodiscard]] virtual FreshnessInfo freshness() const = 0;

@@ -43,6 +43,7 @@ VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) c
     const auto* group = parts_.vault.registry().group(vtpm.group);
     const auto* reset = parts_.vault.registry().reset(uuid);
     return {.uuid = uuid,
+            .name = std::string(parts_.vault.registry().name(uuid)),
             .version = vtpm.version,
             .group = group != nullptr ? group->uuid : Uuid{},
             .state = state_of(uuid, vtpm),
@@ -89,7 +90,8 @@ Result<VtpmInfo> ControlService::vtpm(const Uuid& uuid) const {
     return info_of(uuid, **found);
 }
 
-Task<Result<VtpmInfo>> ControlService::create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) {
+Task<Result<VtpmInfo>> ControlService::create(NewVtpm request) {
+    const Uuid uuid = request.uuid;
     auto found = find(uuid);
     if (found) {
         co_return make_error(Errc::exists, "vTPM {} is registered already", uuid);
@@ -98,15 +100,44 @@ Task<Result<VtpmInfo>> ControlService::create(Uuid uuid, TpmVersion version, std
         co_return found.error();
     }
     Result<GroupId> into = GroupId{0};
-    if (group) {
-        into = find_group(*group);
+    if (request.group) {
+        into = find_group(*request.group);
     }
     if (!into) {
         co_return into.error();
     }
-    auto registered = co_await parts_.service.enrol(uuid, version, *into);
+    auto registered = co_await parts_.service.enrol(uuid, request.version, *into, std::move(request.name));
     if (!registered) {
         co_return registered.error();
+    }
+    co_return vtpm(uuid);
+}
+
+Task<Result<VtpmInfo>> ControlService::rename(Uuid uuid, std::string name) {
+    if (auto found = find(uuid); !found) {
+        co_return found.error();
+    }
+    auto renamed = co_await parts_.vault.rename(uuid, std::move(name));
+    if (!renamed) {
+        co_return renamed.error();
+    }
+    co_return vtpm(uuid);
+}
+
+Task<Result<VtpmInfo>> ControlService::move(Uuid uuid, Uuid group) {
+    if (auto found = find(uuid); !found) {
+        co_return found.error();
+    }
+    auto into = find_group(group);
+    if (!into) {
+        co_return into.error();
+    }
+    if (parts_.supervisor.in_charge(uuid)) {
+        co_return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
+    }
+    auto moved = co_await parts_.service.move(uuid, *into);
+    if (!moved) {
+        co_return moved.error();
     }
     co_return vtpm(uuid);
 }

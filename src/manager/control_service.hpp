@@ -30,7 +30,9 @@ class ControlService final : public Control {
     [[nodiscard]] HostInfo host() const override;
     [[nodiscard]] std::vector<Uuid> vtpms() const override;
     [[nodiscard]] Result<VtpmInfo> vtpm(const Uuid& uuid) const override;
-    Task<Result<VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) override;
+    Task<Result<VtpmInfo>> create(NewVtpm request) override;
+    Task<Result<VtpmInfo>> rename(Uuid uuid, std::string name) override;
+    Task<Result<VtpmInfo>> move(Uuid uuid, Uuid group) override;
     Task<Result<void>> remove(Uuid uuid) override;
     Task<Result<void>> reset(Uuid uuid) override;
     Task<Result<void>> start(Uuid uuid) override;
@@ -42,6 +44,7 @@ class ControlService final : public Control {
     Task<Result<GroupStatus>> update_group(Uuid uuid, Bytes list) override;
     Task<Result<void>> remove_group(Uuid uuid) override;
     Task<Result<GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) override;
+    Task<Result<std::unique_ptr<StoreCopy>>> backup() override;
     Task<Result<SealInfo>> seal() override;
     [[nodiscard]] FreshnessInfo freshness() const override;
     [[nodiscard]] ActivityInfo activity(std::size_t limit) const override;
@@ -55,6 +58,7 @@ class ControlService final : public Control {
     [[nodiscard]] Result<GroupId> find_group(const Uuid& uuid) const;
 
     Parts parts_;
+    std::shared_ptr<bool> backup_runs_ = std::make_shared<bool>(false); ///< the copy has it too
 };
 
 /// The figures of all parts, in Prometheus' terms (metrics.cpp).

@@ -497,12 +497,12 @@ struct KeyService::OwnHold {
     ~OwnHold() { holders.erase(uuid); }
 };
 
-Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version, GroupId group) {
+Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version, GroupId group, std::string name) {
     if (!holders_.try_emplace(uuid, nullptr).second) {
         co_return make_error(Errc::busy, "vTPM {} is open, or is being made or deleted", uuid);
     }
     OwnHold hold{holders_, uuid};
-    auto registered = co_await parts_.vault.register_vtpm(uuid, version, group);
+    auto registered = co_await parts_.vault.register_vtpm(uuid, version, group, std::move(name));
     if (registered) {
         ++counters_.registered;
         parts_.log.info("vTPM {} registered, TPM {}", uuid, to_string(version));

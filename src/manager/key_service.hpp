@@ -75,7 +75,7 @@ class KeyService {
     void stop();
 
     /// Registers a new vTPM. Errc::busy while somebody else is at it: two registrations of one UUID would stop the journal.
-    Task<Result<void>> enrol(Uuid uuid, TpmVersion version, GroupId group = 0);
+    Task<Result<void>> enrol(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
     /// Vault::move_vtpm(). Errc::busy while an instance has it open.
     Task<Result<void>> move(Uuid uuid, GroupId group);
     /// Deletes a vTPM, or records that it migrated away. Errc::busy while an instance has it open.

@@ -8,9 +8,12 @@
 //   7 group gone u32 id
 //   8 returned   as vtpm, which was migrated away and comes back
 //   9 moved      uuid[16], u32 group
+//  11 name       uuid[16], u8 n (0 to 64), UTF-8[n]
 //  12 reset      uuid[16], u64 sequence, u64 when, u8 n (32 or 20), hash of the slot that was given up[n]
 #include "manager/records.hpp"
 
+#include "util/text.hpp"
+#include "util/utf8.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>
@@ -29,6 +32,7 @@ enum class Type : std::uint8_t {
     group_gone = 7,
     returned = 8,
     moved = 9,
+    name = 11,
     reset = 12
 };
 constexpr std::uint8_t layout_version = 1;
@@ -57,6 +61,9 @@ struct Encoder {
     }
     void operator()(const GroupGoneRecord& r) { begin(Type::group_gone).be32(r.id); }
     void operator()(const MovedRecord& r) { begin(Type::moved).bytes(r.uuid.bytes).be32(r.group); }
+    void operator()(const NameRecord& r) {
+        begin(Type::name).bytes(r.uuid.bytes).u8(static_cast<std::uint8_t>(r.name.size())).bytes(as_bytes(r.name));
+    }
     void operator()(const ResetRecord& r) {
         begin(Type::reset).bytes(r.uuid.bytes).be64(r.sequence).be64(r.when);
         out.u8(static_cast<std::uint8_t>(r.given_up.size())).bytes(r.given_up);
@@ -150,6 +157,17 @@ Result<Record> decode_moved(WireReader& in, std::size_t size) {
     return r;
 }
 
+Result<Record> decode_name(WireReader& in, std::size_t size) {
+    NameRecord r{.uuid = read_uuid(in), .name = {}};
+    const ByteView name = in.bytes(in.u8());
+    r.name.assign(reinterpret_cast<const char*>(name.data()), name.size());
+    // What a later program lets through is still a name.
+    if (!in.expect_end() || r.name.size() > vtpm_name_limit) {
+        return wrong("name", size);
+    }
+    return r;
+}
+
 Result<Record> decode_reset(WireReader& in, std::size_t size) {
     ResetRecord r{.uuid = read_uuid(in), .sequence = in.be64(), .when = in.be64(), .given_up = {}};
     r.given_up = to_bytes(in.bytes(in.u8()));
@@ -160,6 +178,20 @@ Result<Record> decode_reset(WireReader& in, std::size_t size) {
 }
 
 } // namespace
+
+Result<void> check_vtpm_name(std::string_view name) {
+    if (name.empty() || name.size() > vtpm_name_limit) {
+        return make_error(Errc::usage, "name: {} bytes; a name has 1 to {} bytes of UTF-8", name.size(),
+                          vtpm_name_limit);
+    }
+    if (!is_printable_utf8(name) || name.front() == ' ' || name.back() == ' ') {
+        return make_error(Errc::usage, "name: '{}' is not printable UTF-8, or has a blank at one end", printable(name));
+    }
+    if (parse_uuid(name)) {
+        return make_error(Errc::usage, "name: '{}' is a UUID, which names a vTPM already", name);
+    }
+    return {};
+}
 
 Result<WrappedKey> WrappedKey::from(ByteView bytes) {
     if (bytes.size() < overhead || !is_hash_key_size(bytes.size() - overhead)) {
@@ -207,6 +239,8 @@ Result<Record> decode(ByteView bytes) {
         return decode_group_gone(in, bytes.size());
     case Type::moved:
         return decode_moved(in, bytes.size());
+    case Type::name:
+        return decode_name(in, bytes.size());
     case Type::reset:
         return decode_reset(in, bytes.size());
     }

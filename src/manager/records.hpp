@@ -11,6 +11,8 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
+#include <string_view>
 #include <variant>
 
 namespace vtpmd::manager {
@@ -91,6 +93,19 @@ struct KeyRecord {
     friend bool operator==(const KeyRecord&, const KeyRecord&) = default;
 };
 
+/// What an operator calls a vTPM. Not unique; no UUID, so that where either is taken it is clear which is meant.
+inline constexpr std::size_t vtpm_name_limit = 64; ///< bytes
+/// Errc::usage: empty, too long, not printable UTF-8, a blank at either end, or a UUID.
+[[nodiscard]] Result<void> check_vtpm_name(std::string_view name);
+
+/// The vTPM's name from now on; empty: it has none. Of one that is gone it says nothing: it may have been renamed while it was
+/// deleted.
+struct NameRecord {
+    Uuid uuid;
+    std::string name;
+    friend bool operator==(const NameRecord&, const NameRecord&) = default;
+};
+
 /// The vTPM was reset to factory: its hash key is destroyed. Its next instance makes a fresh TPM over the state which that key
 /// was of, and over no other.
 struct ResetRecord {
@@ -117,7 +132,7 @@ struct FreshnessRecord {
 };
 
 using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
-                            GroupGoneRecord, MovedRecord, ResetRecord>;
+                            GroupGoneRecord, MovedRecord, NameRecord, ResetRecord>;
 
 [[nodiscard]] Bytes encode(const Record& record);
 /// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.

@@ -61,7 +61,22 @@ Result<void> Registry::on(const TombstoneRecord& r) {
     if (auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
         --groups_.at(it->second.group).vtpms;
         vtpms_.erase(it);
+        names_.erase(r.uuid);
         resets_.erase(r.uuid);
+    }
+    return {};
+}
+
+Result<void> Registry::on(const NameRecord& r) {
+    if (!vtpms_.contains(r.uuid)) {
+        return tombstones_.contains(r.uuid)
+                   ? Result<void>{}
+                   : make_error(Errc::corrupt, "a name for vTPM {}, which was never registered", r.uuid);
+    }
+    if (r.name.empty()) {
+        names_.erase(r.uuid);
+    } else {
+        names_.insert_or_assign(r.uuid, r.name);
     }
     return {};
 }
@@ -126,6 +141,9 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
     for (const auto& [uuid, v] : vtpms_) {
         emit(VtpmRecord{
             .uuid = uuid, .group = v.group, .version = v.version, .created = v.created, .returned = v.returned});
+        if (const std::string_view called = name(uuid); !called.empty()) {
+            emit(NameRecord{.uuid = uuid, .name = std::string(called)});
+        }
         if (const Reset* r = reset(uuid)) {
             emit(ResetRecord{.uuid = uuid, .sequence = r->sequence, .when = r->when, .given_up = r->given_up});
         }
@@ -149,6 +167,11 @@ const Registry::Vtpm* Registry::find(const Uuid& uuid) const {
 const Registry::Tombstone* Registry::tombstone(const Uuid& uuid) const {
     auto it = tombstones_.find(uuid);
     return it == tombstones_.end() ? nullptr : &it->second;
+}
+
+std::string_view Registry::name(const Uuid& uuid) const {
+    auto it = names_.find(uuid);
+    return it == names_.end() ? std::string_view() : std::string_view(it->second);
 }
 
 const Registry::Reset* Registry::reset(const Uuid& uuid) const {

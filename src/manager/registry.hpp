@@ -50,6 +50,8 @@ class Registry {
     [[nodiscard]] const Vtpm* find(const Uuid& uuid) const;
     [[nodiscard]] const Tombstone* tombstone(const Uuid& uuid) const;
     [[nodiscard]] const Group* group(GroupId id) const;
+    /// Empty: it has none, or is not registered.
+    [[nodiscard]] std::string_view name(const Uuid& uuid) const;
     /// nullptr: it is not registered, or was never reset.
     [[nodiscard]] const Reset* reset(const Uuid& uuid) const;
     /// The highest freshness record; nullopt: there was none.
@@ -69,12 +71,15 @@ class Registry {
     Result<void> on(const GroupDetailRecord& r);
     Result<void> on(const GroupGoneRecord& r);
     Result<void> on(const MovedRecord& r);
+    Result<void> on(const NameRecord& r);
     Result<void> on(const ResetRecord& r);
 
     std::map<GroupId, Group> groups_;
     std::unordered_map<Uuid, Vtpm> vtpms_;
     std::unordered_map<Uuid, Tombstone> tombstones_;
-    std::unordered_map<Uuid, Reset> resets_; ///< of vTPMs that are there
+    // Of vTPMs that are there; beside them, since few have one.
+    std::unordered_map<Uuid, std::string> names_;
+    std::unordered_map<Uuid, Reset> resets_;
     std::optional<std::uint64_t> freshness_;
 };
 

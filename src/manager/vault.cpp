@@ -38,11 +38,17 @@ Task<Result<void>> Vault::before_acknowledge() {
 }
 
 Task<Result<void>> Vault::commit(Record record) {
+    std::vector<Bytes> records;
+    records.push_back(encode(record));
+    return commit_all(std::move(records));
+}
+
+Task<Result<void>> Vault::commit_all(std::vector<Bytes> records) {
     if (freshness_->fatal()) {
         co_return *freshness_->fatal();
     }
     freshness_->committing();
-    auto done = co_await image_->append(encode(record));
+    auto done = co_await image_->append_all(std::move(records));
     if (!done && done.error().code != Errc::unavailable) {
         // A plain no is about this record. The same may have been offered before, with an outcome that is still unknown; a
         // vTPM that took the no for both would write over the slot that a restart may yet ask for.
@@ -55,7 +61,10 @@ Task<Result<void>> Vault::commit(Record record) {
     co_return done;
 }
 
-Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId group) {
+Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId group, std::string name) {
+    if (auto fits = name.empty() ? Result<void>{} : check_vtpm_name(name); !fits) {
+        co_return fits;
+    }
     if (registry_.find(uuid) != nullptr || registry_.tombstone(uuid) != nullptr) {
         co_return make_error(Errc::exists, "vTPM {} is registered already, or was deleted", uuid);
     }
@@ -71,8 +80,28 @@ Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId g
         co_return make_error(Errc::no_space, "{}: full with {} vTPMs; a larger store is needed for more (--store-size)",
                              parts_.place.path(), registry_.vtpm_count());
     }
-    Record record = VtpmRecord{.uuid = uuid, .group = group, .version = version, .created = parts_.unix_time()};
-    co_return co_await commit(std::move(record));
+    std::vector<Bytes> records;
+    records.push_back(
+        encode(VtpmRecord{.uuid = uuid, .group = group, .version = version, .created = parts_.unix_time()}));
+    if (!name.empty()) {
+        records.push_back(encode(NameRecord{.uuid = uuid, .name = std::move(name)}));
+    }
+    co_return co_await commit_all(std::move(records));
+}
+
+Task<Result<void>> Vault::rename(Uuid uuid, std::string name) {
+    if (auto fits = name.empty() ? Result<void>{} : check_vtpm_name(name); !fits) {
+        co_return fits;
+    }
+    if (registry_.find(uuid) == nullptr) {
+        co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
+    }
+    Record record = NameRecord{.uuid = uuid, .name = std::move(name)};
+    auto done = co_await commit(std::move(record));
+    if (done && registry_.find(uuid) == nullptr) {
+        co_return make_error(Errc::tombstone, "vTPM {} was deleted meanwhile", uuid);
+    }
+    co_return done;
 }
 
 Task<Result<void>> Vault::move_vtpm(Uuid uuid, GroupId group) {

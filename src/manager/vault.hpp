@@ -55,7 +55,9 @@ class Vault final : private store::JournalClient {
 
     /// Into a group (0: the store's own; Errc::not_found, pcr_mismatch: it is closed). The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
     /// for those that are there only.
-    Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0);
+    Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
+    /// Empty takes its name away. Errc::not_found, tombstone (it was deleted meanwhile), usage: check_vtpm_name().
+    Task<Result<void>> rename(Uuid uuid, std::string name);
     /// Into another group, as long as it has saved nothing: what it saved is under its group's key, and its approver's word is
     /// not to be got round. Errc::not_found, usage; pcr_mismatch: that group is closed. Not while it is open.
     Task<Result<void>> move_vtpm(Uuid uuid, GroupId group);
@@ -66,6 +68,8 @@ class Vault final : private store::JournalClient {
     Task<Result<void>> save_key(Uuid uuid, SecretBytes hash_key);
     /// nullopt: nothing was ever saved. Errc::not_found, corrupt; unavailable while a save of it may yet turn out to be there.
     Task<Result<std::optional<SecretBytes>>> load_key(Uuid uuid);
+    /// ManagerImage::copy(). It goes before close().
+    Task<Result<std::unique_ptr<store::ImageCopy>>> copy() { return image_->copy(); }
     /// Success if the registry is what a restart would find.
     Task<Result<void>> settle() { return image_->settle(); }
     /// To factory: its key is destroyed, here and in the journal; steps the counter so that no older copy brings it back. One
@@ -122,6 +126,7 @@ class Vault final : private store::JournalClient {
     Task<Result<void>> before_acknowledge() override;
 
     Task<Result<void>> commit(Record record);
+    Task<Result<void>> commit_all(std::vector<Bytes> records);
     [[nodiscard]] Error closed_error(GroupId id) const;
 
     const Options options_;

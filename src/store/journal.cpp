@@ -126,6 +126,7 @@ class JournalImage final : public ManagerImage {
         return uninterrupted(do_append(std::move(records)));
     }
     Task<Result<void>> checkpoint() override { return uninterrupted(do_explicit_checkpoint()); }
+    Task<Result<std::unique_ptr<ImageCopy>>> copy() override { return uninterrupted(do_copy()); }
     Task<Result<void>> settle() override { return uninterrupted(do_settle()); }
     Task<> close() override {
         closed_ = true;
@@ -593,6 +594,57 @@ class JournalImage final : public ManagerImage {
         co_return made;
     }
 
+    Task<Result<std::unique_ptr<ImageCopy>>> do_copy() {
+        auto made = co_await do_explicit_checkpoint();
+        if (!made) {
+            co_return made.error();
+        }
+        auto held = co_await lock_.acquire();
+        if (!held) {
+            co_return held.error();
+        }
+        if (suspect_) { // a batch failed in between
+            co_return make_error(Errc::unavailable, "{}: does not take writes at the moment", path());
+        }
+        // What was appended in between comes with it: all up to here is whole.
+        CopyPlan plan{.head = Bytes(halves_at),
+                      .header = Bytes(journal::sector_size),
+                      .half = active_,
+                      .half_size = fixed_.half_size,
+                      .used = next_.offset};
+        auto read = co_await file_->read(0, plan.head);
+        if (read) {
+            read = co_await file_->read(half_at(active_), plan.header);
+        }
+        if (!read) {
+            co_return read.error();
+        }
+        const std::size_t half = active_;
+        const std::uint64_t begun = begun_[half];
+        auto more = [this, half, begun](std::uint64_t at, MutByteView into) {
+            return uninterrupted(do_read_for_copy(half, begun, at, into));
+        };
+        co_return make_image_copy(std::move(plan), std::move(more));
+    }
+
+    Task<Result<void>> do_read_for_copy(std::size_t half, std::uint64_t begun, std::uint64_t at, MutByteView into) {
+        auto held = co_await lock_.acquire();
+        if (!held) {
+            co_return held.error();
+        }
+        if (closed_) {
+            co_return make_error(Errc::closed, "{}: the journal is closed", path());
+        }
+        if (begun_[half] != begun) {
+            co_return make_error(Errc::unavailable,
+                                 "{}: so much was saved while this copy was read that its half of the journal is being "
+                                 "written over",
+                                 path());
+        }
+        auto read = co_await file_->read(at, into);
+        co_return read;
+    }
+
     Task<Result<void>> do_settle() {
         auto held = co_await lock_.acquire();
         if (!held) {
@@ -670,6 +722,7 @@ class JournalImage final : public ManagerImage {
     }
 
     Task<Result<void>> clear_half(std::size_t index) {
+        ++begun_[index];
         auto forgotten = co_await forget_half(index);
         if (!forgotten) {
             co_return forgotten;
@@ -730,9 +783,10 @@ class JournalImage final : public ManagerImage {
     std::size_t active_ = 0;
     std::uint64_t generation_ = 0; ///< the highest ever tried
     Position next_;
-    bool suspect_ = false;             ///< the active half cannot be appended to: a checkpoint must come first
-    bool other_lives_ = false;         ///< the active half is whole but the older one is not given up yet
-    std::array<bool, 2> distrusted_{}; ///< a write or sync in that half failed: what is read may not be on the disk
+    bool suspect_ = false;                 ///< the active half cannot be appended to: a checkpoint must come first
+    bool other_lives_ = false;             ///< the active half is whole but the older one is not given up yet
+    std::array<std::uint64_t, 2> begun_{}; ///< how often that half was begun anew (copies look whether it was)
+    std::array<bool, 2> distrusted_{};     ///< a write or sync in that half failed: what is read may not be on the disk
     bool open_ = false;
     bool closed_ = false;
     std::optional<Error> stopped_;

@@ -5,6 +5,7 @@
 // image is opened and while it runs, so that memory is always exactly what the disk says. Layout: journal.cpp.
 #pragma once
 
+#include "store/image_copy.hpp"
 #include "util/block_file.hpp"
 #include "util/log.hpp"
 #include "util/secret_bytes.hpp"
@@ -103,6 +104,9 @@ class ManagerImage {
     virtual Task<Result<void>> settle() = 0;
     /// Writes a checkpoint now.
     virtual Task<Result<void>> checkpoint() = 0;
+    /// Writes a checkpoint, and gives out a copy of the image as it is then. Appends go on while that is read, and do not wait
+    /// for it. The copy goes before the image does.
+    virtual Task<Result<std::unique_ptr<ImageCopy>>> copy() = 0;
     /// Waits for what is in flight; appends fail with Errc::closed from now on.
     virtual Task<> close() = 0;
 

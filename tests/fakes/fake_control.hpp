@@ -34,14 +34,28 @@ class FakeControl final : public manager::Control {
         }
         return it->second;
     }
-    Task<Result<manager::VtpmInfo>> create(Uuid uuid, TpmVersion version, std::optional<Uuid> group) override {
-        if (group && !all_groups.contains(*group)) {
-            co_return make_error(Errc::not_found, "there is no group {}", *group);
+    Task<Result<manager::VtpmInfo>> create(manager::NewVtpm v) override {
+        if (v.group && !all_groups.contains(*v.group)) {
+            co_return make_error(Errc::not_found, "there is no group {}", *v.group);
         }
-        if (auto no = asked("create", uuid); !no) {
+        if (auto no = asked("create", v.uuid); !no) {
             co_return no.error();
         }
-        all[uuid] = {.uuid = uuid, .version = version, .group = group.value_or(Uuid{})};
+        all[v.uuid] = {.uuid = v.uuid, .name = v.name, .version = v.version, .group = v.group.value_or(Uuid{})};
+        co_return all[v.uuid];
+    }
+    Task<Result<manager::VtpmInfo>> rename(Uuid uuid, std::string name) override {
+        if (auto no = asked("rename", uuid); !no) {
+            co_return no.error();
+        }
+        all[uuid].name = std::move(name);
+        co_return all[uuid];
+    }
+    Task<Result<manager::VtpmInfo>> move(Uuid uuid, Uuid group) override {
+        if (auto no = asked("move", uuid); !no) {
+            co_return no.error();
+        }
+        all[uuid].group = group;
         co_return all[uuid];
     }
     Task<Result<void>> remove(Uuid uuid) override {
@@ -107,6 +121,20 @@ class FakeControl final : public manager::Control {
             calls.push_back(fmt::format("recover group {} by {} bytes", uuid, shared.size()));
         }
         co_return known;
+    }
+    Task<Result<std::unique_ptr<manager::StoreCopy>>> backup() override {
+        calls.emplace_back("backup");
+        if (next_error) {
+            Error e = *std::exchange(next_error, std::nullopt);
+            co_return e;
+        }
+        store::CopyPlan plan{
+            .head = Bytes(5, std::byte{1}), .header = Bytes(3, std::byte{2}), .half_size = 8, .used = 6};
+        auto more = [](std::uint64_t, MutByteView into) -> Task<Result<void>> {
+            std::ranges::fill(into, std::byte{3});
+            co_return Result<void>{};
+        };
+        co_return store::make_image_copy(std::move(plan), more);
     }
     Task<Result<manager::SealInfo>> seal() override {
         co_return manager::SealInfo{.selection = "sha256:0", .pcrs = {{.bank = "sha256", .index = 0, .value = "00"}}};

@@ -219,6 +219,11 @@ class Api(Managed):
                 (405, "no_such_method", "PUT", "/v1/vtpms", None),
                 (404, "not_found", "POST", f"/v1/vtpms/{UNKNOWN}/reset", None),
                 (405, "no_such_method", "GET", f"/v1/vtpms/{UNKNOWN}/reset", None),
+                (400, "bad_request", "GET", "/v1/vtpms?name=%zz", None),
+                (404, "not_found", "PATCH", f"/v1/vtpms/{UNKNOWN}", {"name": "a"}),
+                (400, "bad_request", "PATCH", f"/v1/vtpms/{UNKNOWN}", {"name": 5}),
+                (405, "no_such_method", "GET", "/v1/backup", None),
+                (400, "bad_request", "POST", "/v1/backup", {"file": "/etc/passwd"}),
                 (400, "bad_request", "POST", f"/v1/vtpms/{UNKNOWN}/reset", {"yes": "yes"}),
                 (400, "bad_request", "GET", "/v1/vtpms/not-a-uuid", None),
                 (400, "bad_request", "GET", "/v1/vtpms?limit=1", None),
@@ -306,7 +311,7 @@ class Api(Managed):
     def test_vtpmctl_as_a_new_user(self):
         """Every refusal says what to do next."""
         for args, status in [([], harness.EX_USAGE), (["frobnicate"], harness.EX_USAGE), (["show"], harness.EX_USAGE),
-                             (["show", "x"], harness.EX_USAGE), (["show", UNKNOWN], harness.EX_NOINPUT),
+                             (["show", "x"], harness.EX_NOINPUT), (["show", UNKNOWN], harness.EX_NOINPUT),
                              (["list", "--colour"], harness.EX_USAGE), (["create", "--tpm-version=3"], harness.EX_USAGE)]:
             with self.subTest(args=args):
                 text = self.ctl(*args, status=status)
@@ -321,6 +326,156 @@ class Api(Managed):
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             statuses = sorted(pool.map(lambda _: self.call("POST", "/v1/vtpms", {"uuid": uuid})[0], range(4)))
         self.assertEqual(statuses, [201, 409, 409, 409])
+
+
+class Names(Managed):
+    def test_names(self):
+        """Wherever a UUID is taken, if it is the name of one; told who they are if it is not."""
+        odd = 'Zürich "3" & 100%'
+        uuid = json.loads(self.ctl("create", f"--name={odd}", "--json"))["uuid"]
+        other = json.loads(self.ctl("create", "--name=web", "--json"))["uuid"]
+        nameless = json.loads(self.ctl("create", "--json"))["uuid"]
+        self.assertEqual(json.loads(self.ctl("show", odd, "--json"))["uuid"], uuid)
+        self.assertRegex(self.ctl("list"), f"{uuid} .*{odd}\n")
+        self.assertEqual([v["uuid"] for v in json.loads(self.ctl("list", "--name=web", "--json"))["vtpms"]], [other])
+        with self.running(uuid) as guest:  # renamed while it is open
+            self.ctl("rename", odd, "web")
+            guest.get_random(8)
+        error = self.ctl("show", "web", status=harness.EX_USAGE)
+        self.assertIn(uuid, error)
+        self.assertIn(other, error)
+        self.ctl("delete", "web", "--yes", status=harness.EX_USAGE)
+        self.ctl("show", odd, status=harness.EX_NOINPUT)
+        self.ctl("show", "", status=harness.EX_NOINPUT)
+        self.ctl("stop", uuid.upper())
+        self.ctl("rename", other, "db")
+        self.ctl("reset", "web", "--yes")
+        self.ctl("rename", nameless, "web2")
+        self.ctl("rename", "web2", "")
+        for _ in range(2):
+            names = {v["uuid"]: v["name"] for v in self.call("GET", "/v1/vtpms")[1]["vtpms"]}
+            self.assertEqual(names, {uuid: "web", other: "db", nameless: ""})
+            self.restart_manager()
+        self.ctl("delete", "web", "--yes")
+        self.ctl("show", "web", status=harness.EX_NOINPUT)
+        for bad in ("x" * 65, "a\tb", " a", nameless):
+            self.assertIn("name: ", self.ctl("rename", other, bad, status=harness.EX_USAGE))
+        self.expect_error(400, "bad_request", "PATCH", f"/v1/vtpms/{other}", b'{"name":"\xff"}')
+        self.assertEqual(json.loads(self.ctl("show", "db", "--json"))["name"], "db")
+        group = self.call("GET", f"/v1/vtpms/{other}")[1]["group"]
+        self.assertEqual(len(json.loads(self.ctl("list", f"--group={group}", "--json"))["vtpms"]), 2)
+        self.assertIn(other, self.ctl("move", "db", f"--group={group}"))
+
+
+class Backup(Managed):
+    """A copy of the store while it is written, and what it means to put it back."""
+
+    def setUp(self):
+        super().setUp()
+        self.kept, self.busy = self.path("kept"), harness.Instance(self, self.manager)
+        self.quiet = harness.Instance(self, self.manager)
+        for instance in (self.busy, self.quiet):
+            with instance.start(create=True).client() as guest:
+                guest.nv_define(DATA, 8)
+                guest.nv_write(DATA, b"kept....")
+        self.quiet.process.terminate()
+
+    def write(self, count):
+        with self.busy.client() as guest:
+            for n in range(count):
+                guest.nv_write(DATA, b"%08d" % n)
+
+    def put_back(self):
+        """Everything stops, and the store is the backup."""
+        self.busy.process.terminate()
+        self.manager.process.terminate()
+        shutil.copyfile(self.kept, self.manager.store)
+
+    def refused(self, instance):
+        process = instance.launch(create=True)
+        self.assertEqual(process.wait(), harness.EX_DATAERR, process.log())
+        return process.log()
+
+    def check_restored(self):
+        """What was saved since is refused, by name; what was not is there; and there is a way out."""
+        with self.quiet.start().client() as guest:
+            self.assertEqual(guest.nv_read(DATA, 8), b"kept....")
+        self.quiet.process.terminate()
+        self.assertIn("is an older copy", self.refused(self.busy))
+        self.ctl("reset", self.busy.uuid, "--yes")
+        self.assertIn("move it away", self.refused(self.busy))
+        os.rename(self.busy.image, self.path("aside"))
+        with self.busy.start().client() as guest:
+            self.assertRaises(tpm.TpmError, guest.nv_read, DATA, 8)
+
+    def restart_with(self, *options):
+        self.manager.process.terminate()
+        self.manager.options += options
+        self.manager.start()
+
+    def refused_as_a_rollback(self):
+        """The counter's value, as the refusal tells it."""
+        process = self.manager.launch()
+        self.assertEqual(process.wait(), harness.EX_DATAERR, process.log())
+        return re.search(r"--accept-counter=(\d+)", process.log()).group(1)
+
+    def test_the_file(self):
+        """Commits go on, and each that was acknowledged before is in it; a file that is there is kept."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self.write, 50)
+            for n in range(3):
+                done = json.loads(self.ctl("backup", self.kept, *(["--yes"] if n else []), "--json"))
+            writing.result()
+        size = os.stat(self.kept).st_size
+        self.assertEqual((done["bytes"], os.stat(self.kept).st_mode & 0o777), (size, 0o600))
+        self.assertLessEqual(size, os.stat(self.manager.store).st_size)
+        self.assertIn("--yes", self.ctl("backup", self.kept, status=harness.EX_CANTCREAT))
+        self.assertIn("name a place", self.ctl("backup", "/nonexistent/file", status=harness.EX_CANTCREAT))
+        self.assertEqual([n for n in os.listdir(self.dir) if n.startswith("kept")], ["kept"])
+        with self.connect() as s:  # somebody who asks and does not read holds up nobody
+            s.sendall(b"POST /v1/backup HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            s.recv(10)
+            self.assertIn("one is made at a time", self.ctl("backup", self.path("next"), status=harness.EX_TEMPFAIL))
+            self.write(5)
+        harness.wait_until(lambda: self.run_command(VTPMCTL, f"--socket={self.api}", "backup", self.path("next"),
+                                                    ok=False)[0] == 0, "the next backup is made")
+
+    def test_progress_on_a_terminal(self):
+        import pty
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(VTPMCTL, [VTPMCTL, f"--socket={self.api}", "backup", self.kept])
+        shown = b""
+        try:
+            while got := os.read(terminal, 4096):
+                shown += got
+        except OSError:  # its end
+            pass
+        self.assertEqual(os.waitpid(pid, 0)[1], 0, shown)
+        self.assertIn(b"100 %", shown)
+
+    def test_restored_without_freshness(self):
+        self.restart_with("--freshness=off")
+        self.ctl("backup", self.kept)
+        self.write(3)
+        self.put_back()
+        self.manager.start()
+        self.check_restored()
+
+    def test_restored_with_strict_freshness(self):
+        self.restart_with("--freshness=strict")
+        self.ctl("backup", self.kept)
+        self.write(3)
+        self.put_back()
+        self.manager.options.append(f"--accept-counter={self.refused_as_a_rollback()}")  # knowingly
+        self.manager.start()
+        self.manager.options.pop()
+        self.check_restored()
+
+    def test_restored_with_windows_of_freshness(self):
+        self.ctl("backup", self.kept)
+        self.put_back()  # the clean stop in it has stepped the counter
+        self.refused_as_a_rollback()
 
 
 class Reset(Managed):

@@ -1,9 +1,11 @@
 // vtpmctl: what the manager's API does (src/api), for people: tables, questions before destruction, exit codes of sysexits(3).
 // One request a connection. What needs no manager (offline.hpp) uses what is pure of the daemon's library.
+#include "backup.hpp"
 #include "offline.hpp"
 #include "options.hpp"
 #include "top.hpp"
 #include "util/text.hpp"
+#include "util/uuid.hpp"
 
 #include <algorithm>
 #include <array>
@@ -14,7 +16,10 @@
 #include <cstring>
 #include <ctime>
 #include <fmt/format.h>
+#include <functional>
 #include <iostream>
+#include <optional>
+#include <poll.h>
 #include <string>
 #include <string_view>
 #include <sys/socket.h>
@@ -30,6 +35,8 @@ namespace {
 
 namespace json = boost::json;
 
+constexpr int patience_seconds = 120;
+
 class Connection {
   public:
     explicit Connection(const std::string& path)
@@ -42,7 +49,7 @@ class Connection {
                  fmt::format("--socket={}: a path of 1 to {} bytes is needed", path, sizeof address.sun_path - 1));
         }
         std::copy(path.begin(), path.end(), address.sun_path);
-        timeval patience{.tv_sec = 120, .tv_usec = 0};
+        timeval patience{.tv_sec = patience_seconds, .tv_usec = 0};
         (void)::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
         if (fd_ < 0 || ::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
             refuse(errno);
@@ -53,6 +60,12 @@ class Connection {
     ~Connection() { ::close(fd_); }
 
     std::string exchange(std::string_view request) {
+        std::string answer;
+        exchange(request, [&answer](std::string_view piece) { answer += piece; });
+        return answer;
+    }
+    /// `take` gets the answer as it comes.
+    void exchange(std::string_view request, const std::function<void(std::string_view)>& take) {
         while (!request.empty()) {
             const ssize_t n = ::send(fd_, request.data(), request.size(), MSG_NOSIGNAL);
             if (n < 0) {
@@ -60,23 +73,37 @@ class Connection {
             }
             request.remove_prefix(static_cast<std::size_t>(n));
         }
-        std::string answer;
         std::array<char, 65536> chunk{};
         for (;;) {
+            wait_for_answer();
             const ssize_t n = ::recv(fd_, chunk.data(), chunk.size(), 0);
             if (n == 0) {
-                return answer;
+                return;
             }
             if (n < 0) {
                 fail(EX_UNAVAILABLE, fmt::format("{}: no answer from the manager ({}); see its log: journalctl -u "
                                                  "vtpmd-manager",
                                                  path_, std::strerror(errno)));
             }
-            answer.append(chunk.data(), static_cast<std::size_t>(n));
+            take(std::string_view(chunk.data(), static_cast<std::size_t>(n)));
         }
     }
 
   private:
+    /// What takes long (a step of the TPM's counter, the end of an instance) says on a terminal that it goes on.
+    void wait_for_answer() const {
+        if (::isatty(STDERR_FILENO) == 0) {
+            return;
+        }
+        pollfd readable{.fd = fd_, .events = POLLIN, .revents = 0};
+        int seconds = 0;
+        while (seconds < patience_seconds && ::poll(&readable, 1, 1000) == 0) {
+            std::fprintf(stderr, "\rwaiting for the manager: %d s", ++seconds);
+        }
+        if (seconds != 0) {
+            std::fputs("\r\x1b[K", stderr);
+        }
+    }
     [[noreturn]] void refuse(int error) const {
         if (error == EACCES || error == EPERM) {
             fail(EX_NOPERM, fmt::format("{}: you may not manage this host; ask as root or as a member of the manager's "
@@ -125,12 +152,14 @@ int exit_of(unsigned status, std::string_view code) {
     }
 }
 
-Answer ask(const Options& o, std::string_view method, std::string_view target, const std::string& body = "") {
-    Connection connection(o.socket);
-    const std::string text = connection.exchange(
-        fmt::format("{} {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
-                    "Content-Length: {}\r\n\r\n{}",
-                    method, target, body.size(), body));
+std::string request_of(std::string_view method, std::string_view target, const std::string& body) {
+    return fmt::format("{} {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+                       "Content-Length: {}\r\n\r\n{}",
+                       method, target, body.size(), body);
+}
+
+/// What was answered; the end of the program if that is an error.
+Answer read_answer(const Options& o, const std::string& text) {
     const std::size_t end = text.find("\r\n\r\n");
     Answer a;
     if (!text.starts_with("HTTP/1.1 ") || text.size() < 12 || end == std::string::npos) {
@@ -151,6 +180,47 @@ Answer ask(const Options& o, std::string_view method, std::string_view target, c
     fail(exit_of(a.status, get("code")), fmt::format("{}\n  what to do: {}", get("message"), get("action")));
 }
 
+Answer ask(const Options& o, std::string_view method, std::string_view target, const std::string& body = "") {
+    Connection connection(o.socket);
+    return read_answer(o, connection.exchange(request_of(method, target, body)));
+}
+
+/// The body of an answer that may be large, piece by piece.
+void fetch(const Options& o, std::string_view method, std::string_view target, const Sink& sink) {
+    Connection connection(o.socket);
+    std::string head;
+    std::optional<std::uint64_t> length;
+    std::uint64_t done = 0;
+    auto deliver = [&](std::string_view piece) {
+        done += piece.size();
+        sink(piece, *length);
+    };
+    connection.exchange(request_of(method, target, ""), [&](std::string_view piece) {
+        if (length) {
+            deliver(piece);
+            return;
+        }
+        head += piece;
+        const std::size_t end = head.find("\r\n\r\n");
+        constexpr std::string_view field = "\r\nContent-Length: ";
+        const std::size_t at = head.find(field);
+        if (end != std::string::npos && at < end && head.starts_with("HTTP/1.1 200 ")) {
+            length = std::strtoull(head.c_str() + at + field.size(), nullptr, 10);
+            deliver(std::string_view(head).substr(end + 4));
+        }
+    });
+    if (!length) {
+        (void)read_answer(o, head);
+        fail(EX_PROTOCOL, fmt::format("{}: what answers there is not vtpmd; check --socket", o.socket));
+    }
+    if (done != *length) {
+        fail(EX_UNAVAILABLE,
+             fmt::format("the manager sent {} of {} bytes; nothing is kept of them: see its log, and try "
+                         "again",
+                         done, *length));
+    }
+}
+
 std::string time_text(const json::value& seconds) {
     const auto t = static_cast<std::time_t>(seconds.to_number<std::int64_t>());
     std::tm tm{};
@@ -165,11 +235,12 @@ std::string text_of(const json::value& v) {
 }
 
 void print_vtpms(const json::array& all) {
-    std::printf("%-36s  %-4s %-9s %8s  %s\n", "UUID", "TPM", "STATE", "SAVES", "CREATED (UTC)");
+    std::printf("%-36s  %-4s %-9s %8s  %-16s  %s\n", "UUID", "TPM", "STATE", "SAVES", "CREATED (UTC)", "NAME");
     for (const json::value& entry : all) {
         const json::object& v = entry.as_object();
-        std::printf("%-36s  %-4s %-9s %8s  %s\n", text_of(v.at("uuid")).c_str(), text_of(v.at("tpm_version")).c_str(),
-                    text_of(v.at("state")).c_str(), text_of(v.at("saves")).c_str(), time_text(v.at("created")).c_str());
+        std::printf("%-36s  %-4s %-9s %8s  %s  %s\n", text_of(v.at("uuid")).c_str(),
+                    text_of(v.at("tpm_version")).c_str(), text_of(v.at("state")).c_str(),
+                    text_of(v.at("saves")).c_str(), time_text(v.at("created")).c_str(), text_of(v.at("name")).c_str());
     }
 }
 
@@ -257,7 +328,43 @@ std::string uuid_word(const Options& o, std::size_t count, std::string_view comm
     }
     return o.words.back();
 }
-std::string uuid_word(const Options& o) { return uuid_word(o, 2, o.words[0], "vtpmctl list"); }
+
+/// As a query takes it.
+std::string encoded(std::string_view text) {
+    std::string out;
+    for (const char c : text) {
+        const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-';
+        out += plain ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));
+    }
+    return out;
+}
+
+/// The UUID of the vTPM that the second word means: a UUID always means itself, else it is the name of one.
+std::string vtpm_word(const Options& o, std::size_t count = 2) {
+    if (o.words.size() != count) {
+        fail(EX_USAGE, fmt::format("{} needs a vTPM's UUID or name{}; vtpmctl list shows them", o.words[0],
+                                   count > 2 ? ", and its new name" : ""));
+    }
+    const std::string& word = o.words[1];
+    if (auto uuid = vtpmd::parse_uuid(word)) {
+        return vtpmd::to_string(*uuid);
+    }
+    const json::value found = json::parse(ask(o, "GET", "/v1/vtpms?name=" + encoded(word)).body);
+    const json::array& all = found.at("vtpms").as_array();
+    if (word.empty() || all.empty()) {
+        fail(EX_NOINPUT, fmt::format("'{}' is neither a UUID nor a vTPM's name; vtpmctl list shows them", word));
+    }
+    if (all.size() == 1) {
+        return text_of(all[0].at("uuid"));
+    }
+    constexpr std::size_t told = 10;
+    std::string candidates;
+    for (std::size_t i = 0; i < std::min(told, all.size()); ++i) {
+        candidates += "\n  " + text_of(all[i].at("uuid"));
+    }
+    fail(EX_USAGE, fmt::format("'{}' is the name of {} vTPMs; say which by its UUID{}:{}", word, all.size(),
+                               all.size() > told ? " (the first ten)" : "", candidates));
+}
 
 /// A file, in hexadecimal.
 std::string hex_of_file(const std::string& path) { return vtpmd::to_hex(vtpmd::as_bytes(read_file(path))); }
@@ -313,6 +420,9 @@ void create(const Options& o) {
     if (auto group = o.one("group")) {
         body["group"] = *group;
     }
+    if (auto name = o.one("name")) {
+        body["name"] = *name;
+    }
     if (o.words.size() == 2) {
         body["uuid"] = o.words[1];
     }
@@ -321,7 +431,7 @@ void create(const Options& o) {
 
 /// A deep quote into a file, for whoever is to be shown it.
 void quote(const Options& o) {
-    const std::string uuid = uuid_word(o);
+    const std::string uuid = vtpm_word(o);
     json::object body{{"nonce", o.needed("nonce", "what whoever is to be shown the quote chose, hexadecimal")}};
     const std::string out = o.needed("out", "the file to write the quote to");
     for (auto [option, field] : {std::pair{"pcrs", "pcrs"}, {"host-pcrs", "host_pcrs"}}) {
@@ -343,15 +453,50 @@ void quote(const Options& o) {
     }
 }
 
+void list(const Options& o) {
+    if (o.words.size() != 1) {
+        fail(EX_USAGE, "list takes no argument but --name and --group; see vtpmctl --help");
+    }
+    std::string target = "/v1/vtpms";
+    for (const char* filter : {"name", "group"}) {
+        if (auto value = o.one(filter)) {
+            target +=
+                fmt::format("{}{}={}", target.find('?') == std::string::npos ? "?" : "&", filter, encoded(*value));
+        }
+    }
+    print(o, ask(o, "GET", target));
+}
+
+void edit(const Options& o) {
+    json::object body;
+    std::string uuid;
+    if (o.words[0] == "rename") {
+        uuid = vtpm_word(o, 3);
+        body["name"] = o.words[2];
+    } else {
+        uuid = vtpm_word(o);
+        body["group"] = o.needed("group", "the group that it goes to");
+    }
+    print(o, ask(o, "PATCH", "/v1/vtpms/" + uuid, json::serialize(body)));
+}
+
+void make_backup(const Options& o) {
+    if (o.words.size() != 2) {
+        fail(EX_USAGE, "backup needs the name of one file; see vtpmctl --help");
+    }
+    const std::uint64_t size = backup(o, o.words[1], [&o](const Sink& sink) { fetch(o, "POST", "/v1/backup", sink); });
+    const json::object done{{"file", o.words[1]}, {"bytes", size}};
+    print(o, Answer{.status = 200, .body = json::serialize(done) + "\n"});
+}
+
 void run(const Options& o) {
     if (o.words.empty()) {
         fail(EX_USAGE,
-             "say what to do: list, show, create, start, stop, reset, delete, quote, group, top, status, approve, "
-             "verify-quote; see vtpmctl --help");
+             "say what to do: list, show, create, rename, move, start, stop, reset, delete, quote, group, backup, top, "
+             "status, approve, verify-quote; see vtpmctl --help");
     }
     const std::string& command = o.words[0];
-    for (auto [name, path] : {std::pair{"list", "/v1/vtpms"},
-                              {"status", "/v1/host"},
+    for (auto [name, path] : {std::pair{"status", "/v1/host"},
                               {"seal", "/v1/seal"},
                               {"freshness", "/v1/freshness"},
                               {"metrics", "/metrics"}}) {
@@ -373,26 +518,32 @@ void run(const Options& o) {
             fail(EX_USAGE, "top takes no argument; see vtpmctl --help");
         }
         top(o, [&o] { return ask(o, "GET", "/v1/top").body; });
+    } else if (command == "list") {
+        list(o);
     } else if (command == "create") {
         create(o);
+    } else if (command == "rename" || command == "move") {
+        edit(o);
     } else if (command == "group") {
         group_command(o);
+    } else if (command == "backup") {
+        make_backup(o);
     } else if (command == "approve") {
         approve(o);
     } else if (command == "verify-quote") {
         verify_quote(o);
     } else if (command == "show") {
-        print(o, ask(o, "GET", "/v1/vtpms/" + uuid_word(o)));
+        print(o, ask(o, "GET", "/v1/vtpms/" + vtpm_word(o)));
     } else if (command == "start" || command == "stop") {
-        print(o, ask(o, "POST", "/v1/vtpms/" + uuid_word(o) + "/" + command));
+        print(o, ask(o, "POST", "/v1/vtpms/" + vtpm_word(o) + "/" + command));
     } else if (command == "quote") {
         quote(o);
     } else if (command == "delete") {
-        const std::string uuid = uuid_word(o);
+        const std::string uuid = vtpm_word(o);
         confirm(o, "Delete vTPM " + uuid + " for good?", "Its guest's keys are lost.");
         print(o, ask(o, "DELETE", "/v1/vtpms/" + uuid));
     } else if (command == "reset") {
-        const std::string uuid = uuid_word(o);
+        const std::string uuid = vtpm_word(o);
         confirm(o, "Reset vTPM " + uuid + " to factory?", "Its guest's keys are lost.");
         print(o, ask(o, "POST", "/v1/vtpms/" + uuid + "/reset"));
     } else {

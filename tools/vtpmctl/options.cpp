@@ -15,14 +15,17 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
 
   vtpmctl [OPTION...] COMMAND
 
-  list                     all vTPMs
-  show UUID                one vTPM
+  list                     all vTPMs, or those with --name or in --group
+  show VTPM                one vTPM
   create [UUID]            register a new vTPM; a UUID is made up if none is given
-  start UUID               keep an instance running for it
-  stop UUID                end that instance in good order
-  reset UUID               reset it to factory: a fresh TPM at its next start, the old state does not come back
-  delete UUID              delete it for good; no copy of it will be accepted again
-  quote UUID               a deep quote of a vTPM that runs: --nonce, --out [, --pcrs, --host-pcrs]
+  rename VTPM NAME         call it so; '' takes its name away
+  move VTPM                to the group --group, as long as it has saved nothing
+  start VTPM               keep an instance running for it
+  stop VTPM                end that instance in good order
+  reset VTPM               reset it to factory: a fresh TPM at its next start, the old state does not come back
+  delete VTPM              delete it for good; no copy of it will be accepted again
+  quote VTPM               a deep quote of a vTPM that runs: --nonce, --out [, --pcrs, --host-pcrs]
+  backup FILE              a copy of the manager's store, which goes on meanwhile
   group list               all groups
   group show GROUP         one group, with its approval list and keys
   group create             make a group: --approver, --list [, --recovery-key, --recovery-signature]
@@ -35,6 +38,8 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
   metrics                  figures in Prometheus' text format
   top                      a live view, the busiest vTPMs first; q ends it [--interval, --once]
 
+ VTPM is a vTPM's UUID, or its name if no other has the same.
+
  Without a manager, on files alone:
   approve                  sign an approval list, as a group's approver: --key, --group, --sequence, --pcr or
                            --platform [, --epoch, --label, --recovery-key], --out
@@ -45,6 +50,7 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
 Options:
   --socket=PATH            the manager's API (default /run/vtpmd/api.sock)
   --tpm-version=VERSION    with create: 1.2 or 2.0 (default 2.0)
+  --name=NAME              with create: what to call it, 1 to 64 bytes, need not be unique; with list: only those
   --group=UUID             with create: the group to make it in (default: the store's own); else the group meant
   --approver=FILE          the approver's public key, PEM; verify-quote --request: that of the vTPM's group
   --list=FILE              an approval list that the approver signed (vtpmctl approve)
@@ -72,7 +78,7 @@ Options:
   --interval=SECONDS       top: how often to look (default 2)
   --once                   top: show it once, as plain text
   --json                   print what the manager answers, for programs
-  --yes                    do not ask before deleting or resetting
+  --yes                    do not ask before deleting or resetting; with backup: replace a file that is there
   --help                   this text
   --version                the program's version
 
@@ -85,10 +91,10 @@ namespace {
 
 /// Those with a value.
 constexpr auto named = std::to_array<std::string_view>(
-    {"socket",    "tpm-version", "group",    "approver", "list",     "recovery-key", "recovery-signature",
-     "shared",    "key",         "sequence", "epoch",    "platform", "pcr",          "host-pcr",
-     "label",     "out",         "ek",       "uuid",     "nonce",    "extract",      "pcrs",
-     "host-pcrs", "interval",    "request",  "locality"});
+    {"socket",  "tpm-version", "name",     "group", "approver", "list", "recovery-key", "recovery-signature",
+     "shared",  "key",         "sequence", "epoch", "platform", "pcr",  "host-pcr",     "label",
+     "out",     "ek",          "uuid",     "nonce", "extract",  "pcrs", "host-pcrs",    "interval",
+     "request", "locality"});
 constexpr auto repeated = std::to_array<std::string_view>({"platform", "pcr", "host-pcr", "label"});
 constexpr std::size_t file_limit = 1U << 20U;
 

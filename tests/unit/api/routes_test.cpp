@@ -3,6 +3,7 @@
 #include "api/errors.hpp"
 #include "fakes/fake_control.hpp"
 #include "fakes/run_task.hpp"
+#include "util/text.hpp"
 
 #include <boost/json.hpp>
 #include <cctype>
@@ -55,8 +56,12 @@ TEST_SUITE("api") {
             }
             const json::object& one = description.at("paths").at(route.path).at(method).as_object();
             CHECK(one.at("summary").as_string() == route.summary);
-            CHECK((one.contains("parameters") && one.at("parameters").is_array()) ==
-                  (route.path.find('{') != std::string_view::npos));
+            const std::size_t parameters =
+                route.query.size() + (route.path.find('{') != std::string_view::npos ? 1 : 0);
+            REQUIRE(one.contains("parameters") == (parameters != 0));
+            if (parameters != 0) {
+                CHECK(one.at("parameters").as_array().size() == parameters);
+            }
             REQUIRE(one.contains("requestBody") == !route.fields.empty());
             if (route.fields.empty()) {
                 continue;
@@ -120,6 +125,50 @@ TEST_SUITE("api") {
         CHECK(object(call("GET", "/v1/vtpms")).at("vtpms").as_array().size() == count - 1);
         control.gone = control.all.begin()->first;
         CHECK(object(call("GET", "/v1/vtpms")).at("vtpms").as_array().size() == count - 1);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "a vTPM has a name, which need not be unique, and is found by it") {
+        const std::string name = R"(Zürich "3" \ a&b)";
+        auto named = [](const std::string& n) { return json::serialize(json::object{{"name", n}}); };
+        auto made = object(call("POST", "/v1/vtpms", named(name)));
+        CHECK(made.at("name").as_string() == name.c_str());
+        const std::string path = "/v1/vtpms/" + std::string(made.at("uuid").as_string());
+        call("POST", "/v1/vtpms", named(name));
+        call("POST", "/v1/vtpms");
+        auto found = [&](const std::string& query) {
+            const Response r = call("GET", "/v1/vtpms?" + query, "", false);
+            CHECK(r.status == 200);
+            return object(r).at("vtpms").as_array().size();
+        };
+        CHECK(found("name=Z%C3%BCrich%20%223%22%20%5C%20a%26b") == 2);
+        CHECK(found("name=") == 1);
+        CHECK(found("name=other") == 0);
+        CHECK(object(call("PATCH", path, named("b"))).at("name") == "b");
+        CHECK(found("name=b") == 1);
+        CHECK(object(call("PATCH", path, named(""))).at("name") == "");
+        Uuid group = *parse_uuid(some);
+        control.all_groups[group] = {.uuid = group};
+        CHECK(found("group=" + std::string(some)) == 0);
+        CHECK(object(call("PATCH", path, fmt::format(R"({{"group":"{}"}})", some))).at("group") == some);
+        CHECK(found("group=" + std::string(some) + "&name=") == 1);
+        CHECK(object(call("GET", path)).at("name") == "");
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "a backup is a stream, and one that is refused is not") {
+        Response r = call("POST", "/v1/backup");
+        CHECK(r.status == 200);
+        CHECK(r.content_type == "application/octet-stream");
+        REQUIRE(r.stream);
+        CHECK(r.stream->size() == 21);
+        Bytes all;
+        Bytes piece(4);
+        while (const std::size_t n = test::run_task(io, r.stream->read(piece)).value()) {
+            all.insert(all.end(), piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(n));
+        }
+        CHECK(to_hex(all) == "01010101010202020303030000"
+                             "0000000000000000");
+        control.next_error = make_error(Errc::busy, "one is being made");
+        CHECK(call("POST", "/v1/backup").status == 409);
     }
 
     TEST_CASE_FIXTURE(Fixture, "without a body a UUID is made up, of a TPM 2.0") {
@@ -211,6 +260,26 @@ TEST_SUITE("api") {
             {"POST", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/quote", R"({"nonce":"0"})", 400},
             {"POST", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/quote", R"({"nonce":"00"})", 404},
             {"GET", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/quote", "", 405},
+            {"GET", "/v1/vtpms?", "", 400},
+            {"GET", "/v1/vtpms?name", "", 400},
+            {"GET", "/v1/vtpms?name=a&name=b", "", 400},
+            {"GET", "/v1/vtpms?name=%", "", 400},
+            {"GET", "/v1/vtpms?name=%zz", "", 400},
+            {"GET", "/v1/vtpms?limit=1", "", 400},
+            {"GET", "/v1/vtpms?group=x", "", 400},
+            {"GET", "/v1/vtpms?group=6f1e7c1a-0000-4000-8000-000000000009", "", 404},
+            {"GET", "/v1/host?name=a", "", 400},
+            {"POST", "/v1/vtpms?name=a", "", 400},
+            {"PATCH", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009", "", 400},
+            {"PATCH", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009", R"({"name":1})", 400},
+            {"PATCH", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009", R"({"label":"a"})", 400},
+            {"PATCH", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009", R"({"group":"a"})", 400},
+            {"PATCH", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009", R"({"name":"a"})", 404},
+            {"POST", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/reset", "", 404},
+            {"POST", "/v1/vtpms/6f1e7c1a-0000-4000-8000-000000000009/reset", R"({"yes":"1"})", 400},
+            {"GET", "/v1/backup", "", 405},
+            {"POST", "/v1/backup", R"({"file":"/etc/passwd"})", 400},
+            {"POST", "/v1/backup?file=x", "", 400},
             {"POST", "/v1/groups", "", 400},
             {"POST", "/v1/groups", R"({"approver":"x"})", 400},
             {"POST", "/v1/groups", R"({"approver":"x","list":"1"})", 400},

@@ -30,6 +30,8 @@ const std::vector<Record>& samples() {
         GroupGoneRecord{.id = 0x01020304},
         ResetRecord{.uuid = uuid, .sequence = 0x11, .when = 0x12, .given_up = Bytes(32, std::byte{0x5b})},
         ResetRecord{.uuid = uuid, .sequence = 0x13, .when = 0x14, .given_up = Bytes(20, std::byte{0x5c})},
+        NameRecord{.uuid = uuid, .name = "Zürich"},
+        NameRecord{.uuid = uuid, .name = ""},
         MovedRecord{.uuid = uuid, .group = 0x05060708},
     };
     return all;
@@ -90,6 +92,8 @@ TEST_SUITE("manager") {
                                                    "0000000000000014"
                                                    "14"
                                                    "5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c");
+        CHECK(to_hex(encode(samples()[12])) == "0b01" + id + "075ac3bc72696368");
+        CHECK(to_hex(encode(samples()[13])) == "0b01" + id + "00");
         CHECK(to_hex(encode(samples().back())) == "0901" + id + "05060708");
     }
     TEST_CASE("records: an unknown type or version is of a newer program, not corrupt") {
@@ -119,6 +123,18 @@ TEST_SUITE("manager") {
               Errc::corrupt);
         CHECK(decode(encode(KeyRecord{.uuid = uuid, .sequence = 0, .key = wrapped(hash_key_long)})).error().code ==
               Errc::corrupt);
+    }
+    TEST_CASE("records: a name has its limits") {
+        CHECK(decode(encode(NameRecord{.uuid = uuid, .name = std::string(65, 'x')})).error().code == Errc::corrupt);
+        CHECK(decode(encode(NameRecord{.uuid = uuid, .name = std::string(64, 'x')})));
+        for (const char* good : {"a", "web server 3", "Zürich", "\"quoted\\", "00112233"}) {
+            CHECK(check_vtpm_name(good));
+        }
+        CHECK(check_vtpm_name(std::string(64, 'x')));
+        for (const char* bad : {"", " a", "a ", "a\nb", "\xff", "00112233-4455-6677-8899-AABBCCDDEEFF"}) {
+            CHECK(check_vtpm_name(bad).error().code == Errc::usage);
+        }
+        CHECK(check_vtpm_name(std::string(65, 'x')).error().code == Errc::usage);
     }
     TEST_CASE("wrapped key: only the two sizes of hash keys") {
         for (std::size_t n = 0; n < 128; ++n) {

@@ -110,6 +110,28 @@ TEST_SUITE("manager") {
         must(copy.apply(key_of(1, 1)));
         CHECK_FALSE(copy.find(uuid_of(1))->returned);
     }
+    TEST_CASE("registry: names are given, taken away, kept by a snapshot, and go with their vTPM") {
+        Registry registry = with_group();
+        auto named = [](unsigned n, std::string name) {
+            return NameRecord{.uuid = uuid_of(n), .name = std::move(name)};
+        };
+        must_not(registry.apply(named(1, "a")));
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(2)}));
+        must(registry.apply(named(1, "a")));
+        must(registry.apply(named(2, "a"))); // need not be unique
+        must(registry.apply(named(2, "b")));
+        Registry copy;
+        registry.snapshot([&](const Record& r) { must(copy.apply(decode(encode(r)).value())); });
+        CHECK(copy.name(uuid_of(1)) == "a");
+        CHECK(copy.name(uuid_of(2)) == "b");
+        must(copy.apply(named(1, "")));
+        CHECK(copy.name(uuid_of(1)).empty());
+        must(copy.apply(TombstoneRecord{.uuid = uuid_of(2)}));
+        CHECK(copy.name(uuid_of(2)).empty());
+        must(copy.apply(named(2, "c"))); // was under way when it was deleted
+        CHECK(copy.name(uuid_of(2)).empty());
+    }
     TEST_CASE("registry: a vTPM that was reset has no key, and its sequence goes on") {
         Registry registry = with_group();
         must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));

@@ -248,6 +248,85 @@ TEST_SUITE("store") {
         CHECK(reopened(disk) == client.records);
     }
 
+    TEST_CASE_FIXTURE(Fixture,
+                      "journal: a copy is read while appends go on, and opens with what there was when it began") {
+        for (bool other_half : {false, true}) {
+            FaultDisk disk;
+            ListClient client;
+            auto image = started(disk, client);
+            std::vector<Bytes> all;
+            auto append = [&](unsigned i) {
+                all.push_back(record_of(300, i));
+                REQUIRE(run_task(loop, image->append(all.back())));
+            };
+            for (unsigned i = 0; i < 20; ++i) {
+                append(i);
+            }
+            if (other_half) {
+                REQUIRE(run_task(loop, image->checkpoint()));
+            }
+            auto copy = run_task(loop, image->copy()).value();
+            const std::vector<Bytes> then = all;
+            CHECK(copy->size() <= ManagerImage::min_size);
+            Bytes content;
+            Bytes piece(4096);
+            for (unsigned i = 100;; ++i) {
+                const std::size_t n = run_task(loop, copy->read(piece)).value();
+                if (n == 0) {
+                    break;
+                }
+                content.insert(content.end(), piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(n));
+                if (i < 130) {
+                    append(i);
+                }
+                if (i == 110) { // a later checkpoint goes to the other half: this one's header is zeroed on the disk
+                    REQUIRE(run_task(loop, image->checkpoint()));
+                }
+            }
+            CHECK(content.size() == copy->size());
+            FaultDisk restored(std::move(content));
+            CHECK(reopened(restored) == then);
+            CHECK(reopened(restored) == then); // and it can be written
+            close(*image);
+            CHECK(reopened(disk) == all);
+        }
+    }
+
+    TEST_CASE_FIXTURE(Fixture,
+                      "journal: a copy whose half is begun anew is refused; one of a closed or failing journal too") {
+        FaultDisk disk;
+        ListClient client;
+        auto image = started(disk, client);
+        for (unsigned i = 0; i < 20; ++i) {
+            REQUIRE(run_task(loop, image->append(record_of(300, i))));
+        }
+        auto copy = run_task(loop, image->copy()).value();
+        Bytes piece(4096);
+        auto read_on = [&] {
+            Result<std::size_t> n = std::size_t{1};
+            while (n && *n != 0) {
+                n = run_task(loop, copy->read(piece));
+            }
+            return n;
+        };
+        REQUIRE(run_task(loop, image->checkpoint()));
+        REQUIRE(run_task(loop, image->checkpoint()));
+        CHECK(read_on().error().code == Errc::unavailable);
+        copy = run_task(loop, image->copy()).value();
+        CHECK(read_on());
+
+        disk.plan.fail_at = disk.operations() + 1; // in its checkpoint
+        CHECK(run_task(loop, image->copy()).has_error());
+        REQUIRE(run_task(loop, image->append(record_of(1, 1))));
+        copy = run_task(loop, image->copy()).value();
+        CHECK(read_on());
+        copy = run_task(loop, image->copy()).value();
+        close(*image);
+        CHECK(read_on().error().code == Errc::closed);
+        copy.reset();
+        CHECK(run_task(loop, image->copy()).error().code == Errc::closed);
+    }
+
     TEST_CASE_FIXTURE(Fixture, "journal: 20,000 vTPMs fit into 16 MiB, with room") {
         FaultDisk disk;
         ListClient client;

@@ -1,0 +1,45 @@
+// What can be changed of a vTPM that is there: its name, and its group as long as it has saved nothing.
+#include "api/handlers.hpp"
+
+namespace vtpmd::api {
+
+namespace {
+
+Task<Result<Response>> edit_vtpm(Call call) {
+    if (call.body.empty()) {
+        co_return make_error(Errc::usage, "say what to change: name, group");
+    }
+    std::optional<Uuid> group;
+    if (call.body.contains("group")) {
+        auto parsed = parse_uuid(text_of(call.body, "group", ""));
+        if (!parsed) {
+            co_return in_context(parsed.error(), "group");
+        }
+        group = *parsed;
+    }
+    if (group && call.body.contains("name")) {
+        co_return make_error(Errc::usage, "name and group are changed one at a time, so that either is done or not");
+    }
+    Task<Result<manager::VtpmInfo>> change =
+        group ? call.control.move(call.uuid, *group)
+              : call.control.rename(call.uuid, std::string(text_of(call.body, "name", "")));
+    auto changed = co_await std::move(change);
+    if (!changed) {
+        co_return changed.error();
+    }
+    co_return vtpm_answer(200, *changed);
+}
+
+constexpr Field edit_fields[] = {
+    {"name", "string", false, "its new name (POST /v1/vtpms); empty takes it away"},
+    {"group", "string", false, "the UUID of another group, as long as it has saved nothing; not together with name"},
+};
+
+} // namespace
+
+std::vector<Route> edit_routes() {
+    return {
+        {{"PATCH", "/v1/vtpms/{uuid}", "Renames a vTPM, or moves one that has saved nothing", edit_fields}, edit_vtpm}};
+}
+
+} // namespace vtpmd::api

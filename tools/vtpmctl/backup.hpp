@@ -1,0 +1,21 @@
+// A copy of the manager's store, into a file.
+#pragma once
+
+#include "options.hpp"
+
+#include <cstdint>
+#include <functional>
+#include <string_view>
+
+namespace vtpmctl {
+
+/// What of the answer's body comes, piece by piece; and how much it is in all.
+using Sink = std::function<void(std::string_view piece, std::uint64_t total)>;
+/// Asks the manager for it, and returns once all of it has been given to the sink.
+using Fetch = std::function<void(const Sink& sink)>;
+
+/// The file has mode 0600, and is there whole and durable or not at all; one that is there is replaced only with --yes.
+/// Returns its bytes.
+std::uint64_t backup(const Options& o, const std::string& path, const Fetch& fetch);
+
+} // namespace vtpmctl
