@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """As a service manager starts it: sockets passed in, readiness told, defaults and /etc/vtpmd for everything else."""
+import json
 import os
 import re
 import socket
@@ -94,6 +95,37 @@ class Activation(harness.Case):
             guest.nv_write(DATA, b"once mor")
             self.assertEqual(guest.nv_read(DATA), b"once mor")
         instance.terminate()
+
+    def test_both_sockets_by_their_names(self):
+        """contrib/systemd's two sockets, which belong to one service: whoever comes first starts it."""
+        sockets = {"listen": "/run/vtpmd/manager.sock", "api": "/run/vtpmd/api.sock"}
+        units = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../contrib/systemd")
+        for unit, name in (("vtpmd-manager.socket", "listen"), ("vtpmd-api.socket", "api")):
+            with open(os.path.join(units, unit)) as f:
+                text = f.read()
+            self.assertIn(f"\nListenStream={sockets[name]}\n", text)
+            self.assertIn(f"\nFileDescriptorName={name}\n", text)
+        for order in (["listen", "api"], ["api", "listen"]):
+            manager = self.activate(sockets[order[0]], "-l", sockets[order[1]], f"--fdname={':'.join(order)}",
+                                    harness.VTPMD, "--mode=manager")
+            harness.wait_until(lambda: all(os.path.exists(p) for p in sockets.values()), "the sockets")
+            told = self.run_command(os.environ["VTPMCTL"], "status", "--json")[1]
+            self.ready()
+            self.assertEqual(json.loads(told)["store"], "/var/lib/vtpmd/manager.img")
+            uuid = harness.new_uuid()
+            instance = self.spawn("instance", harness.VTPMD, "--mode=instance", f"--uuid={uuid}", env=self.env)
+            self.ready()
+            instance.wait_log("VTPM attached to Frontend")
+            self.assertRegex(self.run_command(os.environ["VTPMCTL"], "list")[1], f"{uuid} +2.0 +open")
+            instance.terminate()
+            self.ready("STOPPING=1")
+            manager.popen.terminate()
+            self.ready("STOPPING=1")
+            self.assertEqual(manager.wait(), 0)
+            for path in sockets.values():
+                if os.path.exists(path):
+                    os.unlink(path)
+            self.configure(create=False)
 
     def test_instance_socket_passed_in(self):
         uuid = harness.new_uuid()
