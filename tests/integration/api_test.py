@@ -5,8 +5,12 @@ import json
 import os
 import pwd
 import re
+import select
 import shutil
+import signal
 import socket
+import subprocess
+import termios
 
 import harness
 import tpm
@@ -211,6 +215,36 @@ class Api(Managed):
         harness.wait_until(lambda: self.figure(name + random) >= 1, "what happened since")
         self.assertEqual(self.figure(name + random), 1)
         instance.process.terminate()
+
+    def test_top_on_a_terminal(self):
+        """Drawn anew until q, Ctrl-C or SIGTERM; the terminal is left as it was. Into a pipe it is plain text."""
+        ours, theirs = os.openpty()
+        self.addCleanup(os.close, ours)
+        self.addCleanup(os.close, theirs)
+        before = termios.tcgetattr(theirs)
+        for key, end in ((b"q", None), (b"xQ", None), (None, signal.SIGINT), (None, signal.SIGTERM)):
+            with self.subTest(key=key, end=end):
+                top = subprocess.Popen([VTPMCTL, f"--socket={self.api}", "top", "--interval=0.1"], stdin=theirs, stdout=theirs,
+                                       stderr=theirs)
+                shown = b""
+                while shown.count(b"\x1b[H") < 3:  # more than once
+                    self.assertTrue(select.select([ours], [], [], 30)[0], shown)
+                    shown += os.read(ours, 65536)
+                self.assertIn(b"COMMANDS/S", shown)
+                self.assertNotEqual(termios.tcgetattr(theirs)[3], before[3])
+                if key:
+                    os.write(ours, key)
+                else:
+                    top.send_signal(end)
+                self.assertEqual(top.wait(30), 0)
+                self.assertEqual(termios.tcgetattr(theirs), before)
+        top = subprocess.Popen([VTPMCTL, f"--socket={self.api}", "top", "--interval=0.1"], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE)
+        text = b"".join(top.stdout.readline() for _ in range(20))
+        top.stdout.close()  # whoever read it is gone
+        top.wait(30)
+        self.assertGreater(text.count(b"COMMANDS/S"), 1)
+        self.assertNotIn(b"\x1b", text)
 
     def test_bad_requests(self):
         for status, code, method, target, body in [
