@@ -31,11 +31,11 @@ std::uint64_t& total_of(proto::CommandTotals& totals, Outcome outcome) {
 
 } // namespace
 
-GuestFigures::GuestFigures(asio::any_io_executor executor, TpmVersion version, const InstanceCounters& counters)
+GuestFigures::GuestFigures(const asio::any_io_executor& executor, TpmVersion version, const InstanceCounters& counters)
     : version_(version)
     , counters_(counters)
     , incarnation_(random_number())
-    , woken_(std::move(executor), asio::steady_timer::time_point::max()) {}
+    , woken_(executor, asio::steady_timer::time_point::max()) {}
 
 GuestFigures::Entry& GuestFigures::entry_of(std::uint32_t code) {
     auto it = std::ranges::lower_bound(entries_, code, {}, [](const Entry& e) { return e.command.code; });

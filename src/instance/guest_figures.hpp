@@ -18,7 +18,7 @@ enum class Outcome : std::uint8_t { success, tpm_error, refused, not_durable };
 class GuestFigures {
   public:
     /// `counters` has the commits; outlives this.
-    GuestFigures(asio::any_io_executor executor, TpmVersion version, const InstanceCounters& counters);
+    GuestFigures(const asio::any_io_executor& executor, TpmVersion version, const InstanceCounters& counters);
 
     void note(std::uint32_t code, Outcome outcome, Clock::duration took);
 
