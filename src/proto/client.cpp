@@ -127,6 +127,18 @@ class Client final : public ManagerClient {
         co_return key;
     }
 
+    Task<Result<Bytes>> certify(CertifyRequest request) override {
+        if (request.key.size() != ek_size(request.kind)) {
+            co_return make_error(Errc::usage, "an endorsement key of {} bytes", request.key.size());
+        }
+        const Bytes frame = encode_certify(request);
+        auto answer = co_await exchange("CERTIFY", frame, &is_answer);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        co_return parse_certify_reply(*answer);
+    }
+
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         if (command.size() < header_size || command.size() > frame_limit) {
             co_return make_error(Errc::usage, "a TPM command of {} bytes", command.size());

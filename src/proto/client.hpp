@@ -39,6 +39,9 @@ class ManagerClient {
     virtual Task<Result<Bytes>> old_quote(OldQuoteRequest request) = 0;
     /// A key for a second connection, on which the manager asks (ask_messages.hpp). Errc::unsupported: the manager is older.
     virtual Task<Result<SecretBytes>> invite() { co_return make_error(Errc::unsupported, "not offered"); }
+    /// The certificate (DER) of an endorsement key of this vTPM, which is being made. Errc::unsupported: the manager is older, or
+    /// gives none; pcr_mismatch: its group is closed; usage: another kind of TPM, or one that has a state; exists: asked before.
+    virtual Task<Result<Bytes>> certify(CertifyRequest request) = 0;
     /// Passes a TPM command to the manager's TPM (GetRandom, PcrRead of either family), as the manager
     /// allows.
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;

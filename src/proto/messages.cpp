@@ -103,6 +103,13 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
         }
         return std::move(*attach);
     }
+    case ordinal::certify: {
+        auto certify = parse_certify(body);
+        if (!certify) {
+            return bad(status_of(certify.error().code), certify.error().message);
+        }
+        return std::move(*certify);
+    }
     case ordinal::load_hash_key:
     case ordinal::get_boot_hash:
     case ordinal::handed_over:

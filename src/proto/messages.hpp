@@ -10,21 +10,24 @@
 //                               u32 flags (1 create, 2 incoming)     u8 TPM version (0 if not known)
 //   0x56500002   HANDED_OVER    -                                    -
 //   0x56500003   QUOTE          see quote_messages.hpp
+//   0x56500004   CERTIFY        see certify_messages.hpp
 //   0x56500005   INVITE         see ask_messages.hpp
 //   0x56500006   ATTACH         see ask_messages.hpp
 //   0x56500008   RESET_INFO     -                                    u64 sequence, u64 seconds since 1970, u8 n
 //                                                                    (32 or 20), hash of the slot given up[n]
 //   tag 0x01C2   management, see management.hpp
 //
-// HELLO, HANDED_OVER, QUOTE and RESET_INFO are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket,
+// HELLO, HANDED_OVER, QUOTE, CERTIFY and RESET_INFO are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket,
 // once, before anything else. HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. QUOTE asks for a deep quote.
 // RESET_INFO asks for the last reset to factory, where HELLO says that there was one; who has not asked keeps nothing on that
-// link, since it may be an instance that began before.
+// link, since it may be an instance that began before. CERTIFY asks for an endorsement key's certificate; a manager from before it
+// refuses it as any unknown ordinal.
 // An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every other error answer has no body.
 // A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM; its answer is a TPM response.
 #pragma once
 
 #include "proto/ask_messages.hpp"
+#include "proto/certify_messages.hpp"
 #include "proto/frame.hpp"
 #include "proto/old_quote.hpp"
 #include "proto/quote_messages.hpp"
@@ -58,6 +61,7 @@ inline constexpr std::uint32_t get_quote = 4;
 inline constexpr std::uint32_t hello = 0x56500001;
 inline constexpr std::uint32_t handed_over = 0x56500002;
 inline constexpr std::uint32_t quote = 0x56500003;
+inline constexpr std::uint32_t certify = 0x56500004;
 inline constexpr std::uint32_t reset_info = 0x56500008;
 } // namespace ordinal
 
@@ -114,8 +118,8 @@ struct BadRequest {
     std::string reason;
 };
 using Request = std::variant<HelloRequest, SaveRequest, LoadRequest, BootHashRequest, HandedOverRequest,
-                             ResetInfoRequest, QuoteRequest, OldQuoteRequest, InviteRequest, AttachRequest, TpmCommand,
-                             ManagementRequest, BadRequest>;
+                             ResetInfoRequest, QuoteRequest, OldQuoteRequest, InviteRequest, AttachRequest,
+                             CertifyRequest, TpmCommand, ManagementRequest, BadRequest>;
 
 /// Any whole frame (parse_frame holds).
 [[nodiscard]] Request parse_request(ByteView frame);

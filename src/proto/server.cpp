@@ -101,6 +101,15 @@ class Session {
         if (auto* old = std::get_if<OldQuoteRequest>(&request)) {
             co_return co_await answer_old_quote(std::move(*old));
         }
+        if (auto* certify = std::get_if<CertifyRequest>(&request)) {
+            auto certificate = co_await handler_.certify(std::move(*certify));
+            auto frame = certificate ? encode_certify_reply(*certificate) : Result<Bytes>(certificate.error());
+            if (!frame) {
+                warn("CERTIFY: " + frame.error().message);
+                co_return encode_error(frame.error());
+            }
+            co_return std::move(*frame);
+        }
         if (auto* management = std::get_if<ManagementRequest>(&request)) {
             co_return co_await answer_management(std::move(management->frame));
         }

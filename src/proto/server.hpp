@@ -43,6 +43,10 @@ class Handler {
     virtual Result<void> attach(AttachRequest /*request*/) { return make_error(Errc::unsupported, "not offered"); }
     /// After attach(), with the channel to itself: until the link ends, as serve() does.
     virtual Task<Result<void>> attached() { co_return make_error(Errc::unsupported, "not offered"); }
+    /// The certificate of an endorsement key of this link's vTPM, DER. `request` was parsed by parse_certify().
+    virtual Task<Result<Bytes>> certify(CertifyRequest /*request*/) {
+        co_return make_error(Errc::unsupported, "not offered");
+    }
     /// A whole frame of tag 0x01C2, not yet looked at: the answer's body. Errc::permission: not the administrator's link.
     virtual Task<Result<Bytes>> management(Bytes frame);
     /// TPM_GetRandom, TPM_PcrRead, TPM_Extend, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit

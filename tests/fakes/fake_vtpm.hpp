@@ -284,6 +284,11 @@ class FakeManager final : public proto::ManagerClient {
         co_await points_.pass();
         co_return old_quote_reply;
     }
+    Task<Result<Bytes>> certify(proto::CertifyRequest request) override {
+        certified.push_back(std::move(request));
+        co_await points_.pass();
+        co_return certify_answer ? certify_answer(certified.size()) : make_error(Errc::unsupported, "fake: none");
+    }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
     void close() override {}
 
@@ -291,6 +296,8 @@ class FakeManager final : public proto::ManagerClient {
     std::optional<Error> hello_error;
     std::uint64_t record = 0; ///< the save whose key is durable at the manager
     std::vector<std::uint64_t> offered;
+    std::vector<proto::CertifyRequest> certified;             ///< as they came
+    std::function<Result<Bytes>(std::size_t)> certify_answer; ///< to the n-th, from 1; empty: unsupported
     std::vector<proto::QuoteRequest> quotes_asked;
     Result<proto::QuoteReply> quote_reply = make_error(Errc::unsupported, "fake: none");
     std::vector<proto::OldQuoteRequest> old_quotes_asked;

@@ -1,5 +1,6 @@
 // Deep quotes, wherever bytes of them come from: a guest's vendor command (of both families), an instance's QUOTE, a manager's
-// answer, a file that somebody shows. The first byte says which; what is taken says itself again in the same bytes.
+// answer, a file that somebody shows; and an instance's CERTIFY, with the manager's answer to it. The first byte says which; what is
+// taken says itself again in the same bytes.
 #include "fuzz.hpp"
 #include "instance/old_quote.hpp"
 #include "proto/messages.hpp"
@@ -13,7 +14,19 @@ using namespace vtpmd;
 
 namespace {
 
-enum class Kind : std::uint8_t { guest12, guest20, request, reply, file, old_guest, old_request, old_answer, count };
+enum class Kind : std::uint8_t {
+    guest12,
+    guest20,
+    request,
+    reply,
+    file,
+    old_guest,
+    old_request,
+    old_answer,
+    certify,
+    certificate,
+    count
+};
 
 Bytes seed(Kind kind, ByteView rest) {
     WireWriter w;
@@ -111,10 +124,14 @@ std::vector<Bytes> fuzz::seeds() {
         proto::encode_old_quote({.data = {}, .selection = {std::byte{0x11}, std::byte{0}}, .flags = 15});
     const Bytes request = proto::encode_quote(some_request());
     const Bytes reply = proto::encode_quote_reply(some_reply()).value();
+    const Bytes certify =
+        proto::encode_certify({.kind = proto::EkKind::ecc_p256, .key = Bytes(proto::ek_point_size), .tpm = {}});
     return {seed(Kind::guest12, guest12.view()),
             seed(Kind::guest20, guest20.view()),
             seed(Kind::request, proto::body_of(request)),
             seed(Kind::reply, reply),
+            seed(Kind::certify, proto::body_of(certify)),
+            seed(Kind::certificate, proto::encode_certify_reply(Bytes(700, std::byte{1})).value()),
             seed(Kind::file, some_file(TpmVersion::tpm20)),
             seed(Kind::file, some_file(TpmVersion::tpm12)),
             seed(Kind::old_guest, old_deep.view()),
@@ -167,9 +184,24 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         }
         break;
     }
+    case Kind::certify: {
+        auto request = proto::parse_certify(rest);
+        if (request) {
+            const Bytes again = proto::encode_certify(*request);
+            fuzz::fuzz_check(std::ranges::equal(proto::body_of(again), rest),
+                             "a request that was taken is sent the same");
+        }
+        break;
+    }
     case Kind::old_answer:
         check_old_answer(rest);
         break;
+    case Kind::certificate: {
+        auto certificate = proto::parse_certify_reply(rest);
+        fuzz::fuzz_check(!certificate || proto::encode_certify_reply(*certificate).value() == to_bytes(rest),
+                         "an answer that was taken is sent the same");
+        break;
+    }
     default:
         check_file(rest);
         break;

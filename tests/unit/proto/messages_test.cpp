@@ -249,6 +249,50 @@ TEST_SUITE("proto") {
         CHECK(encode_quote_reply(large)->size() <= 4088);
     }
 
+    TEST_CASE("certify: golden bytes, round trip, cut at every length, a trailing byte, an unknown kind, no modulus") {
+        CertifyRequest rsa{.kind = EkKind::rsa_2048,
+                           .key = Bytes(ek_modulus_size, std::byte{0xa5}),
+                           .tpm = {.manufacturer = 0x49424D00, .firmware = 1, .level = 2, .revision = 116}};
+        CertifyRequest ecc{.kind = EkKind::ecc_p256, .key = key(ek_point_size), .tpm = rsa.tpm};
+        CHECK(to_hex(encode_certify(ecc)) ==
+              "01c10000005b5650000402" + to_hex(key(ek_point_size)) + "49424d00000000010000000200000074");
+        for (const CertifyRequest& request : {rsa, ecc}) {
+            const Bytes whole = encode_certify(request);
+            CHECK(std::get<CertifyRequest>(parse_request(whole)) == request);
+            for (std::size_t n = header_size; n < whole.size(); ++n) {
+                CHECK(status_in(parse_request(cut(whole, n))) == 0x19);
+            }
+            Bytes body = to_bytes(body_of(whole));
+            body.push_back(std::byte{0});
+            CHECK(status_in(parse_request(make_frame(tag::request, ordinal::certify, body))) == 0x19);
+            for (unsigned kind : {0U, 3U, 255U}) {
+                body[0] = static_cast<std::byte>(kind);
+                CHECK(status_in(parse_request(make_frame(tag::request, ordinal::certify, body))) == 0x03);
+            }
+        }
+        rsa.key.back() = std::byte{2};
+        CHECK(status_in(parse_request(encode_certify(rsa))) == 0x03);
+        rsa.key.back() = std::byte{1};
+        rsa.key.front() = std::byte{0x7f};
+        CHECK(status_in(parse_request(encode_certify(rsa))) == 0x03);
+        // Too large for its kind.
+        CHECK(status_in(parse_request(make_frame(tag::request, ordinal::certify, key(4000)))) != 0);
+    }
+
+    TEST_CASE("certify's answer: a certificate of some size") {
+        for (const std::size_t n : {std::size_t{1}, std::size_t{700}, ek_certificate_limit}) {
+            CHECK(parse_certify_reply(encode_certify_reply(key(n)).value()).value() == key(n));
+        }
+        for (const std::size_t n : {std::size_t{0}, ek_certificate_limit + 1}) {
+            CHECK(encode_certify_reply(key(n)).error().code == Errc::too_large);
+            CHECK(parse_certify_reply(encode_success(key(n))).error().code == Errc::protocol);
+        }
+        CHECK(parse_certify_reply(key(9)).error().code == Errc::protocol);
+        // As a manager from before answers.
+        const Bytes unknown = std::get<BadRequest>(parse_request(make_frame(tag::request, 0x56500099))).answer;
+        CHECK(parse_certify_reply(unknown).error().code == Errc::unsupported);
+    }
+
     TEST_CASE("only harmless TPM commands are passed on") {
         auto passed = [](std::uint16_t t, std::uint32_t code) {
             return std::holds_alternative<TpmCommand>(parse_request(make_frame(t, code, key(4))));
@@ -306,14 +350,14 @@ TEST_SUITE("proto") {
         std::mt19937 random(1);
         const std::uint16_t tags[] = {tag::request,       tag::management,    tag::response,
                                       tag::tpm12_command, tag::tpm20_command, 0};
-        const std::uint32_t codes[] = {1,    2,    3,     4,     ordinal::hello, ordinal::quote,
-                                       0x46, 0x15, 0x17B, 0x17E, 0xFFFFFFFF};
+        const std::uint32_t codes[] = {1,    2,    3,     4,     ordinal::hello,   ordinal::quote,
+                                       0x46, 0x15, 0x17B, 0x17E, ordinal::certify, 0xFFFFFFFF};
         for (int i = 0; i < 10000; ++i) {
             Bytes body(random() % 80);
             for (auto& b : body) {
                 b = static_cast<std::byte>(random());
             }
-            Bytes frame = make_frame(tags[random() % 6], codes[random() % 11], body);
+            Bytes frame = make_frame(tags[random() % 6], codes[random() % 12], body);
             if (random() % 4 == 0) {
                 frame[random() % frame.size()] = static_cast<std::byte>(random());
             }
@@ -328,6 +372,7 @@ TEST_SUITE("proto") {
             (void)parse_hello_reply(frame);
             (void)parse_load_reply(frame);
             (void)parse_quote_reply(frame);
+            (void)parse_certify_reply(frame);
         }
     }
 
