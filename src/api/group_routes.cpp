@@ -19,6 +19,10 @@ constexpr Field new_group_fields[] = {
 constexpr Field list_fields[] = {
     {"list", "string", true, "a newer approval list, signed, hexadecimal"},
 };
+constexpr Field ca_fields[] = {
+    {"certificates", "string", true,
+     "PEM: the certificate that another CA made from this one's request, then, as far as wanted, those of its issuers"},
+};
 constexpr Field recover_fields[] = {
     {"shared", "string", true, "ECDH of the recovery key with recovery_challenge, hexadecimal"},
 };
@@ -107,6 +111,23 @@ Task<Result<Response>> delete_group(Call call) {
     co_return answer(200, json::object{{"uuid", to_string(call.uuid)}, {"deleted", true}});
 }
 
+Result<Response> ca_shown(const Result<manager::CaInfo>& ca) {
+    if (!ca) {
+        return ca.error();
+    }
+    return answer(200, json::object{{"certificates", ca->certificates}, {"request", ca->request}});
+}
+
+Task<Result<Response>> show_ca(Call call) {
+    auto ca = co_await call.control.group_ca(call.uuid, call.may_change ? manager::NoCa::make : manager::NoCa::refuse);
+    co_return ca_shown(ca);
+}
+
+Task<Result<Response>> set_ca(Call call) {
+    auto ca = co_await call.control.set_group_ca(call.uuid, std::string(text_of(call.body, "certificates", "")));
+    co_return ca_shown(ca);
+}
+
 } // namespace
 
 std::vector<Route> group_routes() {
@@ -117,6 +138,9 @@ std::vector<Route> group_routes() {
         {{"DELETE", "/v1/groups/{uuid}", "Deletes a group that has no vTPMs", {}}, delete_group},
         {{"POST", "/v1/groups/{uuid}/update", "A newer approval list takes the place of the present one", list_fields},
          update_group},
+        {{"GET", "/v1/groups/{uuid}/ca", "The CA of its vTPMs' endorsement keys: certificates, and a request, PEM", {}},
+         show_ca},
+        {{"PUT", "/v1/groups/{uuid}/ca", "Another CA's certificate for that CA", ca_fields}, set_ca},
         {{"POST", "/v1/groups/{uuid}/recover", "The group's key, from its approver, for a replaced hardware TPM",
           recover_fields},
          recover_group},

@@ -9,7 +9,8 @@ namespace vtpmd::api {
 
 struct Call {
     manager::Control& control;
-    Uuid uuid; ///< of the path, if it has one
+    Uuid uuid;               ///< of the path, if it has one
+    bool may_change = false; ///< the peer is no mere reader
     boost::json::object body;
     boost::json::object query = {}; ///< strings
 };

@@ -435,7 +435,7 @@ Task<Response> handle(Control& control, Request request) {
         Error e = make_error(Errc::permission, "your group may look, not change");
         co_return error_response(e);
     }
-    Call call{.control = control, .uuid = {}, .body = {}};
+    Call call{.control = control, .uuid = {}, .may_change = request.may_change, .body = {}};
     if (path.size() != request.target.size()) {
         auto query = parse_query(std::string_view(request.target).substr(path.size() + 1), found->info.query);
         if (!query) {

@@ -108,6 +108,15 @@ struct QuoteOrder {
     std::string host_pcrs; ///< of the hardware; empty: 0 to 7 of its best bank
 };
 
+/// What to do where a group has no CA yet: who only looks changes nothing.
+enum class NoCa { make, refuse };
+
+/// A group's CA for endorsement keys, PEM.
+struct CaInfo {
+    std::string certificates; ///< over its key first, then those of the issuers that were given with it
+    std::string request;      ///< for another CA to sign
+};
+
 struct FreshnessInfo {
     std::string policy;         ///< as --freshness takes it
     std::uint64_t counter = 0;  ///< the hardware TPM's, as last seen: how much of its part is worn
@@ -214,6 +223,10 @@ class Control {
 
     /// A consistent copy of the store, which goes on meanwhile. It goes before the manager does. Errc::busy: one is being made.
     virtual Task<Result<std::unique_ptr<StoreCopy>>> backup() = 0;
+    /// Errc::pcr_mismatch: there is none yet, and the group is closed; not_found: there is none yet, and none is to be made.
+    virtual Task<Result<CaInfo>> group_ca(Uuid uuid, NoCa if_none) = 0;
+    /// What another CA made of its request, with as much of the chain as is wanted, PEM. Errc::usage says what is wrong with it.
+    virtual Task<Result<CaInfo>> set_group_ca(Uuid uuid, std::string certificates) = 0;
 
     virtual Task<Result<SealInfo>> seal() = 0;
     [[nodiscard]] virtual FreshnessInfo freshness() const = 0;

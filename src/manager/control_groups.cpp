@@ -144,4 +144,37 @@ Task<Result<GroupStatus>> ControlService::recover_group(Uuid uuid, SecretBytes s
     co_return group(uuid);
 }
 
+namespace {
+Result<CaInfo> ca_info(const Result<Certifier::Ca>& ca) {
+    if (!ca) {
+        return ca.error();
+    }
+    return CaInfo{.certificates = pem_of_certificates(ca->chain), .request = pem_of_request(ca->request)};
+}
+} // namespace
+
+Task<Result<CaInfo>> ControlService::group_ca(Uuid uuid, NoCa if_none) {
+    auto id = find_group(uuid);
+    if (!id) {
+        co_return id.error();
+    }
+    const Registry::Group* known = parts_.vault.registry().group(*id);
+    if (if_none == NoCa::refuse && known != nullptr && known->certifier.empty()) {
+        co_return make_error(Errc::not_found,
+                             "group {} has no CA yet: it is made with its first vTPM, or when one asks who may manage",
+                             uuid);
+    }
+    auto ca = co_await parts_.certifier.show(*id);
+    co_return ca_info(ca);
+}
+
+Task<Result<CaInfo>> ControlService::set_group_ca(Uuid uuid, std::string certificates) {
+    auto id = find_group(uuid);
+    if (!id) {
+        co_return id.error();
+    }
+    auto ca = co_await parts_.certifier.replace(*id, std::move(certificates));
+    co_return ca_info(ca);
+}
+
 } // namespace vtpmd::manager

@@ -1,6 +1,7 @@
 // Control over the real parts.
 #pragma once
 
+#include "manager/certifier.hpp"
 #include "manager/control.hpp"
 #include "manager/deep_quotes.hpp"
 #include "manager/groups.hpp"
@@ -23,6 +24,7 @@ class ControlService final : public Control {
         Groups& groups;
         DeepQuotes& quotes;
         const GuestTotals& guests;
+        Certifier& certifier;
         std::string store_path;
     };
     explicit ControlService(Parts parts);
@@ -45,6 +47,8 @@ class ControlService final : public Control {
     Task<Result<void>> remove_group(Uuid uuid) override;
     Task<Result<GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) override;
     Task<Result<std::unique_ptr<StoreCopy>>> backup() override;
+    Task<Result<CaInfo>> group_ca(Uuid uuid, NoCa if_none) override;
+    Task<Result<CaInfo>> set_group_ca(Uuid uuid, std::string certificates) override;
     Task<Result<SealInfo>> seal() override;
     [[nodiscard]] FreshnessInfo freshness() const override;
     [[nodiscard]] ActivityInfo activity(std::size_t limit) const override;

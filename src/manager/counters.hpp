@@ -8,9 +8,20 @@
 
 namespace vtpmd::manager {
 
-enum class Request : std::uint8_t { hello, save, load, boot_hash, tpm_command, handed_over, quote, management, invite };
-inline constexpr std::array<std::string_view, 9> request_names{
-    "hello", "save", "load", "boot_hash", "tpm_command", "handed_over", "quote", "management", "invite"};
+enum class Request : std::uint8_t {
+    hello,
+    save,
+    load,
+    boot_hash,
+    tpm_command,
+    handed_over,
+    quote,
+    management,
+    invite,
+    certify
+};
+inline constexpr std::array<std::string_view, 10> request_names{
+    "hello", "save", "load", "boot_hash", "tpm_command", "handed_over", "quote", "management", "invite", "certify"};
 
 struct ServiceCounters {
     struct Outcomes {

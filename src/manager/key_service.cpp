@@ -5,6 +5,7 @@
 #include "util/deadline.hpp"
 
 #include <cstdlib>
+#include <set>
 
 namespace vtpmd::manager {
 
@@ -213,6 +214,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         };
         co_return co_await questions_->serve(*link_, std::move(take));
     }
+    Task<Result<Bytes>> certify(proto::CertifyRequest request) override {
+        auto certificate = co_await certify_once(std::move(request));
+        co_return count(Request::certify, std::move(certificate));
+    }
     Task<Result<Bytes>> tpm_command(Bytes command) override {
         const PeerRight right = is_administrator() ? PeerRight::administrator : PeerRight::vtpm;
         auto answer = co_await run_tpm_command(service_.parts_.root, std::move(command), right);
@@ -232,6 +237,24 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         auto& o = service_.counters_.of(what);
         ++(outcome ? o.done : is_refusal(outcome.error().code) ? o.refused : o.failed);
         return outcome;
+    }
+
+    /// A key of each kind a link, so that what a link costs is bounded. A link that broke is followed by another.
+    Task<Result<Bytes>> certify_once(proto::CertifyRequest request) {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return open.error();
+        }
+        const KeyService::Parts& parts = service_.parts_;
+        if (!parts.certify) {
+            co_return make_error(Errc::unsupported, "no certificates are given here");
+        }
+        if (auto admitted = parts.admit ? parts.admit(*uuid_, info_.boot_hash) : Result<void>{}; !admitted) {
+            co_return admitted.error();
+        }
+        if (!certified_.insert(request.kind).second) {
+            co_return make_error(Errc::exists, "vTPM {}: a key of this kind was certified already", *uuid_);
+        }
+        co_return co_await parts.certify(*uuid_, std::move(request));
     }
 
     [[nodiscard]] bool is_administrator() const {
@@ -380,6 +403,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     bool greeted_ = false;                    ///< by a hello of its own
     bool knows_reset_ = false;                ///< the last one of its vTPM
     bool receiving_ = false;
+    std::set<proto::EkKind> certified_; ///< asked for
 };
 
 KeyService::KeyService(Options options, Parts parts)

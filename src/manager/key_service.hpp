@@ -47,6 +47,8 @@ class KeyService {
         std::function<Task<Result<Bytes>>(const Uuid&, const proto::BootHash&, proto::OldQuoteRequest)> old_quote = {};
         /// What an instance reports of its guest's commands. Empty: nobody wants to know. An error ends the connection.
         std::function<Result<void>(const Uuid&, proto::Report)> report = {};
+        /// A certificate for the vTPM's endorsement key (Certifier::certify). Empty: none are given.
+        std::function<Task<Result<Bytes>>(const Uuid&, proto::CertifyRequest)> certify = {};
         /// Answers a management frame of the administrator's vTPM (Administration). Empty: management is not offered.
         std::function<Task<Result<Bytes>>(Bytes)> administer = {};
     };

@@ -8,6 +8,7 @@
 //   7 group gone u32 id
 //   8 returned   as vtpm, which was migrated away and comes back
 //   9 moved      uuid[16], u32 group
+//  10 certifier  u32 group, u32 n, bytes[n] (certifier_detail.cpp)
 //  11 name       uuid[16], u8 n (0 to 64), UTF-8[n]
 //  12 reset      uuid[16], u64 sequence, u64 when, u8 n (32 or 20), hash of the slot that was given up[n]
 #include "manager/records.hpp"
@@ -32,6 +33,7 @@ enum class Type : std::uint8_t {
     group_gone = 7,
     returned = 8,
     moved = 9,
+    certifier = 10,
     name = 11,
     reset = 12
 };
@@ -67,6 +69,9 @@ struct Encoder {
     void operator()(const ResetRecord& r) {
         begin(Type::reset).bytes(r.uuid.bytes).be64(r.sequence).be64(r.when);
         out.u8(static_cast<std::uint8_t>(r.given_up.size())).bytes(r.given_up);
+    }
+    void operator()(const CertifierRecord& r) {
+        begin(Type::certifier).be32(r.id).be32(static_cast<std::uint32_t>(r.detail.size())).bytes(r.detail);
     }
 };
 
@@ -177,6 +182,15 @@ Result<Record> decode_reset(WireReader& in, std::size_t size) {
     return r;
 }
 
+Result<Record> decode_certifier(WireReader& in, std::size_t size) {
+    CertifierRecord r{.id = in.be32(), .detail = {}};
+    r.detail = to_bytes(in.bytes(in.be32()));
+    if (!in.expect_end() || r.detail.empty()) {
+        return wrong("certifier", size);
+    }
+    return r;
+}
+
 } // namespace
 
 Result<void> check_vtpm_name(std::string_view name) {
@@ -243,6 +257,8 @@ Result<Record> decode(ByteView bytes) {
         return decode_name(in, bytes.size());
     case Type::reset:
         return decode_reset(in, bytes.size());
+    case Type::certifier:
+        return decode_certifier(in, bytes.size());
     }
     return make_error(Errc::version, "record of unknown type {}: written by a newer program", type);
 }

@@ -131,8 +131,15 @@ struct FreshnessRecord {
     friend bool operator==(const FreshnessRecord&, const FreshnessRecord&) = default;
 };
 
+/// What is kept of a group's CA for endorsement keys (certifier.hpp); replaces what was there. Made after its GroupRecord.
+struct CertifierRecord {
+    GroupId id = 0;
+    Bytes detail;
+    friend bool operator==(const CertifierRecord&, const CertifierRecord&) = default;
+};
+
 using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
-                            GroupGoneRecord, MovedRecord, NameRecord, ResetRecord>;
+                            GroupGoneRecord, MovedRecord, NameRecord, ResetRecord, CertifierRecord>;
 
 [[nodiscard]] Bytes encode(const Record& record);
 /// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.

@@ -9,7 +9,9 @@ Result<void> Registry::apply(const Record& record) {
 }
 
 Result<void> Registry::on(const GroupRecord& r) {
-    if (!groups_.try_emplace(r.id, Group{.uuid = r.uuid, .created = r.created, .vtpms = 0, .detail = {}}).second) {
+    if (!groups_
+             .try_emplace(r.id, Group{.uuid = r.uuid, .created = r.created, .vtpms = 0, .detail = {}, .certifier = {}})
+             .second) {
         return make_error(Errc::corrupt, "group {} is there twice", r.id);
     }
     return {};
@@ -131,11 +133,23 @@ Result<void> Registry::on(const MovedRecord& r) {
     return {};
 }
 
+Result<void> Registry::on(const CertifierRecord& r) {
+    auto group = groups_.find(r.id);
+    if (group == groups_.end()) {
+        return make_error(Errc::corrupt, "a CA of group {}, which is not there", r.id);
+    }
+    group->second.certifier = r.detail;
+    return {};
+}
+
 void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
     for (const auto& [id, g] : groups_) {
         emit(GroupRecord{.id = id, .uuid = g.uuid, .created = g.created});
         if (!g.detail.empty()) {
             emit(GroupDetailRecord{.id = id, .detail = g.detail});
+        }
+        if (!g.certifier.empty()) {
+            emit(CertifierRecord{.id = id, .detail = g.certifier});
         }
     }
     for (const auto& [uuid, v] : vtpms_) {

@@ -28,7 +28,8 @@ class Registry {
         Uuid uuid;
         std::uint64_t created = 0;
         std::size_t vtpms = 0;
-        Bytes detail; ///< group_detail.hpp; empty: no approver
+        Bytes detail;    ///< group_detail.hpp; empty: no approver
+        Bytes certifier; ///< certifier_detail.hpp; empty: no certificate was asked for yet
     };
     /// The last reset to factory.
     struct Reset {
@@ -73,6 +74,7 @@ class Registry {
     Result<void> on(const MovedRecord& r);
     Result<void> on(const NameRecord& r);
     Result<void> on(const ResetRecord& r);
+    Result<void> on(const CertifierRecord& r);
 
     std::map<GroupId, Group> groups_;
     std::unordered_map<Uuid, Vtpm> vtpms_;

@@ -1,6 +1,7 @@
 #include "manager/run.hpp"
 
 #include "manager/administration.hpp"
+#include "manager/certifier.hpp"
 #include "manager/control_service.hpp"
 #include "manager/deep_quotes.hpp"
 #include "manager/groups.hpp"
@@ -53,6 +54,7 @@ class Manager {
         , groups_({.executor = deps.executor, .vault = *vault_, .root = root, .log = deps.log})
         , deep_quotes_({.vault = *vault_, .root = root, .groups = groups_})
         , guest_totals_(deps.clock)
+        , certifier_({.executor = deps.executor, .vault = *vault_, .log = deps.log, .unix_time = unix_time})
         , service_(
               {.auto_create = options_.auto_create, .admin = options_.admin},
               {.executor = deps.executor,
@@ -68,6 +70,8 @@ class Manager {
                        return deep_quotes_.make_old(vtpm, label, std::move(request));
                    },
                .report = [this](const Uuid& vtpm, proto::Report report) { return take_report(vtpm, report); },
+               .certify = [this](const Uuid& vtpm,
+                                 proto::CertifyRequest claim) { return certifier_.certify(vtpm, std::move(claim)); },
                .administer = [this](Bytes frame) { return administration_.run(std::move(frame)); }})
         , supervisor_(
               options_.spawn, options_.listen_path,
@@ -84,6 +88,7 @@ class Manager {
                     .groups = groups_,
                     .quotes = deep_quotes_,
                     .guests = guest_totals_,
+                    .certifier = certifier_,
                     .store_path = options_.store_path})
         , administration_(
               {.admin = options_.admin, .new_vtpms = options_.spawn.tpm_version.value_or(TpmVersion::tpm12)},
@@ -307,6 +312,7 @@ class Manager {
     Groups groups_;
     DeepQuotes deep_quotes_;
     GuestTotals guest_totals_;
+    Certifier certifier_;
     KeyService service_;
     Supervisor supervisor_;
     ControlService control_;

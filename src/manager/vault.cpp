@@ -246,6 +246,14 @@ Task<Result<void>> Vault::change_group(GroupId id, Bytes detail) {
     co_return co_await freshness_->step(std::move(records));
 }
 
+Task<Result<void>> Vault::keep_certifier(GroupId id, Bytes detail) {
+    if (registry_.group(id) == nullptr) {
+        co_return make_error(Errc::not_found, "there is no group {}", id);
+    }
+    Record record = CertifierRecord{.id = id, .detail = std::move(detail)};
+    co_return co_await commit(std::move(record));
+}
+
 Task<Result<void>> Vault::remove_group(GroupId id) {
     const Registry::Group* group = registry_.group(id);
     if (group == nullptr) {

@@ -83,6 +83,8 @@ class Vault final : private store::JournalClient {
     // can leave the change made (Errc::unavailable): the registry says what is there.
     Task<Result<void>> create_group(GroupId id, Uuid uuid, Bytes detail);
     Task<Result<void>> change_group(GroupId id, Bytes detail);
+    /// What the group's CA is from now on (certifier_detail.hpp). Does not step the counter. Errc::not_found.
+    Task<Result<void>> keep_certifier(GroupId id, Bytes detail);
     /// Errc::busy while it has vTPMs, usage for group 0, not_found.
     Task<Result<void>> remove_group(GroupId id);
     /// The keys of open groups are held here. Group 0 is always open.

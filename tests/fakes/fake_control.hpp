@@ -12,11 +12,12 @@ class FakeControl final : public manager::Control {
   public:
     std::map<Uuid, manager::VtpmInfo> all;
     std::map<Uuid, manager::GroupStatus> all_groups;
-    manager::NewGroup new_group;       ///< as the last one was asked for
-    std::vector<std::string> calls;    ///< "create UUID" and the like
-    mutable std::size_t asked_for = 0; ///< calls of vtpm()
-    std::optional<Uuid> gone;          ///< between vtpms() and vtpm()
-    std::optional<Error> next_error;   ///< given once, by the next call that can fail
+    manager::NewGroup new_group;           ///< as the last one was asked for
+    std::optional<manager::NoCa> if_no_ca; ///< as the last one asked
+    std::vector<std::string> calls;        ///< "create UUID" and the like
+    mutable std::size_t asked_for = 0;     ///< calls of vtpm()
+    std::optional<Uuid> gone;              ///< between vtpms() and vtpm()
+    std::optional<Error> next_error;       ///< given once, by the next call that can fail
 
     [[nodiscard]] manager::HostInfo host() const override { return {.version = "fake", .vtpms = all.size()}; }
     [[nodiscard]] std::vector<Uuid> vtpms() const override {
@@ -135,6 +136,20 @@ class FakeControl final : public manager::Control {
             co_return Result<void>{};
         };
         co_return store::make_image_copy(std::move(plan), more);
+    }
+    Task<Result<manager::CaInfo>> group_ca(Uuid uuid, manager::NoCa if_none) override {
+        if (auto known = group(uuid); !known) {
+            co_return known.error();
+        }
+        if_no_ca = if_none;
+        co_return manager::CaInfo{.certificates = "chain\n", .request = "request\n"};
+    }
+    Task<Result<manager::CaInfo>> set_group_ca(Uuid uuid, std::string certificates) override {
+        if (auto known = group(uuid); !known) {
+            co_return known.error();
+        }
+        calls.push_back(fmt::format("set CA of group {} by {} bytes", uuid, certificates.size()));
+        co_return manager::CaInfo{.certificates = std::move(certificates), .request = "request\n"};
     }
     Task<Result<manager::SealInfo>> seal() override {
         co_return manager::SealInfo{.selection = "sha256:0", .pcrs = {{.bank = "sha256", .index = 0, .value = "00"}}};

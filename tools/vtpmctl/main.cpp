@@ -383,6 +383,25 @@ void create_group(const Options& o) {
     print(o, ask(o, "POST", "/v1/groups", json::serialize(body)));
 }
 
+/// PEM as it is, for a file; or what the manager answers.
+void print_ca(const Options& o, const Answer& a) {
+    const json::value v = json::parse(a.body);
+    std::fputs(o.json ? a.body.c_str() : v.at(o.csr ? "request" : "certificates").as_string().c_str(), stdout);
+}
+
+void group_ca(const Options& o, const std::string& path) {
+    const auto file = o.one("set");
+    if (!file) {
+        print_ca(o, ask(o, "GET", path));
+        return;
+    }
+    if (o.csr) {
+        fail(EX_USAGE, "--csr and --set do not go together: get the request, have it signed, then set what came of it");
+    }
+    const json::object body{{"certificates", read_file(*file)}};
+    print_ca(o, ask(o, "PUT", path, json::serialize(body)));
+}
+
 void group_command(const Options& o) {
     const std::string what = o.words.size() < 2 ? "" : o.words[1];
     const std::string name = "group " + what;
@@ -394,12 +413,14 @@ void group_command(const Options& o) {
         create_group(o);
         return;
     }
-    if (what != "show" && what != "update" && what != "recover" && what != "delete") {
-        fail(EX_USAGE, "group takes one of: list, show, create, update, recover, delete; see vtpmctl --help");
+    if (what != "show" && what != "update" && what != "recover" && what != "ca" && what != "delete") {
+        fail(EX_USAGE, "group takes one of: list, show, create, update, recover, ca, delete; see vtpmctl --help");
     }
     const std::string path = "/v1/groups/" + uuid_word(o, 3, name, "vtpmctl group list");
     if (what == "show") {
         print(o, ask(o, "GET", path));
+    } else if (what == "ca") {
+        group_ca(o, path + "/ca");
     } else if (what == "update") {
         const json::object body{{"list", hex_of_file(o.needed("list", "the newer approval list (vtpmctl approve)"))}};
         print(o, ask(o, "POST", path + "/update", json::serialize(body)));

@@ -31,6 +31,7 @@ const std::string_view help_text = R"(vtpmctl )" VTPMD_VERSION R"(: manages the 
   group create             make a group: --approver, --list [, --recovery-key, --recovery-signature]
   group update GROUP       put a newer approval list in the place of the present one: --list
   group recover GROUP      its key, from its approver, after the hardware TPM was replaced: --shared
+  group ca GROUP           the CA of its vTPMs' endorsement keys: its certificates in PEM [--csr, --set]
   group delete GROUP       delete a group that has no vTPMs
   status                   the manager, its store and its hardware TPM
   seal                     what the store is sealed to, and the PCRs as they are
@@ -58,6 +59,8 @@ Options:
   --recovery-signature=FILE
                            the approver's signature for it (approve --recovery-key writes it)
   --shared=FILE            ECDH of the recovery key with the group's recovery_challenge (openssl pkeyutl -derive)
+  --csr                    with group ca: instead, its certificate request, for a CA of your own to sign
+  --set=FILE               with group ca: put that CA's certificate in place, PEM; those above it may follow it
   --key=FILE               approve: the approver's private key, PEM; verify-quote: the group's attestation key, PEM
   --sequence=N             of the list: more than that of the one before
   --epoch=N                of the list (default 1): one more takes away the platforms that it does not name
@@ -94,7 +97,7 @@ constexpr auto named = std::to_array<std::string_view>(
     {"socket",  "tpm-version", "name",     "group", "approver", "list", "recovery-key", "recovery-signature",
      "shared",  "key",         "sequence", "epoch", "platform", "pcr",  "host-pcr",     "label",
      "out",     "ek",          "uuid",     "nonce", "extract",  "pcrs", "host-pcrs",    "interval",
-     "request", "locality"});
+     "request", "locality",    "set"});
 constexpr auto repeated = std::to_array<std::string_view>({"platform", "pcr", "host-pcr", "label"});
 constexpr std::size_t file_limit = 1U << 20U;
 
@@ -114,6 +117,10 @@ void take_option(Options& o, const std::vector<std::string>& args, std::size_t& 
     const std::string& word = args[at];
     if (word == "--json") {
         o.json = true;
+        return;
+    }
+    if (word == "--csr") {
+        o.csr = true;
         return;
     }
     if (word == "--yes" || word == "-y") {

@@ -25,6 +25,7 @@ struct Options {
     bool json = false;
     bool yes = false;
     bool once = false;
+    bool csr = false;
     std::map<std::string, std::vector<std::string>> values; ///< of the others, by name without the dashes
     std::vector<std::string> words;
 

@@ -201,13 +201,19 @@ TEST_SUITE("api") {
         CHECK(listed.at(0).at("uuid") == some);
         CHECK(object(call("POST", path + "/update", R"({"list":"0102"})")).at("sequence") == 2);
         CHECK(call("POST", path + "/recover", R"({"shared":"0102"})").status == 200);
+        CHECK(object(call("GET", path + "/ca")).at("request") == "request\n");
+        CHECK(control.if_no_ca == manager::NoCa::make);
+        CHECK(object(call("GET", path + "/ca", "", false)).at("certificates") == "chain\n");
+        CHECK(control.if_no_ca == manager::NoCa::refuse); // who only looks has none made
+        CHECK(object(call("PUT", path + "/ca", R"({"certificates":"P\nE\nM"})")).at("certificates") == "P\nE\nM");
         auto vtpm = call("POST", "/v1/vtpms", fmt::format(R"({{"uuid":"{}","group":"{}"}})", some, some));
         CHECK(object(vtpm).at("group") == some);
         CHECK(call("DELETE", path).status == 200);
         CHECK(call("GET", path).status == 404);
         const std::string u = some;
         CHECK(control.calls == std::vector<std::string>{"create group " + u, "update group " + u + " by 2 bytes",
-                                                        "recover group " + u + " by 2 bytes", "create " + u,
+                                                        "recover group " + u + " by 2 bytes",
+                                                        "set CA of group " + u + " by 5 bytes", "create " + u,
                                                         "remove group " + u});
     }
 
@@ -289,6 +295,11 @@ TEST_SUITE("api") {
             {"POST", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/update", R"({"list":"00"})", 404},
             {"POST", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/recover", R"({"shared":"00"})", 404},
             {"POST", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/recover", "", 400},
+            {"GET", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/ca", "", 404},
+            {"PUT", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/ca", R"({"certificates":""})", 404},
+            {"PUT", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/ca", "", 400},
+            {"PUT", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/ca", R"({"certificates":7})", 400},
+            {"POST", "/v1/groups/6f1e7c1a-0000-4000-8000-000000000009/ca", R"({"certificates":""})", 405},
         };
         for (const Bad& b : all) {
             CAPTURE(b.method);

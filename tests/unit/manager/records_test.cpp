@@ -33,6 +33,7 @@ const std::vector<Record>& samples() {
         NameRecord{.uuid = uuid, .name = "Zürich"},
         NameRecord{.uuid = uuid, .name = ""},
         MovedRecord{.uuid = uuid, .group = 0x05060708},
+        CertifierRecord{.id = 0x01020304, .detail = Bytes(3, std::byte{0xca})},
     };
     return all;
 }
@@ -94,7 +95,9 @@ TEST_SUITE("manager") {
                                                    "5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c");
         CHECK(to_hex(encode(samples()[12])) == "0b01" + id + "075ac3bc72696368");
         CHECK(to_hex(encode(samples()[13])) == "0b01" + id + "00");
-        CHECK(to_hex(encode(samples().back())) == "0901" + id + "05060708");
+        CHECK(to_hex(encode(samples()[14])) == "0901" + id + "05060708");
+        CHECK(to_hex(encode(samples()[15])) == "0a01"
+                                               "0102030400000003cacaca");
     }
     TEST_CASE("records: an unknown type or version is of a newer program, not corrupt") {
         for (const Record& r : samples()) {

@@ -198,6 +198,26 @@ TEST_SUITE("manager") {
             CHECK(c->created == v.created);
         }
     }
+    TEST_CASE("registry: a group's CA comes after it, is replaced, and goes with it") {
+        Registry registry = with_group();
+        must_not(registry.apply(CertifierRecord{.id = 3, .detail = Bytes(1)}));
+        must(registry.apply(GroupRecord{.id = 3, .uuid = uuid_of(1003)}));
+        for (const GroupId id : {0U, 3U}) {
+            CHECK(registry.group(id)->certifier.empty());
+            must(registry.apply(CertifierRecord{.id = id, .detail = Bytes(1)}));
+            must(registry.apply(CertifierRecord{.id = id, .detail = Bytes(2 + id)}));
+        }
+        Registry copy;
+        for (const Record& r : records_of(registry)) {
+            must(copy.apply(decode(encode(r)).value()));
+        }
+        CHECK(copy.group(0)->certifier == Bytes(2));
+        CHECK(copy.group(3)->certifier == Bytes(5));
+        must(copy.apply(GroupGoneRecord{.id = 3}));
+        must_not(copy.apply(CertifierRecord{.id = 3, .detail = Bytes(1)}));
+        must(copy.apply(GroupRecord{.id = 3, .uuid = uuid_of(1003)}));
+        CHECK(copy.group(3)->certifier.empty());
+    }
     TEST_CASE("registry: 20,000 vTPMs are a few megabytes of records") {
         Registry registry = with_group();
         std::size_t bytes = 0;
