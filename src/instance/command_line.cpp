@@ -17,6 +17,10 @@ constexpr OptionSpec specs[] = {
     {"tpm-version", "VERSION", "1.2 or 2.0, recorded at creation (default 2.0)"},
     {"pcr-banks", "LIST",
      "the PCR banks of a TPM 2.0 that is made: any of sha1, sha256, sha384, sha512 (default sha256,sha384)"},
+    {"ek-certificates", "yes|no",
+     "yes (default): a new TPM gets certificates of its endorsement keys, by the CA of its group; no: it has none, and "
+     "is "
+     "made sooner"},
     {"guest", "ENDPOINT",
      "socket:unix:PATH (control at PATH.ctrl), socket:tcp:[127.0.0.1:]PORT (control at PORT+1), qemu:PATH (the control "
      "channel of QEMU's tpm-emulator), xen:DOMID[/HANDLE] or vtpmx (a /dev/tpmN of this host); repeatable (default "
@@ -63,6 +67,12 @@ Result<void> parse_identity(const CommandLine& line, InstanceOptions& out) {
             return make_error(Errc::usage, "--tpm-version={}: expected 1.2 or 2.0", printable(*version));
         }
         out.tpm_version = *version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20;
+    }
+    if (auto wish = line.get("ek-certificates")) {
+        if (*wish != "yes" && *wish != "no") {
+            return make_error(Errc::usage, "--ek-certificates={}: yes or no is needed", printable(*wish));
+        }
+        out.ek_certificates = *wish == "yes";
     }
     if (auto list = line.get("pcr-banks")) {
         auto banks = parse_pcr_banks(*list);

@@ -10,9 +10,11 @@ namespace {
 
 // Library part 2: sections 6.3 (TPM_ALG_ID), 7.4 (TPM_RH).
 constexpr std::uint16_t type_rsa = 0x0001;
+constexpr std::uint16_t type_ecc = 0x0023;
 constexpr std::uint16_t symmetric_aes = 0x0006;
 constexpr std::uint16_t scheme_null = 0x0010;
 constexpr std::uint16_t mode_cfb = 0x0043;
+constexpr std::uint16_t curve_p256 = 0x0003; // section 6.4 (TPM_ECC_CURVE)
 constexpr std::uint32_t rh_endorsement = 0x4000000B;
 constexpr std::uint32_t cc_flush_context = 0x165;
 // fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy, restricted, decrypt (section 8.3).
@@ -20,6 +22,7 @@ constexpr std::uint32_t ek_attributes = 0x000300B2;
 /// PolicySecret of the endorsement hierarchy (EK Credential Profile section B.3.3).
 constexpr std::string_view ek_policy = "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa";
 constexpr std::uint16_t ek_key_bits = 2048;
+constexpr std::uint16_t ek_coordinate = 32;
 // Response codes: section 6.6.3.
 constexpr std::uint32_t rc_object_memory = 0x902;
 constexpr std::uint32_t rc_hierarchy = 0x085; ///< format one: it comes with a handle's number
@@ -27,16 +30,23 @@ constexpr std::uint32_t rc_bad_auth = 0x0A2;  ///< with a session's
 constexpr std::uint32_t rc_auth_fail = 0x08E; ///< with a session's
 constexpr std::uint32_t format_one = 0x0BF;   ///< the bits that say which error it is
 
-Bytes create_primary_command(ByteView policy) {
+Bytes create_primary_command(proto::EkKind kind, ByteView policy) {
+    const bool rsa = kind == proto::EkKind::rsa_2048;
     WireWriter out;
     out.be16(tpm::st_sessions).be32(0).be32(tpm::cc::create_primary).be32(rh_endorsement);
     out.be32(9).be32(tpm::rh::pw).be16(0).u8(0).be16(0); // the empty password
     out.be16(4).be16(0).be16(0);                         // TPM2B_SENSITIVE_CREATE
     WireWriter area;                                     // TPMT_PUBLIC
-    area.be16(type_rsa).be16(tpm::alg::sha256).be32(ek_attributes);
+    area.be16(rsa ? type_rsa : type_ecc).be16(tpm::alg::sha256).be32(ek_attributes);
     area.be16(static_cast<std::uint16_t>(policy.size())).bytes(policy);
-    area.be16(symmetric_aes).be16(128).be16(mode_cfb).be16(scheme_null).be16(ek_key_bits).be32(0);
-    area.be16(ek_key_bits / 8).zeros(ek_key_bits / 8);
+    area.be16(symmetric_aes).be16(128).be16(mode_cfb).be16(scheme_null);
+    if (rsa) {
+        area.be16(ek_key_bits).be32(0); // the default exponent
+        area.be16(ek_key_bits / 8).zeros(ek_key_bits / 8);
+    } else {
+        area.be16(curve_p256).be16(scheme_null); // no key derivation
+        area.be16(ek_coordinate).zeros(ek_coordinate).be16(ek_coordinate).zeros(ek_coordinate);
+    }
     out.be16(static_cast<std::uint16_t>(area.size())).bytes(area.view());
     out.be16(0).be32(0); // outsideInfo, creationPCR
     out.patch_be32(2, static_cast<std::uint32_t>(out.size()));
@@ -59,9 +69,10 @@ Error not_made(std::uint32_t code) {
 
 } // namespace
 
-Result<Bytes> make_endorsement_key_20(Engine& engine) {
+Result<Bytes> make_endorsement_key_20(Engine& engine, proto::EkKind kind) {
+    const bool rsa = kind == proto::EkKind::rsa_2048;
     const Bytes policy = from_hex(ek_policy).value();
-    const Bytes answer = engine.execute(create_primary_command(policy), 0);
+    const Bytes answer = engine.execute(create_primary_command(kind, policy), 0);
     const auto header = tpm::parse_header(answer);
     if (!header) {
         return header.error();
@@ -72,11 +83,17 @@ Result<Bytes> make_endorsement_key_20(Engine& engine) {
     WireReader r(answer);
     r.skip(tpm::header_size);
     const std::uint32_t handle = r.be32();
-    r.skip(4 + 2);     // parameterSize, TPM2B_PUBLIC's size
-    r.skip(2 + 2 + 4); // type, nameAlg, objectAttributes
-    r.skip(r.be16());  // authPolicy
-    r.skip(2 + 2 + 2 + 2 + 2 + 4);
-    Bytes modulus = to_bytes(r.bytes(r.be16()));
+    r.skip(4 + 2);                             // parameterSize, TPM2B_PUBLIC's size
+    r.skip(2 + 2 + 4);                         // type, nameAlg, objectAttributes
+    r.skip(r.be16());                          // authPolicy
+    r.skip(2 + 2 + 2 + 2 + 2 + (rsa ? 4 : 2)); // symmetric, scheme; bits and exponent, or curve and derivation
+    Bytes key;
+    for (int parts = rsa ? 1 : 2; parts > 0; --parts) {
+        const ByteView part = r.bytes(r.be16());
+        // libtpms gives coordinates in full length; a TPM need not.
+        key.resize(key.size() + (rsa || part.size() > ek_coordinate ? 0 : ek_coordinate - part.size()));
+        key.insert(key.end(), part.begin(), part.end());
+    }
 
     WireWriter flush;
     flush.be16(tpm::st_no_sessions).be32(tpm::header_size + 4).be32(cc_flush_context).be32(handle);
@@ -84,10 +101,10 @@ Result<Bytes> make_endorsement_key_20(Engine& engine) {
     if (auto gone = tpm::check_response(flushed, "unloading the endorsement key"); !gone) {
         return gone.error();
     }
-    if (!r.ok() || modulus.size() != ek_key_bits / 8) {
+    if (!r.ok() || key.size() != proto::ek_size(kind)) {
         return make_error(Errc::protocol, "the endorsement key came back as something else");
     }
-    return modulus;
+    return key;
 }
 
 } // namespace vtpmd::instance

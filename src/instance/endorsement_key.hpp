@@ -1,13 +1,14 @@
-// The endorsement key of a TPM 2.0: it is derived from a seed whenever it is asked for, always the same.
+// The endorsement keys of a TPM 2.0: they are derived from a seed whenever they are asked for, always the same.
 #pragma once
 
 #include "engine/engine.hpp"
+#include "proto/certify_messages.hpp"
 
 namespace vtpmd::instance {
 
-/// TPM2_CreatePrimary by the default RSA-2048 template (TCG EK Credential Profile for TPM 2.0, template L-1); the modulus. Takes
-/// up to some seconds; the key does not stay loaded. Errc::permission: the endorsement hierarchy has an authorisation, or
-/// is disabled; unavailable: the TPM has no room for one more object.
-[[nodiscard]] Result<Bytes> make_endorsement_key_20(Engine& engine);
+/// TPM2_CreatePrimary by the default template of the kind (TCG EK Credential Profile for TPM Family 2.0, templates L-1 and L-2): the
+/// modulus, or x and y. RSA takes 50 ms, at times a second; the key does not stay loaded. Errc::permission: the endorsement hierarchy
+/// has an authorisation, or is disabled; unavailable: the TPM has no room for one more object.
+[[nodiscard]] Result<Bytes> make_endorsement_key_20(Engine& engine, proto::EkKind kind = proto::EkKind::rsa_2048);
 
 } // namespace vtpmd::instance

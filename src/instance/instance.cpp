@@ -327,8 +327,11 @@ Task<Result<void>> Instance::start(EngineState state) {
         retire(state); // stored registers are resumed only where that is asked for
         must_save = true;
     }
-    if (state.permanent.empty() && (version() == TpmVersion::tpm12 || !config_.pcr_banks.empty())) {
-        auto made = co_await manufacture(engine_, worker_, config_.pcr_banks);
+    const bool as_libtpms_makes_it =
+        version() == TpmVersion::tpm20 && config_.pcr_banks.empty() && !config_.ek_certificates;
+    if (state.permanent.empty() && !as_libtpms_makes_it) {
+        NewTpm wanted{.banks = config_.pcr_banks, .certifier = config_.ek_certificates ? &manager_ : nullptr};
+        auto made = co_await manufacture(engine_, worker_, std::move(wanted), log_);
         if (!made) {
             co_return std::move(made).error();
         }

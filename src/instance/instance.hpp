@@ -30,6 +30,7 @@ struct InstanceConfig {
     std::vector<unsigned> hwinitpcrs;
     bool maintenance_commands = false;
     std::vector<std::uint16_t> pcr_banks; ///< of a new TPM 2.0 (TPM_ALG_ID); empty: all that libtpms has
+    bool ek_certificates = false;         ///< a new TPM has its endorsement keys certified by the manager
     /// SET_STATEBLOB makes the guest's TPM what it was before. This makes that a feature (snapshots) instead of an attack.
     bool allow_rollback = false;
     /// The vTPM comes from another host: the first state that is set is its own.

@@ -1,5 +1,6 @@
 #include "instance/manufacture.hpp"
 
+#include "instance/ek_certificates.hpp"
 #include "tpm/commands.hpp"
 #include "util/uuid.hpp"
 #include "util/wire.hpp"
@@ -31,13 +32,16 @@ Bytes create_ek_command(ByteView anti_replay) {
 
 namespace {
 
-Task<Result<void>> make_endorsement_key(Engine& engine, Worker& worker) {
+Task<Result<Bytes>> make_endorsement_key(Engine& engine, Worker& worker) {
     // The nonce only ties the answer to the question, and both are here.
     WireWriter nonce;
     nonce.bytes(random_uuid().bytes).zeros(tpm::sha1_size - sizeof(Uuid));
     const Bytes command = create_ek_command(nonce.view());
-    const Bytes answer = co_await worker.run([&engine, &command] { return engine.execute(command, 0); });
-    co_return tpm::check_response(answer, "making the endorsement key");
+    Bytes answer = co_await worker.run([&engine, &command] { return engine.execute(command, 0); });
+    if (auto made = tpm::check_response(answer, "making the endorsement key"); !made) {
+        co_return made.error();
+    }
+    co_return answer;
 }
 
 /// TPM2_PCR_Allocate changes the banks that it names only, so all are named. They are active after the next start.
@@ -63,31 +67,75 @@ Result<void> choose_banks(Engine& engine, const std::vector<std::uint16_t>& want
     if (!*done) {
         return make_error(Errc::tpm, "the TPM has no room for these PCR banks (--pcr-banks)");
     }
-    const Bytes shut = engine.execute(tpm::shutdown_command(tpm::StartupMode::clear), 0);
-    return tpm::check_response(shut, "shutting a new TPM down");
+    return {};
 }
+
+/// A manager from before certificates, or one that gives none.
+Result<void> or_without(Result<void> certified, const Log& log) {
+    if (!certified && certified.error().code == Errc::unsupported) {
+        log.warning("this TPM has no endorsement key certificates: the manager gives none ({})",
+                    certified.error().message);
+        return {};
+    }
+    if (!certified) {
+        return in_context(certified.error(), "certifying the endorsement keys");
+    }
+    return certified;
+}
+
+Task<Result<void>> make_12(Engine& engine, Worker& worker, NewTpm wanted, const Log& log) {
+    auto answer = co_await make_endorsement_key(engine, worker);
+    if (!answer) {
+        co_return answer.error();
+    }
+    if (wanted.certifier != nullptr) {
+        auto certified = co_await certify_key_12(engine, std::move(*answer), *wanted.certifier);
+        co_return or_without(std::move(certified), log);
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> make_20(Engine& engine, Worker& worker, NewTpm wanted, const Log& log) {
+    if (wanted.certifier != nullptr) {
+        auto certified = co_await certify_keys_20(engine, worker, *wanted.certifier);
+        if (auto made = or_without(std::move(certified), log); !made) {
+            co_return made;
+        }
+    }
+    if (!wanted.banks.empty()) {
+        if (auto chosen = choose_banks(engine, wanted.banks); !chosen) {
+            co_return chosen;
+        }
+    }
+    const Bytes shut = engine.execute(tpm::shutdown_command(tpm::StartupMode::clear), 0);
+    co_return tpm::check_response(shut, "shutting a new TPM down");
+}
+
+/// Off, also when the task is cancelled: a TPM that is half made must not be taken for one that runs.
+struct PowerOff {
+    Engine& engine;
+    ~PowerOff() { engine.power_off(); }
+};
 
 } // namespace
 
-Task<Result<EngineState>> manufacture(Engine& engine, Worker& worker, std::vector<std::uint16_t> banks) {
+Task<Result<EngineState>> manufacture(Engine& engine, Worker& worker, NewTpm wanted, const Log& log) {
     const TpmVersion version = engine.version();
+    PowerOff off{engine};
     auto on = engine.power_on(EngineState{});
     if (!on) {
         co_return std::move(on).error();
     }
     const Bytes started = engine.execute(tpm::startup_command(version, tpm::StartupMode::clear), 0);
     auto made = tpm::check_response(started, "starting a new TPM");
-    if (made && version == TpmVersion::tpm12) {
-        made = co_await make_endorsement_key(engine, worker);
-    } else if (made) {
-        made = choose_banks(engine, banks);
+    if (made) {
+        auto make = version == TpmVersion::tpm12 ? make_12 : make_20;
+        made = co_await make(engine, worker, std::move(wanted), log);
     }
     if (!made) {
-        engine.power_off();
         co_return std::move(made).error();
     }
     auto state = engine.snapshot();
-    engine.power_off();
     if (state) {
         state->volatile_state.clear();
     }

@@ -49,6 +49,7 @@ struct InstanceOptions {
     std::vector<std::uint16_t> pcr_banks{tpm::alg::sha256, tpm::alg::sha384};
     bool pcr_banks_of_this =
         false; ///< asked for this vTPM: a TPM 1.2 refuses it. A configuration file's are every TPM 2.0's
+    bool ek_certificates = true;         ///< --ek-certificates: a new TPM gets them from the manager
     std::vector<guest::Endpoint> guests; ///< empty: default_endpoint(uuid)
     Startup startup = Startup::clear;    ///< not given: wait if every guest is a device model, else clear
     std::vector<unsigned> hwinitpcrs;

@@ -111,6 +111,7 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
                           .hwinitpcrs = options.hwinitpcrs,
                           .maintenance_commands = options.maintenance_commands,
                           .pcr_banks = options.pcr_banks,
+                          .ek_certificates = options.ek_certificates,
                           .allow_rollback = options.allow_rollback,
                           .incoming = options.incoming,
                           .stop_patience = stop_patience};
