@@ -3,12 +3,12 @@
 #include "ring/front_device.hpp"
 #include "tpm/header.hpp"
 #include "util/task_group.hpp"
+#include "xen/kernel_driver.hpp"
 
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <exception>
 #include <optional>
-#include <unistd.h>
 
 namespace vtpmd::hwtpm {
 
@@ -202,13 +202,8 @@ Result<std::unique_ptr<TpmDevice>> make_ring_device(const FabricMaker& make, std
 }
 
 Result<std::unique_ptr<TpmDevice>> open_ring_device(std::uint32_t handle, unsigned locality, const Log& log) {
-    // Both would write the ring's state, and the kernel's driver would lose its ring to us without a word.
-    const std::string device = fmt::format("vtpm-{}", handle);
-    if (::access(("/sys/bus/xen/devices/" + device + "/driver").c_str(), F_OK) == 0) {
-        return make_error(Errc::permission,
-                          "--tpm=xen:{}: the kernel's driver has this device: use --tpm=device:/dev/tpm0, or unbind it "
-                          "(echo {} >/sys/bus/xen/drivers/vtpm/unbind)",
-                          handle, device);
+    if (auto ours = xen::not_the_kernels(handle, "use --tpm=device:/dev/tpm0, or "); !ours) {
+        return in_context(ours.error(), fmt::format("--tpm=xen:{}", handle));
     }
     return make_ring_device([&log](asio::any_io_executor executor,
                                    Clock& clock) { return xen::open_fabric(std::move(executor), clock, log); },

@@ -9,6 +9,7 @@
 #include "proto/answerer.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"
+#include "xen/kernel_driver.hpp"
 
 #include <boost/asio/experimental/parallel_group.hpp>
 #include <optional>
@@ -59,6 +60,10 @@ Task<Result<T>> unless_stopped(StopSignal& stop, Task<Result<T>> part) {
 Result<proto::ManagerClient::Connect> connector(const ManagerAddress& address, RuntimeDeps deps, XenAccess& xen) {
     if (!address.xen_handle) {
         return manager_connector(address, deps.executor, deps.clock);
+    }
+    if (auto ours = xen::not_the_kernels(*address.xen_handle, "give the manager's device a handle of its own, or ");
+        !ours) {
+        return in_context(ours.error(), fmt::format("--manager=xen:{}", *address.xen_handle));
     }
     auto fabric = xen.get();
     if (!fabric) {

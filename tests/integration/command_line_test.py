@@ -9,6 +9,7 @@ import subprocess
 import harness
 
 harness.need_root()
+harness.private_mounts()
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
 
@@ -29,6 +30,19 @@ def forbid_io_uring():
 
 class CommandLine(harness.Case):
     NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+
+    def test_a_ring_that_the_kernels_driver_has(self):
+        """Neither a manager nor an instance takes it: both would write the ring's state."""
+        harness.mount("none", "/sys/bus", "tmpfs")
+        self.addCleanup(harness.umount, "/sys/bus")
+        os.makedirs("/sys/bus/xen/devices/vtpm-3/driver")
+        instance = ("--mode=instance", f"--uuid={harness.new_uuid()}", f"--state={self.path('i.img')}", "--create",
+                    f"--guest=socket:unix:{self.path('g.sock')}")
+        manager = ("--mode=manager", f"--store={self.path('m.img')}", "--create", "--seal-pcrs=none")
+        for args, link in ((instance, "--manager=xen:"), (manager, "--tpm=xen:")):
+            self.refused([*args, link + "3"], harness.EX_NOPERM, link + "3", "the kernel's driver has this device", "echo vtpm-3 >")
+            status, text = self.vtpmd(*args, link + "4")
+            self.assertNotIn(status, (0, harness.EX_NOPERM), text)  # there is no Xen here
 
     def refused(self, args, status, *words, prefix=(), **kw):
         """Ends with that status and exactly one line, which has the words."""
