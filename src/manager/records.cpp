@@ -11,6 +11,7 @@
 //  10 certifier  u32 group, u32 n, bytes[n] (certifier_detail.cpp)
 //  11 name       uuid[16], u8 n (0 to 64), UTF-8[n]
 //  12 reset      uuid[16], u64 sequence, u64 when, u8 n (32 or 20), hash of the slot that was given up[n]
+//  14 away       uuid[16], group's uuid[16], u64 when: a tombstone of one that was migrated away from a group with an approver
 #include "manager/records.hpp"
 
 #include "util/text.hpp"
@@ -35,7 +36,8 @@ enum class Type : std::uint8_t {
     moved = 9,
     certifier = 10,
     name = 11,
-    reset = 12
+    reset = 12,
+    away = 14,
 };
 constexpr std::uint8_t layout_version = 1;
 
@@ -55,6 +57,10 @@ struct Encoder {
         begin(Type::key).bytes(r.uuid.bytes).be64(r.sequence).u8(r.key.size()).bytes(r.key.view());
     }
     void operator()(const TombstoneRecord& r) {
+        if (!r.group.is_nil()) {
+            begin(Type::away).bytes(r.uuid.bytes).bytes(r.group.bytes).be64(r.when);
+            return;
+        }
         begin(Type::tombstone).bytes(r.uuid.bytes).u8(static_cast<std::uint8_t>(r.reason)).be64(r.when);
     }
     void operator()(const FreshnessRecord& r) { begin(Type::freshness).be64(r.counter); }
@@ -125,6 +131,17 @@ Result<Record> decode_tombstone(WireReader& in, std::size_t size) {
     r.when = in.be64();
     if (!in.expect_end() || (r.reason != Reason::deleted && r.reason != Reason::migrated)) {
         return wrong("tombstone", size);
+    }
+    return r;
+}
+
+Result<Record> decode_away(WireReader& in, std::size_t size) {
+    TombstoneRecord r{.reason = TombstoneRecord::Reason::migrated};
+    r.uuid = read_uuid(in);
+    r.group = read_uuid(in);
+    r.when = in.be64();
+    if (!in.expect_end() || r.group.is_nil()) {
+        return wrong("away", size);
     }
     return r;
 }
@@ -259,6 +276,8 @@ Result<Record> decode(ByteView bytes) {
         return decode_reset(in, bytes.size());
     case Type::certifier:
         return decode_certifier(in, bytes.size());
+    case Type::away:
+        return decode_away(in, bytes.size());
     }
     return make_error(Errc::version, "record of unknown type {}: written by a newer program", type);
 }

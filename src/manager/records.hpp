@@ -122,6 +122,9 @@ struct TombstoneRecord {
     Uuid uuid;
     Reason reason = Reason::deleted;
     std::uint64_t when = 0; ///< seconds since 1970, for people
+    /// Of one that was migrated away from a group with an approver: it comes back into that, or not at all. Nil: the store's own
+    /// group, or an older program did not note it.
+    Uuid group{};
     friend bool operator==(const TombstoneRecord&, const TombstoneRecord&) = default;
 };
 

@@ -57,7 +57,7 @@ Result<void> Registry::on(const KeyRecord& r) {
 
 Result<void> Registry::on(const TombstoneRecord& r) {
     // A snapshot says of a vTPM that is gone only that it is gone, so there need not be a registration.
-    if (!tombstones_.try_emplace(r.uuid, Tombstone{.reason = r.reason, .when = r.when}).second) {
+    if (!tombstones_.try_emplace(r.uuid, Tombstone{.reason = r.reason, .when = r.when, .group = r.group}).second) {
         return make_error(Errc::corrupt, "vTPM {} has two tombstones", r.uuid);
     }
     if (auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
@@ -166,7 +166,7 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
         }
     }
     for (const auto& [uuid, t] : tombstones_) {
-        emit(TombstoneRecord{.uuid = uuid, .reason = t.reason, .when = t.when});
+        emit(TombstoneRecord{.uuid = uuid, .reason = t.reason, .when = t.when, .group = t.group});
     }
     if (freshness_) {
         emit(FreshnessRecord{.counter = *freshness_});

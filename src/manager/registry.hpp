@@ -40,6 +40,7 @@ class Registry {
     struct Tombstone {
         TombstoneRecord::Reason reason = TombstoneRecord::Reason::deleted;
         std::uint64_t when = 0;
+        Uuid group{}; ///< records.hpp
     };
 
     /// Errc::corrupt for a record that cannot follow what was applied before (an unknown vTPM or group, a second

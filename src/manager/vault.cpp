@@ -2,6 +2,8 @@
 
 #include "manager/key_wrap.hpp"
 
+#include <algorithm>
+
 namespace vtpmd::manager {
 
 Vault::Vault(Options options, Parts parts)
@@ -127,8 +129,19 @@ Task<Result<void>> Vault::take_back(Uuid uuid, TpmVersion version) {
     if (gone == nullptr || gone->reason != TombstoneRecord::Reason::migrated) {
         co_return make_error(Errc::tombstone, "vTPM {} was not migrated away from here", uuid);
     }
-    Record record =
-        VtpmRecord{.uuid = uuid, .group = 0, .version = version, .created = parts_.unix_time(), .returned = true};
+    const auto& groups = registry_.groups();
+    const auto group = gone->group.is_nil() ? groups.find(0) : std::ranges::find_if(groups, [gone](const auto& known) {
+        return known.second.uuid == gone->group;
+    });
+    if (group == groups.end()) {
+        co_return make_error(Errc::not_found, "vTPM {} was in group {}, which was deleted: it does not come back here",
+                             uuid, gone->group);
+    }
+    if (!group_open(group->first)) {
+        co_return closed_error(group->first);
+    }
+    Record record = VtpmRecord{
+        .uuid = uuid, .group = group->first, .version = version, .created = parts_.unix_time(), .returned = true};
     co_return co_await commit(std::move(record));
 }
 
@@ -221,10 +234,15 @@ Task<Result<void>> Vault::reset(Uuid uuid) {
 }
 
 Task<Result<void>> Vault::remove(Uuid uuid, TombstoneRecord::Reason reason) {
-    if (registry_.find(uuid) == nullptr) {
+    const auto* vtpm = registry_.find(uuid);
+    if (vtpm == nullptr) {
         co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
     }
-    std::vector<Bytes> records{encode(TombstoneRecord{.uuid = uuid, .reason = reason, .when = parts_.unix_time()})};
+    TombstoneRecord gone{.uuid = uuid, .reason = reason, .when = parts_.unix_time()};
+    if (reason == TombstoneRecord::Reason::migrated && vtpm->group != 0) {
+        gone.group = registry_.group(vtpm->group)->uuid;
+    }
+    std::vector<Bytes> records{encode(gone)};
     auto done = co_await freshness_->step(std::move(records));
     if (!done && registry_.tombstone(uuid) != nullptr) {
         co_return in_context(done.error(),

@@ -61,7 +61,8 @@ class Vault final : private store::JournalClient {
     /// Into another group, as long as it has saved nothing: what it saved is under its group's key, and its approver's word is
     /// not to be got round. Errc::not_found, usage; pcr_mismatch: that group is closed. Not while it is open.
     Task<Result<void>> move_vtpm(Uuid uuid, GroupId group);
-    /// A vTPM that was migrated away comes back, for now without a state: its tombstone goes. Errc::tombstone: it was deleted.
+    /// A vTPM that was migrated away comes back into its group, for now without a state: its tombstone goes. Errc::tombstone: it was
+    /// deleted; not_found: its group was; pcr_mismatch: its group is closed.
     Task<Result<void>> take_back(Uuid uuid, TpmVersion version);
     /// Errc::pcr_mismatch, here and below: its group is closed.
     /// 52 or 64 bytes, of a registered vTPM; not two at once for one vTPM.

@@ -465,6 +465,43 @@ TEST_SUITE("groups") {
         CHECK(host.start_vtpm(1, 0, good).has_value());
     }
 
+    TEST_CASE("a vTPM that comes back from another host is in its group again, or does not come back: not in the "
+              "store's own") {
+        Host host;
+        const ApproverAgent approver;
+        const GroupId first = host.create(approver, host.list(1, 1, 1, {a})).value();
+        REQUIRE(host.enrol(1, first));
+        REQUIRE(host.start_vtpm(1, 5));
+        const auto comes_back = [&](bool incoming) {
+            Link link(host);
+            return proto::parse_hello_reply(
+                link.ask(proto::encode_hello({.uuid = vtpm_uuid(1), .create = true, .incoming = incoming})));
+        };
+        const auto goes_away = [&] {
+            Link link(host);
+            REQUIRE(proto::parse_hello_reply(link.ask(proto::encode_hello(
+                {.uuid = vtpm_uuid(1), .incoming = host.m.vault->registry().find(vtpm_uuid(1))->returned}))));
+            REQUIRE(proto::parse_save_reply(link.ask(proto::encode_handed_over())));
+        };
+        goes_away();
+        host.reboot(b); // over the journal, and on a platform that is not approved
+        CHECK(comes_back(true).error().code == Errc::pcr_mismatch);
+        CHECK(host.m.vault->registry().tombstone(vtpm_uuid(1)) != nullptr);
+        host.reboot(a);
+        CHECK(comes_back(false).error().code == Errc::tombstone);
+        REQUIRE(comes_back(true));
+        CHECK(host.m.vault->registry().find(vtpm_uuid(1))->group == first);
+
+        // Its group is deleted while it is away; another that gets its number is not its group.
+        goes_away();
+        REQUIRE(host.m.loop.run(host.groups->remove(first)));
+        const GroupId second = host.create(approver, host.list(2, 1, 1, {a})).value();
+        CHECK(second == first);
+        const auto refused = comes_back(true);
+        CHECK(refused.error().code == Errc::not_found);
+        CHECK(host.m.vault->registry().find(vtpm_uuid(1)) == nullptr);
+    }
+
     TEST_CASE("groups: made once, deleted when empty, listed") {
         Host host;
         const ApproverAgent approver;

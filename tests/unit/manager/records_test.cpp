@@ -34,6 +34,7 @@ const std::vector<Record>& samples() {
         NameRecord{.uuid = uuid, .name = ""},
         MovedRecord{.uuid = uuid, .group = 0x05060708},
         CertifierRecord{.id = 0x01020304, .detail = Bytes(3, std::byte{0xca})},
+        TombstoneRecord{.uuid = uuid, .reason = TombstoneRecord::Reason::migrated, .when = 0x0f, .group = uuid},
     };
     return all;
 }
@@ -80,6 +81,7 @@ TEST_SUITE("manager") {
             key += "5a";
         }
         CHECK(to_hex(encode(samples()[3])) == "0301" + id + "00000000000000095c" + key);
+        CHECK(to_hex(encode(samples()[16])) == "0e01" + id + id + "000000000000000f");
         CHECK(to_hex(encode(samples()[5])) == "0401" + id +
                                                   "01"
                                                   "000000000000000d");
