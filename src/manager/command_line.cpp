@@ -34,6 +34,10 @@ constexpr OptionSpec specs[] = {
      "nowhere"},
     {"api-group", "GROUP", "its members may manage, besides root"},
     {"api-read-group", "GROUP", "its members may look at everything and change nothing"},
+    {"legacy", "unix:PATH",
+     "where toolstacks that speak the privileged commands of Xen's manager of 2006 (OPEN, CLOSE, DELETE) find it, root "
+     "only "
+     "(default: nowhere)"},
     {"auto-create", "", "register a vTPM the first time its UUID asks; else only instances with --create are new"},
     {"spawn", "",
      "start every registered vTPM that has an image in the state directory (--spawn=UUID: only that one); with "
@@ -211,6 +215,13 @@ Result<void> parse_store(const CommandLine& line, ManagerOptions& out) {
             return path.error();
         }
         out.listen_path = std::move(*path);
+    }
+    if (auto text = line.get("legacy")) {
+        auto path = parse_listen("legacy", *text);
+        if (!path) {
+            return path.error();
+        }
+        out.legacy_path = std::move(*path);
     }
     return {};
 }

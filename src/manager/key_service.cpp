@@ -534,6 +534,24 @@ Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version, GroupId grou
     co_return registered;
 }
 
+Task<Result<void>> KeyService::enrol_numbered(Uuid uuid, TpmVersion version, std::uint32_t number) {
+    if (!holders_.try_emplace(uuid, nullptr).second) {
+        co_return make_error(Errc::busy, "vTPM {} is open, or is being made or deleted", uuid);
+    }
+    OwnHold hold{holders_, uuid};
+    auto made = co_await parts_.vault.register_vtpm(uuid, version);
+    if (!made) {
+        co_return made;
+    }
+    ++counters_.registered;
+    // A crash in between leaves a vTPM that nobody was told of, and that has no state.
+    auto numbered = co_await parts_.vault.number_vtpm(uuid, number);
+    if (numbered) {
+        parts_.log.info("vTPM {} registered, TPM {}, with the number {}", uuid, to_string(version), number);
+    }
+    co_return numbered;
+}
+
 Task<Result<void>> KeyService::move(Uuid uuid, GroupId group) {
     if (!holders_.try_emplace(uuid, nullptr).second) {
         co_return make_error(Errc::busy, "vTPM {} is open; stop its instance first", uuid);

@@ -79,6 +79,7 @@ struct ManagerOptions {
     bool auto_create = false;
     SpawnOptions spawn;
     XenOptions xen;
+    std::string legacy_path;   ///< --legacy: where toolstacks of 2006 ask; empty: nowhere
     std::optional<Uuid> admin; ///< the vTPM that manages by the old protocol; its device's ring is the manager's
     ManagementOptions management;
 };

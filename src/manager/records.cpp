@@ -11,6 +11,7 @@
 //  10 certifier  u32 group, u32 n, bytes[n] (certifier_detail.cpp)
 //  11 name       uuid[16], u8 n (0 to 64), UTF-8[n]
 //  12 reset      uuid[16], u64 sequence, u64 when, u8 n (32 or 20), hash of the slot that was given up[n]
+//  13 number     uuid[16], u32 number (not 0)
 //  14 away       uuid[16], group's uuid[16], u64 when: a tombstone of one that was migrated away from a group with an approver
 #include "manager/records.hpp"
 
@@ -37,6 +38,7 @@ enum class Type : std::uint8_t {
     certifier = 10,
     name = 11,
     reset = 12,
+    number = 13,
     away = 14,
 };
 constexpr std::uint8_t layout_version = 1;
@@ -68,6 +70,7 @@ struct Encoder {
         begin(Type::detail).be32(r.id).be32(static_cast<std::uint32_t>(r.detail.size())).bytes(r.detail);
     }
     void operator()(const GroupGoneRecord& r) { begin(Type::group_gone).be32(r.id); }
+    void operator()(const NumberRecord& r) { begin(Type::number).bytes(r.uuid.bytes).be32(r.number); }
     void operator()(const MovedRecord& r) { begin(Type::moved).bytes(r.uuid.bytes).be32(r.group); }
     void operator()(const NameRecord& r) {
         begin(Type::name).bytes(r.uuid.bytes).u8(static_cast<std::uint8_t>(r.name.size())).bytes(as_bytes(r.name));
@@ -131,6 +134,14 @@ Result<Record> decode_tombstone(WireReader& in, std::size_t size) {
     r.when = in.be64();
     if (!in.expect_end() || (r.reason != Reason::deleted && r.reason != Reason::migrated)) {
         return wrong("tombstone", size);
+    }
+    return r;
+}
+
+Result<Record> decode_number(WireReader& in, std::size_t size) {
+    NumberRecord r{.uuid = read_uuid(in), .number = in.be32()};
+    if (!in.expect_end() || r.number == 0) {
+        return wrong("number", size);
     }
     return r;
 }
@@ -276,6 +287,8 @@ Result<Record> decode(ByteView bytes) {
         return decode_reset(in, bytes.size());
     case Type::certifier:
         return decode_certifier(in, bytes.size());
+    case Type::number:
+        return decode_number(in, bytes.size());
     case Type::away:
         return decode_away(in, bytes.size());
     }

@@ -85,6 +85,13 @@ struct MovedRecord {
     friend bool operator==(const MovedRecord&, const MovedRecord&) = default;
 };
 
+/// A toolstack of 2006 knows this vTPM by a number (legacy_service.hpp). Its tombstone takes the number away.
+struct NumberRecord {
+    Uuid uuid;
+    std::uint32_t number = 0; ///< not 0
+    friend bool operator==(const NumberRecord&, const NumberRecord&) = default;
+};
+
 /// The hash key of a vTPM, which replaces the one before.
 struct KeyRecord {
     Uuid uuid;
@@ -142,7 +149,7 @@ struct CertifierRecord {
 };
 
 using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
-                            GroupGoneRecord, MovedRecord, NameRecord, ResetRecord, CertifierRecord>;
+                            GroupGoneRecord, MovedRecord, NameRecord, ResetRecord, CertifierRecord, NumberRecord>;
 
 [[nodiscard]] Bytes encode(const Record& record);
 /// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.

@@ -60,6 +60,7 @@ Result<void> Registry::on(const TombstoneRecord& r) {
     if (!tombstones_.try_emplace(r.uuid, Tombstone{.reason = r.reason, .when = r.when, .group = r.group}).second) {
         return make_error(Errc::corrupt, "vTPM {} has two tombstones", r.uuid);
     }
+    std::erase_if(numbers_, [&r](const auto& known) { return known.second == r.uuid; });
     if (auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
         --groups_.at(it->second.group).vtpms;
         vtpms_.erase(it);
@@ -142,6 +143,15 @@ Result<void> Registry::on(const CertifierRecord& r) {
     return {};
 }
 
+Result<void> Registry::on(const NumberRecord& r) {
+    if (!vtpms_.contains(r.uuid) || number_of(r.uuid) || !numbers_.try_emplace(r.number, r.uuid).second) {
+        return make_error(Errc::corrupt,
+                          "number {} for vTPM {}, which is not registered, or one of them has another already",
+                          r.number, r.uuid);
+    }
+    return {};
+}
+
 void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
     for (const auto& [id, g] : groups_) {
         emit(GroupRecord{.id = id, .uuid = g.uuid, .created = g.created});
@@ -165,6 +175,9 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
             emit(KeyRecord{.uuid = uuid, .sequence = v.sequence, .key = v.key});
         }
     }
+    for (const auto& [number, uuid] : numbers_) {
+        emit(NumberRecord{.uuid = uuid, .number = number});
+    }
     for (const auto& [uuid, t] : tombstones_) {
         emit(TombstoneRecord{.uuid = uuid, .reason = t.reason, .when = t.when, .group = t.group});
     }
@@ -176,6 +189,16 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
 const Registry::Vtpm* Registry::find(const Uuid& uuid) const {
     auto it = vtpms_.find(uuid);
     return it == vtpms_.end() ? nullptr : &it->second;
+}
+
+const Uuid* Registry::numbered(std::uint32_t number) const {
+    auto it = numbers_.find(number);
+    return it == numbers_.end() ? nullptr : &it->second;
+}
+
+std::optional<std::uint32_t> Registry::number_of(const Uuid& uuid) const {
+    const auto it = std::ranges::find_if(numbers_, [&uuid](const auto& known) { return known.second == uuid; });
+    return it == numbers_.end() ? std::nullopt : std::optional(it->first);
 }
 
 const Registry::Tombstone* Registry::tombstone(const Uuid& uuid) const {

@@ -56,6 +56,9 @@ class Registry {
     [[nodiscard]] std::string_view name(const Uuid& uuid) const;
     /// nullptr: it is not registered, or was never reset.
     [[nodiscard]] const Reset* reset(const Uuid& uuid) const;
+    /// The vTPM that has this number (NumberRecord); nullptr: none.
+    [[nodiscard]] const Uuid* numbered(std::uint32_t number) const;
+    [[nodiscard]] std::optional<std::uint32_t> number_of(const Uuid& uuid) const;
     /// The highest freshness record; nullopt: there was none.
     [[nodiscard]] std::optional<std::uint64_t> freshness() const noexcept { return freshness_; }
 
@@ -76,6 +79,7 @@ class Registry {
     Result<void> on(const NameRecord& r);
     Result<void> on(const ResetRecord& r);
     Result<void> on(const CertifierRecord& r);
+    Result<void> on(const NumberRecord& r);
 
     std::map<GroupId, Group> groups_;
     std::unordered_map<Uuid, Vtpm> vtpms_;
@@ -83,6 +87,7 @@ class Registry {
     // Of vTPMs that are there; beside them, since few have one.
     std::unordered_map<Uuid, std::string> names_;
     std::unordered_map<Uuid, Reset> resets_;
+    std::map<std::uint32_t, Uuid> numbers_; ///< few hosts have any
     std::optional<std::uint64_t> freshness_;
 };
 

@@ -6,6 +6,7 @@
 #include "manager/deep_quotes.hpp"
 #include "manager/groups.hpp"
 #include "manager/key_service.hpp"
+#include "manager/legacy_socket.hpp"
 #include "manager/listener.hpp"
 #include "manager/supervisor.hpp"
 #include "manager/vault.hpp"
@@ -96,7 +97,16 @@ class Manager {
                .groups = groups_,
                .service = service_,
                .root = root,
-               .remove_vtpm = [this](Uuid uuid) { return control_.remove(uuid); }}) {}
+               .remove_vtpm = [this](Uuid uuid) { return control_.remove(uuid); }})
+        , legacy_(
+              {.run_dir = options_.spawn.run_dir, .new_vtpms = options_.spawn.tpm_version.value_or(TpmVersion::tpm12)},
+              {.executor = deps.executor,
+               .vault = *vault_,
+               .service = service_,
+               .supervisor = supervisor_,
+               .control = control_,
+               .clock = deps.clock,
+               .log = deps.log}) {}
 
     Task<Result<void>> run() {
         co_await groups_.open_all();
@@ -112,8 +122,16 @@ class Manager {
             (void)co_await end();
             co_return opened;
         }
+        if (opened = co_await when_free(deps_.clock, dying_process_patience, [this] { return open_legacy(); });
+            !opened) {
+            (void)co_await end();
+            co_return opened;
+        }
         if (management_) {
             tasks_.spawn("management", management_->run());
+        }
+        if (legacy_socket_) {
+            tasks_.spawn("a toolstack's socket", legacy_socket_->run());
         }
         vault_->freshness().on_fatal([this](const Error& e) { fail(e); });
         tasks_.on_failure([this](const std::string& name) {
@@ -129,7 +147,9 @@ class Manager {
         }
         if (options_.spawn.enabled && (!options_.xen.guests || !options_.spawn.only.empty())) {
             for (const Uuid& uuid : supervisor_.choose(vault_->registry())) {
-                supervisor_.keep(uuid);
+                if (!vault_->registry().number_of(uuid)) { // a toolstack opens those
+                    supervisor_.keep(uuid);
+                }
             }
         }
         deps_.log.info("{}: {} vTPMs", options_.store_path, vault_->registry().vtpm_count());
@@ -201,6 +221,25 @@ class Manager {
         co_return Result<void>{};
     }
 
+    Task<Result<void>> open_legacy() {
+        if (options_.legacy_path.empty()) {
+            co_return Result<void>{};
+        }
+        auto made = listen_unix(options_.legacy_path);
+        if (!made) {
+            co_return in_context(made.error(), "--legacy");
+        }
+        own_legacy_socket_ = true;
+        if (::chmod(options_.legacy_path.c_str(), 0600) != 0) {
+            co_return errno_error(errno, options_.legacy_path);
+        }
+        legacy_socket_.emplace(
+            std::move(*made), LegacySocket::Options{.own_uid = ::geteuid()},
+            LegacySocket::Parts{
+                .executor = deps_.executor, .service = legacy_, .clock = deps_.clock, .log = deps_.log});
+        co_return Result<void>{};
+    }
+
     Result<void> open_xen() {
         if (options_.xen == XenOptions{}) {
             return {};
@@ -252,6 +291,13 @@ class Manager {
             (void)::unlink(options_.listen_path.c_str());
         }
         service_.stop_asking(); // requests of management wait for answers
+        if (legacy_socket_) {
+            co_await legacy_socket_->stop();
+            legacy_socket_.reset();
+        }
+        if (own_legacy_socket_) {
+            (void)::unlink(options_.legacy_path.c_str());
+        }
         if (management_) {
             co_await management_->stop();
             management_.reset();
@@ -317,13 +363,16 @@ class Manager {
     Supervisor supervisor_;
     ControlService control_;
     Administration administration_;
-    std::unique_ptr<xen::Fabric> fabric_; ///< with --xen
+    LegacyService legacy_;
+    std::optional<LegacySocket> legacy_socket_; ///< with --legacy
+    std::unique_ptr<xen::Fabric> fabric_;       ///< with --xen
     std::unique_ptr<XenGuests> xen_guests_;
     std::unique_ptr<XenRings> xen_rings_;
     std::unique_ptr<Listener> listener_;
     std::unique_ptr<Management> management_;
     bool own_socket_ = false;
     bool own_api_socket_ = false;
+    bool own_legacy_socket_ = false;
     std::optional<Error> failure_;
 };
 

@@ -58,8 +58,8 @@ std::vector<std::string> Supervisor::arguments_of(const Charge& charge) const {
     } else if (options_.tpm_version && !parts_.spawner.image_exists(image)) {
         words.push_back(fmt::format("--tpm-version={}", to_string(*options_.tpm_version)));
     }
-    if (charge.restored) {
-        words.emplace_back("--startup=save");
+    if (charge.restored || !charge.startup.empty()) {
+        words.push_back("--startup=" + (charge.startup.empty() ? "save" : charge.startup));
     }
     words.insert(words.end(), options_.extra_arguments.begin(), options_.extra_arguments.end());
     return words;
@@ -78,10 +78,15 @@ std::vector<Uuid> Supervisor::choose(const Registry& registry) const {
     return chosen;
 }
 
-void Supervisor::keep(Uuid uuid, std::optional<TpmVersion> create) {
-    auto charge =
-        std::make_shared<Charge>(parts_.executor, uuid, fmt::format("socket:unix:{}/{}.sock", options_.run_dir, uuid));
-    charge->create = create;
+void Supervisor::keep(Uuid uuid, std::optional<TpmVersion> create) { keep(uuid, Keeping{.create = create}); }
+
+void Supervisor::keep(Uuid uuid, Keeping how) {
+    if (how.guest.empty()) {
+        how.guest = fmt::format("socket:unix:{}/{}.sock", options_.run_dir, uuid);
+    }
+    auto charge = std::make_shared<Charge>(parts_.executor, uuid, std::move(how.guest));
+    charge->create = how.create;
+    charge->startup = std::move(how.startup);
     kept_[uuid] = charge;
     auto run = [](Supervisor& self, std::shared_ptr<Charge> of) -> Task<> {
         struct Forget {

@@ -37,6 +37,7 @@ struct Charge {
     const Uuid uuid;
     const std::string guest;          ///< its --guest
     bool restored = false;            ///< a saved guest comes back for its TPM's registers
+    std::string startup;              ///< its --startup; empty: as restored says
     std::optional<TpmVersion> create; ///< it was registered on purpose and has no state yet: made as this
     StopSignal released;              ///< it is wanted no more
     StopSignal ended;                 ///< keep() is done with it
@@ -61,6 +62,13 @@ class Supervisor {
     /// Begins to keep `uuid` running, for guests that come by its socket, until stop() or release(). `create`: it is registered
     /// and was never started, so its TPM is to be made. Not if kept(uuid).
     void keep(Uuid uuid, std::optional<TpmVersion> create = std::nullopt);
+    /// The same, for whoever wants more than the default.
+    struct Keeping {
+        std::optional<TpmVersion> create = std::nullopt;
+        std::string guest;   ///< --guest; empty: a socket named by the UUID
+        std::string startup; ///< --startup; empty: none
+    };
+    void keep(Uuid uuid, Keeping how);
     /// The charge that keep() made; null: there is none (any more).
     [[nodiscard]] std::shared_ptr<Charge> kept(const Uuid& uuid) const;
     /// True if any charge has it, a Xen device's among them.

@@ -106,6 +106,17 @@ Task<Result<void>> Vault::rename(Uuid uuid, std::string name) {
     co_return done;
 }
 
+Task<Result<void>> Vault::number_vtpm(Uuid uuid, std::uint32_t number) {
+    if (registry_.find(uuid) == nullptr) {
+        co_return make_error(Errc::not_found, "vTPM {} is not registered", uuid);
+    }
+    if (number == 0 || registry_.numbered(number) != nullptr || registry_.number_of(uuid)) {
+        co_return make_error(Errc::exists, "vTPM {} has a number already, or {} is another's", uuid, number);
+    }
+    Record record = NumberRecord{.uuid = uuid, .number = number};
+    co_return co_await commit(std::move(record));
+}
+
 Task<Result<void>> Vault::move_vtpm(Uuid uuid, GroupId group) {
     const auto* vtpm = registry_.find(uuid);
     if (vtpm == nullptr || registry_.group(group) == nullptr) {

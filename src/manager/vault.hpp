@@ -58,6 +58,8 @@ class Vault final : private store::JournalClient {
     Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
     /// Empty takes its name away. Errc::not_found, tombstone (it was deleted meanwhile), usage: check_vtpm_name().
     Task<Result<void>> rename(Uuid uuid, std::string name);
+    /// A registered vTPM gets a number for toolstacks of 2006. Errc::exists: the number is taken, or it has one.
+    Task<Result<void>> number_vtpm(Uuid uuid, std::uint32_t number);
     /// Into another group, as long as it has saved nothing: what it saved is under its group's key, and its approver's word is
     /// not to be got round. Errc::not_found, usage; pcr_mismatch: that group is closed. Not while it is open.
     Task<Result<void>> move_vtpm(Uuid uuid, GroupId group);

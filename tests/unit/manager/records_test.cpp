@@ -35,6 +35,7 @@ const std::vector<Record>& samples() {
         MovedRecord{.uuid = uuid, .group = 0x05060708},
         CertifierRecord{.id = 0x01020304, .detail = Bytes(3, std::byte{0xca})},
         TombstoneRecord{.uuid = uuid, .reason = TombstoneRecord::Reason::migrated, .when = 0x0f, .group = uuid},
+        NumberRecord{.uuid = uuid, .number = 0x01020304},
     };
     return all;
 }
@@ -82,6 +83,7 @@ TEST_SUITE("manager") {
         }
         CHECK(to_hex(encode(samples()[3])) == "0301" + id + "00000000000000095c" + key);
         CHECK(to_hex(encode(samples()[16])) == "0e01" + id + id + "000000000000000f");
+        CHECK(to_hex(encode(samples()[17])) == "0d01" + id + "01020304");
         CHECK(to_hex(encode(samples()[5])) == "0401" + id +
                                                   "01"
                                                   "000000000000000d");

@@ -165,6 +165,26 @@ TEST_SUITE("manager") {
         must(registry.apply(TombstoneRecord{.uuid = uuid_of(1)}));
         CHECK(registry.reset(uuid_of(1)) == nullptr);
     }
+    TEST_CASE("registry: numbers of a toolstack: one a vTPM, one vTPM a number; a tombstone takes its number away") {
+        Registry registry = with_group();
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(2)}));
+        must(registry.apply(NumberRecord{.uuid = uuid_of(1), .number = 7}));
+        must_not(registry.apply(NumberRecord{.uuid = uuid_of(2), .number = 7}));
+        must_not(registry.apply(NumberRecord{.uuid = uuid_of(1), .number = 8}));
+        must_not(registry.apply(NumberRecord{.uuid = uuid_of(3), .number = 9}));
+        Registry copy;
+        registry.snapshot([&](const Record& r) { must(copy.apply(r)); });
+        for (const Registry* r : {&registry, &copy}) {
+            CHECK(*r->numbered(7) == uuid_of(1));
+            CHECK(r->numbered(8) == nullptr);
+            CHECK(r->number_of(uuid_of(1)) == 7U);
+            CHECK_FALSE(r->number_of(uuid_of(2)));
+        }
+        must(copy.apply(TombstoneRecord{.uuid = uuid_of(1)}));
+        CHECK(copy.numbered(7) == nullptr);
+        must(copy.apply(NumberRecord{.uuid = uuid_of(2), .number = 7}));
+    }
     TEST_CASE("registry: a snapshot rebuilds all of it") {
         Registry registry = with_group();
         must(registry.apply(GroupRecord{.id = 3, .uuid = uuid_of(1003)}));
