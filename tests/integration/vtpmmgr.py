@@ -10,6 +10,7 @@ import uuid as uuids
 TAG = 0x01C2
 GROUP_LIST, GROUP_NEW, GROUP_DEL = 0x02000101, 0x02000102, 0x02000103
 GROUP_UPDATE, GROUP_SHOW, GROUP_QUOTE = 0x02000106, 0x02000107, 0x02000108
+GROUP_REGISTER, GROUP_RECOVER1, GROUP_RECOVER2 = 0x02000105, 0x02000109, 0x0200010A
 VTPM_LIST, VTPM_NEW, VTPM_DEL = 0x02000201, 0x02000204, 0x02000205
 
 
@@ -76,6 +77,23 @@ class Manager:
         """(signature, what follows it)."""
         answer = self.ask(GROUP_QUOTE, struct.pack(">I", group) + nonce + selection(pcrs))
         return answer[:256], answer[256:]
+
+    # What Xen's manager designed, and the script does not send.
+
+    def group_register(self, group, half_and_proof, pcrs):
+        """(dhkx_2 and the blob, signature, what follows it)."""
+        answer = self.ask(GROUP_REGISTER, struct.pack(">I", group) + half_and_proof + selection(pcrs))
+        return answer[:288], answer[288:544], answer[544:]
+
+    def group_recover1(self, group, attestation, nonce, pcrs):
+        """`attestation`: the modulus of the key to quote by. (dhkx_1, signature, what follows it)."""
+        key = (struct.pack(">IHIBIHH", 0x01010000, 0x12, 0, 1, 1, 1, 2) + struct.pack(">IIII", 12, 2048, 2, 0)
+               + struct.pack(">II", 0, 256) + attestation + bytes(4))  # TPM_KEY: an identity, without its private part
+        answer = self.ask(GROUP_RECOVER1, struct.pack(">I", group) + key + nonce + selection(pcrs))
+        return answer[:256], answer[256:512], answer[512:]
+
+    def group_recover2(self, group, half_and_blob):
+        self.ask(GROUP_RECOVER2, struct.pack(">I", group) + half_and_blob)
 
 
 class Approver:

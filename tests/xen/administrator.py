@@ -2,6 +2,9 @@
 the very messages of Xen's manage-vtpmmgr.pl (vtpmmgr.py), once before and once after the manager is started again.
 """
 import hashlib
+import os
+import subprocess
+import uuid as uuids
 
 import lab
 from lab import harness
@@ -11,6 +14,7 @@ import vtpmmgr
 UUID = harness.new_uuid()
 PCRS = (0, 4)
 NONCE = bytes(range(20))
+GROUP_RECOVERY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../contrib/xl/group-recovery")
 
 
 class Administrator:
@@ -32,6 +36,7 @@ class Administrator:
         approver = self.approver = vtpmmgr.Approver(case.path(""))
 
         uuid, attestation, binding = manager.group_add(approver.modulus)
+        self.attestation = attestation
         case.assertEqual(manager.show(1), (uuid, approver.modulus, bytes(16)))
         identity = b"\1\1\0\0" + b"\0\0\0\x79" + bytes(20) + b"".join((
             b"\0\0\0\1\0\1\0\2", b"\0\0\0\x0c\0\0\x08\0\0\0\0\2\0\0\0\0", b"\0\0\1\0", attestation))
@@ -72,16 +77,18 @@ class Administrator:
         case.assertEqual(manager.show(1)[2], vtpmmgr.config_of(replayed))
 
     def quoted(self, attestation, values):
-        """A quote by the group's key, checked by OpenSSL; what is signed is over flags of zero and the nonce."""
-        case, directory = self.case, self.case.path("")
+        """A quote by the group's key; what is signed is over flags of zero and the nonce."""
         signature, rest = self.manager.group_quote(1, NONCE, PCRS)
-        case.assertEqual(rest[:40], b"".join(values))
-        data = hashlib.sha1(bytes(4) + NONCE).digest()
+        self.case.assertEqual(rest[:40], b"".join(values))
+        self.check_quote(attestation, signature, rest[40:], hashlib.sha1(bytes(4) + NONCE).digest(), values)
+
+    def check_quote(self, attestation, signature, attest, data, values):
+        """By OpenSSL: this key over these PCRs and this data. Of a TPM 2.0 the structure follows the signature."""
+        case, directory = self.case, self.case.path("")
         if self.version == "1.2":
             info = b"\1\1\0\0QUOT" + vtpmmgr.composite(PCRS, values) + data
             case.assertTrue(vtpmmgr.signed_by(directory, attestation, "sha1", info, signature))
         else:
-            attest = rest[40:]
             case.assertEqual(attest[:6], b"\xffTCG\x80\x18")
             case.assertIn(b"\0\x14" + data, attest)
             case.assertTrue(vtpmmgr.signed_by(directory, attestation, "sha256", attest, signature))
@@ -89,6 +96,7 @@ class Administrator:
     def after_restart(self):
         case, manager = self.case, self.manager
         case.assertEqual(manager.list(), self.listed)
+        self.recovered()
         later = manager.vtpm_add(1)  # its group is open
         case.assertEqual(manager.status(vtpmmgr.GROUP_DEL, b"\0\0\0\1"), 0x402)  # it has vTPMs
         for uuid in (*self.vtpms, later):
@@ -97,6 +105,40 @@ class Administrator:
         case.assertNotEqual(manager.status(vtpmmgr.VTPM_DEL, later), 0)
         manager.group_del(1)
         case.assertEqual(manager.group_count(), 1)
+
+    def agent(self, *args, data=b""):
+        """The approver's side (contrib/xl/group-recovery), on this machine."""
+        return subprocess.run(["sh", GROUP_RECOVERY, *args], input=data, check=True, timeout=60, stdout=subprocess.PIPE).stdout
+
+    def recovered(self):
+        """The approver registers, the group is closed by a list without this platform, and comes back by its approver's answer."""
+        case, manager, agent = self.case, self.manager, self.case.path("agent")
+        uuid, _, _ = manager.show(1)
+        name = str(uuids.UUID(bytes=uuid))
+        values = [self.device.pcr_read12(n) for n in PCRS]
+        self.agent("new", agent)
+        with open(f"{agent}/half", "rb") as f:
+            ours = f.read()
+        proof = self.agent("proof", agent, name, self.approver.key)
+        case.assertEqual(manager.status(vtpmmgr.GROUP_REGISTER, b"\0\0\0\1" + proof[:-1] + bytes([proof[-1] ^ 1])
+                                        + vtpmmgr.selection(PCRS)), 1)
+        theirs, signature, attest = manager.group_register(1, proof, PCRS)
+        self.check_quote(self.attestation, signature, attest, hashlib.sha1(b"REGR" + ours + theirs).digest(), values)
+        self.agent("take", agent, name, data=theirs)
+        case.assertEqual(manager.group_register(1, proof, PCRS)[0], theirs)  # the same, asked again
+
+        _, proxy, _ = manager.group_add(self.approver.modulus)  # whose key says whose platform it is
+        case.assertEqual(manager.status(vtpmmgr.GROUP_RECOVER2, b"\0\0\0\1" + bytes(288)), 0x40A)  # it is open
+        manager.group_update(1, self.approver.sign(3, [(PCRS, bytes(20))]))
+        case.assertEqual(manager.status(vtpmmgr.VTPM_NEW, b"\0\0\0\1"), 0x407)  # closed
+        half, signature, attest = manager.group_recover1(1, proxy, NONCE, PCRS)
+        self.check_quote(proxy, signature, attest, hashlib.sha1(b"RCVR" + NONCE + half).digest(), values)
+        answer = self.agent("give", agent, name, data=half)
+        case.assertEqual(manager.status(vtpmmgr.GROUP_RECOVER2, b"\0\0\0\1" + answer[:-1] + bytes([answer[-1] ^ 1])), 1)
+        case.assertEqual(manager.status(vtpmmgr.GROUP_RECOVER2, b"\0\0\0\1" + answer), 3)  # one answer each
+        half, _, _ = manager.group_recover1(1, proxy, NONCE, PCRS)
+        manager.group_recover2(1, self.agent("give", agent, name, data=half))
+        manager.group_del(2)
 
     def leave(self):
         self.guest.destroy()
