@@ -95,7 +95,7 @@ Task<Result<legacy::Status>> LegacyService::run(const legacy::Open& request) {
                         request.hvm ? "HVM" : "PV");
         co_return Status::success;
     }
-    auto stopped = co_await parts_.control.stop(*uuid); // whoever was told that it failed does not close it
+    auto stopped = co_await parts_.stop(*uuid); // whoever was told that it failed does not close it
     parts_.log.warning("OPEN: vTPM {} (number {}) does not start: see its instance's messages{}{}", *uuid,
                        request.instance, stopped ? "" : "; ", stopped ? "" : stopped.error().message);
     co_return request.start == legacy::Start::resume ? Status::restore_failed : Status::fail;
@@ -120,7 +120,7 @@ Task<Result<legacy::Status>> LegacyService::run(const legacy::Close& request) {
     if (uuid == nullptr) {
         co_return no_such_number(request.instance);
     }
-    auto stopped = co_await parts_.control.stop(*uuid);
+    auto stopped = co_await parts_.stop(*uuid);
     if (!stopped) {
         co_return in_context(stopped.error(), "CLOSE");
     }
@@ -133,11 +133,11 @@ Task<Result<legacy::Status>> LegacyService::run(const legacy::Delete& request) {
         co_return no_such_number(request.instance);
     }
     const Uuid uuid = *known; // its place in the table goes
-    auto stopped = co_await parts_.control.stop(uuid);
+    auto stopped = co_await parts_.stop(uuid);
     if (!stopped) {
         co_return in_context(stopped.error(), "DELETE");
     }
-    auto removed = co_await parts_.control.remove(uuid);
+    auto removed = co_await parts_.remove(uuid);
     if (!removed) {
         co_return in_context(removed.error(), "DELETE");
     }

@@ -2,8 +2,10 @@
 // store, OPEN starts the vTPM's instance as the API's start does, with its guest's socket at RUN_DIR/vtpm-NUMBER.sock.
 #pragma once
 
-#include "manager/control_service.hpp"
+#include "manager/key_service.hpp"
+#include "manager/supervisor.hpp"
 #include "proto/legacy.hpp"
+#include "util/fifo_lock.hpp"
 
 namespace vtpmd::manager {
 
@@ -15,7 +17,8 @@ class LegacyService {
         Vault& vault;
         KeyService& service;
         Supervisor& supervisor;
-        ControlService& control;
+        std::function<Task<Result<void>>(Uuid)> stop;   ///< Control::stop()
+        std::function<Task<Result<void>>(Uuid)> remove; ///< Control::remove()
         Clock& clock;
         const Log& log;
     };

@@ -104,7 +104,8 @@ class Manager {
                .vault = *vault_,
                .service = service_,
                .supervisor = supervisor_,
-               .control = control_,
+               .stop = [this](Uuid uuid) { return control_.stop(uuid); },
+               .remove = [this](Uuid uuid) { return control_.remove(uuid); },
                .clock = deps.clock,
                .log = deps.log}) {}
 

@@ -41,7 +41,6 @@ struct Rig {
     ~Rig() { stop(); }
     void start() {
         const auto executor = m.loop.io.get_executor();
-        groups.emplace(Groups::Parts{.executor = executor, .vault = *m.vault, .root = *m.root, .log = m.loop.log});
         service = std::make_unique<KeyService>(
             KeyService::Options{},
             KeyService::Parts{
@@ -52,20 +51,17 @@ struct Rig {
                                                                     .clock = m.loop.clock,
                                                                     .log = m.loop.log,
                                                                     .serve_link = [](UniqueFd, const Uuid&, pid_t) {}});
-        control = std::make_unique<ControlService>(ControlService::Parts{.vault = *m.vault,
-                                                                         .root = *m.root,
-                                                                         .service = *service,
-                                                                         .supervisor = *supervisor,
-                                                                         .groups = *groups,
-                                                                         .store_path = "store"});
-        toolstack = std::make_unique<LegacyService>(LegacyService::Options{.run_dir = run.path, .patience = 5s},
-                                                    LegacyService::Parts{.executor = executor,
-                                                                         .vault = *m.vault,
-                                                                         .service = *service,
-                                                                         .supervisor = *supervisor,
-                                                                         .control = *control,
-                                                                         .clock = m.loop.clock,
-                                                                         .log = m.loop.log});
+        toolstack = std::make_unique<LegacyService>(
+            LegacyService::Options{.run_dir = run.path, .patience = 5s},
+            LegacyService::Parts{
+                .executor = executor,
+                .vault = *m.vault,
+                .service = *service,
+                .supervisor = *supervisor,
+                .stop = [this](Uuid u) { return stop_instance(u); },
+                .remove = [this](Uuid u) { return service->remove(u, TombstoneRecord::Reason::deleted); },
+                .clock = m.loop.clock,
+                .log = m.loop.log});
     }
     void stop() {
         hang_up();
@@ -73,10 +69,8 @@ struct Rig {
         service->stop();
         m.loop.settle();
         toolstack.reset();
-        control.reset();
         supervisor.reset();
         service.reset();
-        groups.reset();
     }
     void hang_up() {
         if (link) {
@@ -89,6 +83,16 @@ struct Rig {
     [[nodiscard]] Uuid numbered(std::uint32_t number) const { return *m.vault->registry().numbered(number); }
     [[nodiscard]] const std::vector<std::string>& arguments() const { return spawner.processes.back()->arguments; }
     [[nodiscard]] bool told(const std::string& word) const { return std::ranges::count(arguments(), word) == 1; }
+
+    /// As ControlService::stop().
+    Task<Result<void>> stop_instance(Uuid uuid) {
+        auto charge = supervisor->kept(uuid);
+        if (!charge) {
+            co_return Result<void>{};
+        }
+        supervisor->release(*charge);
+        co_return co_await supervisor->wait_ended(std::move(charge), 20s);
+    }
 
     /// What the instance does when it was started: greets its manager, has saved something, and listens for its guest.
     void instance_serves(std::uint32_t number) {
@@ -122,10 +126,8 @@ struct Rig {
     fakes::Machine m;
     Directory run;
     fakes::FakeSpawner spawner{m.loop.io.get_executor()};
-    std::optional<Groups> groups;
     std::unique_ptr<KeyService> service;
     std::unique_ptr<Supervisor> supervisor;
-    std::unique_ptr<ControlService> control;
     std::unique_ptr<LegacyService> toolstack;
     std::unique_ptr<fakes::MemoryChannel> link;
     UniqueFd guest;
