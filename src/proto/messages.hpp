@@ -13,7 +13,7 @@
 //   0x56500004   CERTIFY        see certify_messages.hpp
 //   0x56500005   INVITE         see ask_messages.hpp
 //   0x56500006   ATTACH         see ask_messages.hpp
-//   0x56500008   RESET_INFO     -                                    u64 sequence, u64 seconds since 1970, u8 n
+//   0x56500009   RESET_INFO     -                                    u64 sequence, u64 seconds since 1970, u8 n
 //                                                                    (32 or 20), hash of the slot given up[n]
 //   tag 0x01C2   management, see management.hpp
 //
@@ -62,7 +62,7 @@ inline constexpr std::uint32_t hello = 0x56500001;
 inline constexpr std::uint32_t handed_over = 0x56500002;
 inline constexpr std::uint32_t quote = 0x56500003;
 inline constexpr std::uint32_t certify = 0x56500004;
-inline constexpr std::uint32_t reset_info = 0x56500008;
+inline constexpr std::uint32_t reset_info = 0x56500009;
 } // namespace ordinal
 
 struct HelloRequest {
