@@ -5,7 +5,7 @@
 
 Only src/ is checked (headers through the sources that include them). A file that was clean is not looked at again until
 it, a project header it includes, its command line, .clang-tidy or clang-tidy itself changes; what is remembered lives in
-BUILD/clang-tidy.cache. Most of the time goes into the headers of Asio and Boost, so the files of a room that have to be
+BUILD/clang-tidy.cache. Most of the time goes into the headers of Asio and Boost, so neighbouring files that have to be
 looked at are read together, as in a unity build (16 take a quarter longer than 8). Prints findings, then "tidy: N passed, N failed";
 exit 1 if anything was found.
 """
@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 TIDY = "clang-tidy-14"
-TOGETHER = 24
+TOGETHER = 48
 INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.M)
 
 
@@ -67,15 +67,20 @@ def main() -> int:
         if mark.exists():
             mark.touch()
         else:
-            stale.setdefault((path.parent, entry["directory"], *command), []).append((path, mark))
+            stale.setdefault((entry["directory"], *command), []).append((path, mark))
     if not jobs:
         print(f"tidy: {build}/compile_commands.json names no source of {src}")
         return 1
 
     batches, commands = [], []
-    for (_, directory, *command), files in stale.items():
-        for i in range(0, len(files), TOGETHER):
-            batches.append(files[i:i + TOGETHER])
+    cores = os.cpu_count() or 1
+    for (directory, *command), files in stale.items():
+        files.sort()  # by room
+        # Alike in size and a multiple of the cores, so that none idles at the end.
+        rounds = -(-len(files) // (TOGETHER * cores))
+        size = -(-len(files) // (rounds * cores))
+        for i in range(0, len(files), size):
+            batches.append(files[i:i + size])
             main_file = files[i][0]
             if len(batches[-1]) > 1:
                 main_file = bare / f"batch{len(batches)}.cpp"
@@ -95,12 +100,13 @@ def main() -> int:
 
     failed = 0
     work = sorted(zip(batches, commands), key=lambda j: -len(j[0]))  # the longest first, so that no core idles at the end
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
         for paths, status, text in pool.map(check, work):
             if status:
-                failed += max(1, sum(f"{path}:" in text for path in paths))
+                named = [path for path in paths if f"{path}:" in text]
+                failed += max(1, len(named))
                 lines = [s for s in text.splitlines() if not re.match(r"^\d+ warnings? (and \d+ errors? )?generated|^Suppressed|^Use -", s)]
-                print(f"--- {', '.join(str(path.relative_to(top)) for path in paths)}\n" + "\n".join(lines), flush=True)
+                print(f"--- {', '.join(str(path.relative_to(top)) for path in named or paths)}\n" + "\n".join(lines), flush=True)
     print(f"tidy: {jobs - failed} passed, {failed} failed")
     return 1 if failed else 0
 
