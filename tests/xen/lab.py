@@ -271,7 +271,7 @@ class Machine:
             "-chardev", f"file,id=com1,path={self.console_path}", "-serial", "chardev:com1",
             "-chardev", f"socket,id=com2,path={serial},server=on,wait=on", "-serial", "chardev:com2",
             "-kernel", files.xen,
-            "-append", f"com1=115200 console=com1 dom0_mem={dom0},max:{dom0} dom0_max_vcpus=1",
+            "-append", f"com1=115200 console=com1 dom0_mem={dom0},max:{dom0} dom0_max_vcpus=1 spec-ctrl=no xpti=no",
             "-initrd", f"{files.kernel} {kernel},{files.initrd}", *arguments)
         case.consoles.append(self)
         self.dom0 = Dom0(harness.connect(serial))
