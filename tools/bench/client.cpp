@@ -16,7 +16,7 @@ using namespace vtpmd;
 
 namespace {
 
-[[noreturn]] void fail(const std::string& what) {
+[[noreturn]] void system_error(const std::string& what) {
     throw std::runtime_error(fmt::format("{}: {}", what, std::strerror(errno)));
 }
 
@@ -48,7 +48,7 @@ UniqueFd connect_to(const std::filesystem::path& socket, std::chrono::millisecon
             return fd;
         }
         if (std::chrono::steady_clock::now() > deadline) {
-            fail(path);
+            system_error(path);
         }
         std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
@@ -56,14 +56,14 @@ UniqueFd connect_to(const std::filesystem::path& socket, std::chrono::millisecon
 
 ByteView Client::exchange(ByteView command) {
     if (send(fd_.get(), command.data(), command.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(command.size())) {
-        fail("sending a command");
+        system_error("sending a command");
     }
     std::size_t have = 0;
     std::size_t want = tpm::header_size;
     while (have < want) {
         const ssize_t n = recv(fd_.get(), answer_.data() + have, answer_.size() - have, 0);
         if (n <= 0) {
-            fail("the TPM hung up");
+            system_error("the TPM hung up");
         }
         have += static_cast<std::size_t>(n);
         if (have >= tpm::header_size) {

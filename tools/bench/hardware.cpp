@@ -3,6 +3,7 @@
 #include "hwtpm/hardware_root.hpp"
 #include "hwtpm/swtpm_device.hpp"
 #include "manager/vault.hpp"
+#include "must.hpp"
 #include "process.hpp"
 #include "util/task_group.hpp"
 
@@ -46,16 +47,6 @@ class SlowDevice final : public hwtpm::TpmDevice {
     std::unique_ptr<hwtpm::TpmDevice> inner_;
     const std::atomic<bool>& slow_;
 };
-
-template <typename T>
-T must(Result<T> result, std::string_view doing) {
-    if (!result) {
-        throw std::runtime_error(fmt::format("{}: {}", doing, result.error().message));
-    }
-    if constexpr (!std::is_void_v<T>) {
-        return std::move(*result);
-    }
-}
 
 Uuid uuid_of(std::size_t n) {
     Uuid out;

@@ -1,6 +1,7 @@
 #include "management.hpp"
 
 #include "manager/approval_list.hpp"
+#include "must.hpp"
 #include "proto/messages.hpp"
 #include "util/text.hpp"
 
@@ -33,14 +34,6 @@ constexpr std::chrono::seconds manage_patience{60};
 constexpr unsigned save_rounds = 10; ///< at most
 
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what); }
-
-template <typename T>
-T must(Result<T> result, std::string_view doing) {
-    if (!result) {
-        fail(fmt::format("{}: {}", doing, result.error().message));
-    }
-    return std::move(*result);
-}
 
 double microseconds(Steady::duration d) { return std::chrono::duration<double, std::micro>(d).count(); }
 
@@ -155,8 +148,9 @@ hwtpm::PcrValue measured() {
 std::string group_request(const ApproverKey& approver, const Uuid& group) {
     manager::ApprovalList list;
     list.group = group;
-    hwtpm::Approval platform{
-        .selection = {.bank = hwtpm::HashAlg::sha256, .pcrs = {16}}, .values = {measured()}, .signature = {}};
+    hwtpm::Approval platform;
+    platform.selection = {.bank = hwtpm::HashAlg::sha256, .pcrs = {16}};
+    platform.values = {measured()};
     const Bytes reference = manager::reference_of(group, list.epoch);
     platform.signature =
         approver.sign(must(hwtpm::approval_message(platform.selection, platform.values, reference), "a platform"));
