@@ -192,7 +192,7 @@ Result<GroupRecovery> keep_for_recovery(const Uuid& group, ByteView recovery_key
     if (!peer) {
         return peer.error();
     }
-    const hwtpm::Pkey own(EVP_EC_gen("P-256"));
+    const hwtpm::Pkey own(EVP_PKEY_Q_keygen(nullptr, nullptr, "EC", "P-256"));
     if (!own) {
         return make_error(Errc::unavailable, "OpenSSL could not make a key");
     }

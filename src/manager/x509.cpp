@@ -343,7 +343,7 @@ Result<void> check_issued(X509* certificate, X509* issuer, std::size_t number) {
 } // namespace
 
 Result<NewCa> make_ca(std::string_view common_name, std::uint64_t unix_time) {
-    const Pkey key(EVP_EC_gen("P-256"));
+    const Pkey key(EVP_PKEY_Q_keygen(nullptr, nullptr, "EC", "P-256"));
     if (!key) {
         return x509_refused("a key on P-256");
     }

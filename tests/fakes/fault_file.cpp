@@ -77,8 +77,13 @@ class FaultFile final : public BlockFile {
 
 FaultDisk::FaultDisk(Bytes content, bool device)
     : device_(device)
-    , cache_(content)
-    , durable_(std::move(content)) {}
+    , cache_(std::move(content)) {}
+
+void FaultDisk::diverge() {
+    if (!durable_) {
+        durable_ = cache_;
+    }
+}
 
 std::unique_ptr<BlockFile> FaultDisk::open() { return std::make_unique<FaultFile>(*this); }
 
@@ -124,6 +129,7 @@ Result<void> FaultDisk::write(std::uint64_t offset, ByteView data) {
         return make_error(Errc::no_space, "fault-disk: write beyond the end");
     }
     const ByteView done = fate == Fate::fails ? data.first(std::min(plan.fail_prefix, data.size())) : data;
+    diverge();
     apply(cache_, offset, done);
     unsynced_.push_back({offset, to_bytes(done)});
     return fate == Fate::fails ? Result<void>(injected("write")) : Result<void>();
@@ -137,7 +143,7 @@ Result<void> FaultDisk::sync() {
         if (plan.drop_seed != 0) {
             std::mt19937 random(plan.drop_seed);
             for (const Write& w : unsynced_) {
-                apply_sectors(durable_, w.offset, w.data, random);
+                apply_sectors(*durable_, w.offset, w.data, random);
             }
         }
         unsynced_.clear();
@@ -147,10 +153,12 @@ Result<void> FaultDisk::sync() {
     }
     ++syncs_;
     for (const Write& w : unsynced_) {
-        apply(durable_, w.offset, w.data);
+        apply(*durable_, w.offset, w.data);
     }
     unsynced_.clear();
-    durable_.resize(cache_.size());
+    if (durable_) {
+        durable_->resize(cache_.size());
+    }
     return {};
 }
 
@@ -167,6 +175,7 @@ Result<void> FaultDisk::allocate(std::uint64_t end) {
         return make_error(Errc::no_space, "fault-disk: the device is smaller");
     }
     if (cache_.size() < end) {
+        diverge();
         cache_.resize(end);
     }
     return {};
@@ -177,7 +186,7 @@ std::size_t FaultDisk::last_write_size() const {
 }
 
 Bytes FaultDisk::after_crash(Loss loss, std::size_t parameter) const {
-    Bytes disk = durable_;
+    Bytes disk = durable_ ? *durable_ : cache_;
     std::mt19937 random(static_cast<std::mt19937::result_type>(parameter));
     for (const Write& w : unsynced_) {
         const bool last = &w == &unsynced_.back();

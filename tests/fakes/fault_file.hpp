@@ -12,6 +12,7 @@
 
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace vtpmd::test {
@@ -70,8 +71,11 @@ class FaultDisk {
     [[nodiscard]] Error injected(std::string_view what) const;
 
     bool device_;
+    /// Before the cache changes for the first time: what is durable is what it holds until then.
+    void diverge();
+
     Bytes cache_;
-    Bytes durable_;
+    std::optional<Bytes> durable_; ///< nothing: the same as the cache
     std::vector<Write> unsynced_;
     std::uint64_t operations_ = 0;
     std::uint64_t syncs_ = 0;

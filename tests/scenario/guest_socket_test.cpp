@@ -46,9 +46,8 @@ struct Server {
         SocketServerOptions options;
         options.name = "test";
         options.connection_limit = limit;
-        server = std::make_unique<SocketServer>(loop.io.get_executor(), options,
-                                                std::move(*open_listeners(UnixEndpoint{path()}, "")), service,
-                                                loop.clock, loop.log);
+        server = std::make_unique<SocketServer>(
+            loop.io.get_executor(), options, *open_listeners(UnixEndpoint{path()}, ""), service, loop.clock, loop.log);
         server->start();
     }
     ~Server() {
@@ -92,9 +91,8 @@ struct DeviceModelServer : Server {
         server.reset();
         SocketServerOptions options;
         options.name = "qemu";
-        server = std::make_unique<SocketServer>(loop.io.get_executor(), options,
-                                                std::move(*open_listeners(QemuEndpoint{path()}, "")), service,
-                                                loop.clock, loop.log);
+        server = std::make_unique<SocketServer>(
+            loop.io.get_executor(), options, *open_listeners(QemuEndpoint{path()}, ""), service, loop.clock, loop.log);
         server->start();
     }
 };

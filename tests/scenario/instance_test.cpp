@@ -316,7 +316,7 @@ TEST_SUITE("instance") {
             m.engine.executed.clear();
             REQUIRE(m.loop.run(m.vtpm->close(true)));
             CHECK(m.engine.executed.empty()); // no TPM2_Shutdown
-            saved = std::move(*instance::decode_state(TpmVersion::tpm20, m.image.stored(m.manager.record)->view()));
+            saved = *instance::decode_state(TpmVersion::tpm20, m.image.stored(m.manager.record)->view());
             CHECK(number_in(saved.volatile_state.view()) == 33);
         }
         for (auto startup : {instance::Startup::save, instance::Startup::clear}) {

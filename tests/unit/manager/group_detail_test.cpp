@@ -84,14 +84,14 @@ TEST_SUITE("manager") {
         const std::pair<std::string, GroupDetail> all[]{{"group-v1.record", of_version_1()},
                                                         {"group-v2.record", of_version_2()},
                                                         {"group-v3.record", of_version_3()}};
-        for (const auto& [name, detail] : all) {
-            std::ifstream in(directory + "/" + name, std::ios::binary);
+        for (const auto& golden : all) {
+            std::ifstream in(directory + "/" + golden.first, std::ios::binary);
             const std::string content{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
             const Bytes stored = to_bytes(as_bytes(content));
             auto read = decode_group_detail(stored);
-            REQUIRE_MESSAGE(read, name);
+            REQUIRE_MESSAGE(read, golden.first);
             CHECK(to_hex(encode(*read)) == to_hex(stored));
-            CHECK(to_hex(encode(detail)) == to_hex(stored));
+            CHECK(to_hex(encode(golden.second)) == to_hex(stored));
         }
         CHECK(decode_group_detail(encode(of_version_3()))->old->registration == of_version_3().old->registration);
         Bytes neither = encode(of_version_3());

@@ -68,9 +68,9 @@ TEST_SUITE("manager") {
             {"0", small(0)},         {"1", small(1)},        {"p - 1", prime_minus(1)}, {"p", prime_minus(0)},
             {"above", filled(0xFF)}, {"-2", prime_minus(2)}, {"-4", prime_minus(4)},    {"p again", above},
         };
-        for (const auto& [name, value] : all) {
-            auto shared = half->share(value);
-            CAPTURE(name);
+        for (const auto& half_of_other : all) {
+            auto shared = half->share(half_of_other.second);
+            CAPTURE(half_of_other.first);
             REQUIRE(shared.has_error());
             CHECK(shared.error().code == Errc::usage);
         }

@@ -4,6 +4,7 @@
 
 #include "check.hpp"
 #include "crash_images.hpp"
+#include "every.hpp"
 #include "fault_file.hpp"
 #include "run_task.hpp"
 
@@ -211,13 +212,13 @@ TEST_SUITE("store") {
                 ++refused;
             }
         };
-        for (std::size_t at = 0; at < slots_at; at += at % 4096 < 80 || at % 4096 > 4060 ? 1 : 7) {
+        for (std::size_t at = 0; at < slots_at; at += at % 4096 < 80 || at % 4096 > 4060 ? 1 : 7 * test::every) {
             flip(at, static_cast<std::byte>(1U << (at % 8)));
             ++flips;
         }
         CHECK(healed == flips); // each is in one of two copies
         const int before = refused;
-        for (std::size_t at = 0; at < 16384; at += at < 4200 ? 1 : 5) {
+        for (std::size_t at = 0; at < 16384; at += at < 4200 ? test::every : 5 * test::every) {
             flip(slots_at + at, std::byte{0x10});
             flip(slots_at + capacity + at, std::byte{0x10});
         }

@@ -72,7 +72,7 @@ TEST_SUITE("util") {
         }
     }
     TEST_CASE("command line: what is wrong is named") {
-        for (auto& [args, word] :
+        for (const auto& wrong :
              std::vector<std::pair<std::vector<std::string>, std::string>>{{{"--stor=x"}, "stor"},
                                                                            {{"--nonsense"}, "nonsense"},
                                                                            {{"stray"}, "stray"},
@@ -80,11 +80,11 @@ TEST_SUITE("util") {
                                                                            {{"--store=a", "--store=b"}, "store"},
                                                                            {{"--store"}, "store"},
                                                                            {{"-x"}, "x"}}) {
-            CAPTURE(word);
-            auto c = parse(args);
+            CAPTURE(wrong.second);
+            auto c = parse(wrong.first);
             REQUIRE_FALSE(c);
             CHECK(c.error().code == Errc::usage);
-            CHECK(c.error().message.find(word) != std::string::npos);
+            CHECK(c.error().message.find(wrong.second) != std::string::npos);
         }
         auto c = parse({"--create=perhaps"});
         REQUIRE(c);
