@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG, CLONE_NEWNS, MS_REC, MS_PRIVATE = 1, 0x00020000, 0x4000, 1 << 
 def need_root():
     """Runs this test file again through sudo if it is not root's."""
     if os.geteuid() != 0:
-        keep = [f"{k}={os.environ[k]}" for k in ("VTPMD", "VTPMCTL", "VTPMD_SLOW", "ASAN_OPTIONS", "UBSAN_OPTIONS") if k in os.environ]
+        keep = [f"{k}={v}" for k, v in os.environ.items() if k.startswith("VTPM") or k in ("ASAN_OPTIONS", "UBSAN_OPTIONS")]
         os.execvp("sudo", ["sudo", "-n", "env", *keep, sys.executable, "-E", "-s", "-B", *sys.argv])
 
 

@@ -22,7 +22,7 @@ def boot_files():
     """(kernel, initrd), made once."""
     image = os.path.join(parts.HERE, "image")
     sources = [*sorted(glob.glob(os.path.join(image, "*"))), *sorted(glob.glob(os.path.join(HERE, "image", "*"))),
-               parts.__file__, __file__]
+               parts.LAB_AGENT, parts.__file__, __file__]
     state = hashlib.sha256(b"".join(open(s, "rb").read() for s in sources)).hexdigest()[:16]
     with parts.locked():
         kernel, initrd = parts.one("boot/vmlinuz-*"), os.path.join(parts.CACHE, f"qemu.{state}.cpio")
@@ -37,7 +37,8 @@ def boot_files():
             parts.add_tpm2_tools(tree)
             for tool in TOOLS:
                 tree.link("bin/" + tool, "tpm2")
-            for source in [os.path.join(image, n) for n in ("agent", "await", "tpm-send")] + [os.path.join(HERE, "image", "init")]:
+            tree.program(parts.LAB_AGENT, "bin/agent")
+            for source in (os.path.join(image, "await"), os.path.join(HERE, "image", "init")):
                 with open(source, "rb") as f:
                     name = os.path.basename(source)
                     tree.file("init" if name == "init" else "bin/" + name, f.read(), 0o755)
@@ -123,7 +124,7 @@ class Machine:
 
     def reboot(self):
         """The guest's own, through the firmware again."""
-        self.guest._sock.sendall(b"1 5 " + base64.b64encode(b"reboot -f") + b"\n")
+        self.guest._sock.sendall(b"1 5 script " + base64.b64encode(b"reboot -f") + b"\n")
         self.guest.wait_ready()
 
     def power_off(self):

@@ -29,23 +29,17 @@ NO_KERNEL_DRIVER = "initcall_blacklist=init_tis"  # Debian's kernel has tpm_tis 
 
 
 class Shell:
-    """Something that runs shell scripts: exchange() sends one and gives the agent's answering line."""
+    """A domain with an agent (agent.cpp), which runs shell scripts for the test."""
     name = "?"
 
-    def __init__(self):
-        self._numbers = itertools.count(1)
-
-    def exchange(self, number, seconds, script):
+    def ask(self, seconds, *request):
+        """(status, output) of a request to the agent."""
         raise NotImplementedError
 
     def run(self, script, ok=True, seconds=PATIENCE):
         """(status, output and errors together). With ok it must succeed."""
-        number = next(self._numbers)
-        line = self.exchange(number, seconds, base64.b64encode(script.encode()).decode())
-        found = re.fullmatch(rf"@@ {number} (\d+) ?(\S*)", line)
-        if not found:
-            raise AssertionError(f"{self.name}: '{line[:200]}' instead of an answer to '{script}'")
-        status, text = int(found[1]), base64.b64decode(found[2]).decode(errors="replace")
+        status, output = self.ask(seconds, "script", base64.b64encode(script.encode()).decode())
+        text = output.decode(errors="replace")
         if ok and status != 0:
             raise AssertionError(f"{self.name}: {script}: status {status}\n{text}")
         return status, text
@@ -74,7 +68,9 @@ class RemoteTpm(tpm.Client):
         pass
 
     def raw(self, frame):
-        answer = base64.b64decode(self.shell.sh(f"tpm-send {self.where} {base64.b64encode(frame).decode()}"))
+        status, answer = self.shell.ask(PATIENCE, "tpm", self.where, base64.b64encode(frame).decode())
+        if status:
+            raise AssertionError(f"{self.shell.name}: {self.where}: status {status} in answer to {frame.hex()}\n{answer.decode(errors='replace')}")
         if len(answer) < 10:
             raise AssertionError(f"{self.shell.name}: {len(answer)} bytes from {self.where} in answer to {frame.hex()}")
         return answer
@@ -85,8 +81,8 @@ class Dom0(Shell):
     name = "dom0"
 
     def __init__(self, sock):
-        super().__init__()
         self._sock, self._buffer = sock, b""
+        self._numbers = itertools.count(1)
 
     def line(self, seconds):
         deadline = time.monotonic() + seconds
@@ -107,19 +103,26 @@ class Dom0(Shell):
         while "@@ ready" not in self.line(deadline - time.monotonic()):
             pass
 
-    def exchange(self, number, seconds, script):
-        self._sock.sendall(f"{number} {int(seconds)} {script}\n".encode())
-        return self.line(seconds + 10)
+    def ask(self, seconds, *request):
+        number, request = next(self._numbers), " ".join(str(word) for word in request)
+        self._sock.sendall(f"{number} {int(seconds)} {request}\n".encode())
+        line = self.line(seconds + 10)
+        found = re.fullmatch(rf"@@ {number} (\d+|failed) ?(\S*)", line)
+        if not found:
+            raise AssertionError(f"{self.name}: '{line[:200]}' instead of an answer to '{request[:200]}'")
+        output = base64.b64decode(found[2])
+        if found[1] == "failed":
+            raise AssertionError(f"{self.name}: {request[:200]}: {output.decode(errors='replace')}")
+        return int(found[1]), output
 
     def end(self):
-        self._sock.sendall(b"0 0 -\n")
+        self._sock.sendall(b"0 0\n")
 
 
 class Guest(Shell):
     """A PV guest of dom0's `xl`, with an agent on its console. `vtpm` is what xl's configuration says of its vTPM."""
 
     def __init__(self, dom0, name, vtpm="", memory=160, kernel="/boot/vmlinux"):
-        super().__init__()
         self.dom0, self.name, self.vtpm, self.memory, self.kernel = dom0, name, vtpm, memory, kernel
         self.config = f"/run/{name}.cfg"
 
@@ -141,15 +144,15 @@ class Guest(Shell):
         return status, text
 
     def wait_ready(self, seconds=60 * harness.SLOW):
-        self.dom0.sh(f"in-guest {self.name} 2>>/run/log/{self.name}.console", seconds=seconds)
+        self.find_console(seconds)
+        self.dom0.ask(seconds, "guest", self.name)
 
     def find_console(self, seconds=PATIENCE):
         """To be called when the guest has come back in another domain with its agent running (restored)."""
         self.dom0.sh(f"find-guest {self.name}", seconds=seconds)
 
-    def exchange(self, number, seconds, script):
-        return self.dom0.sh(f"in-guest {self.name} {number} {int(seconds)} {script} 2>>/run/log/{self.name}.console",
-                            seconds=seconds + 5).strip()
+    def ask(self, seconds, *request):
+        return self.dom0.ask(seconds + 5, "guest", self.name, int(seconds), *request)
 
     def domid(self):
         return int(self.dom0.sh(f"xl domid {self.name}"))

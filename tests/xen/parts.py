@@ -20,6 +20,7 @@ import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("VTPMD_XENLAB", "/var/tmp/vtpmd-xenlab")
+LAB_AGENT = os.environ.get("VTPMD_LAB_AGENT", "build/tests/xen/lab_agent")
 TPM_FRONT = os.environ.get("VTPMD_TPM_FRONT", "build/tests/xen/tpm_front")
 XEN_GUEST = os.path.join(HERE, "..", "..", "contrib", "xl", "vtpmd-xen-guest")
 VTPM_PROXY = os.environ.get("VTPMD_VTPM_PROXY", "build/tools/vtpm-proxy/vtpm-proxy")
@@ -207,7 +208,8 @@ def add_modules(tree, names):
 
 
 def add_scripts(tree):
-    """init, and the commands that the tests run in the lab's domains."""
+    """init, what the tests run in the lab's domains, and the agent that runs it for them."""
+    tree.program(LAB_AGENT, "bin/agent")
     for name in os.listdir(os.path.join(HERE, "image")):
         with open(os.path.join(HERE, "image", name), "rb") as f:
             tree.file("init" if name == "init" else "bin/" + name, f.read(), 0o755)
@@ -262,7 +264,8 @@ class Parts:
             self._initrd(vtpmd)
 
     def _initrd(self, vtpmd):
-        sources = [vtpmd, TPM_FRONT, VTPM_PROXY, XEN_GUEST, *sorted(glob.glob(os.path.join(HERE, "image", "*"))), os.path.abspath(__file__)]
+        sources = [vtpmd, LAB_AGENT, TPM_FRONT, VTPM_PROXY, XEN_GUEST, *sorted(glob.glob(os.path.join(HERE, "image", "*"))),
+                   os.path.abspath(__file__)]
         state = hashlib.sha256(repr([(s, os.stat(s).st_mtime_ns, os.stat(s).st_size) for s in sources]).encode()).hexdigest()
         stamp = os.path.join(CACHE, "initrd.made-of")
         with contextlib.suppress(FileNotFoundError):
