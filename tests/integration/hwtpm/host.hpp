@@ -33,6 +33,8 @@ class Host {
     Host& operator=(const Host&) = delete;
     ~Host();
 
+    [[nodiscard]] TpmVersion version() const { return version_; }
+
     /// Boots the manager on the store; `create` makes one.
     Result<void> start(bool create = false);
     /// A clean stop.
