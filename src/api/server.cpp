@@ -27,7 +27,6 @@ using Protocol = asio::local::stream_protocol;
 using Socket = Protocol::socket;
 using Parser = http::request_parser<http::string_body>;
 
-constexpr auto shortage_pause = std::chrono::milliseconds(200);
 /// Bytes of a long answer that are in memory at a time.
 constexpr std::size_t stream_piece = 65536;
 
@@ -65,26 +64,8 @@ class Server final : public manager::Management {
         , work_(parts_.executor, parts_.log) {}
 
     Task<> run() override {
-        for (;;) {
-            auto [ec, socket] = co_await acceptor_.async_accept(use_tuple);
-            if (ec == asio::error::operation_aborted) {
-                co_return;
-            }
-            if (is_accept_shortage(ec)) {
-                if (auto verdict = shortages_.allow(parts_.clock.now()); verdict.allowed) {
-                    parts_.log.error("accepting management: {}; waiting ({} such lines held back)", ec.message(),
-                                     verdict.suppressed);
-                }
-                if (auto stopped = co_await parts_.clock.sleep_for(shortage_pause)) {
-                    co_return;
-                }
-                continue;
-            }
-            if (ec) {
-                throw boost::system::system_error(ec, "accepting management");
-            }
-            admit(std::move(socket));
-        }
+        return accept_each(acceptor_, parts_.clock, parts_.log, "management",
+                           [this](Socket socket) { admit(std::move(socket)); });
     }
 
     Task<> stop() override {
@@ -281,7 +262,6 @@ class Server final : public manager::Management {
     manager::ManagementParts parts_;
     Protocol::acceptor acceptor_;
     RateLimit refusals_;
-    RateLimit shortages_;
     std::size_t full_ = 0;   ///< connections of peers with full rights
     std::size_t others_ = 0; ///< and of all others
     TaskGroup sessions_;     ///< one task a connection

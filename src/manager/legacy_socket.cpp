@@ -10,8 +10,6 @@ namespace legacy = proto::legacy;
 
 namespace {
 
-constexpr auto accept_pause = std::chrono::milliseconds(200);
-
 Task<Result<void>> read_all(asio::local::stream_protocol::socket& socket, MutByteView into) {
     auto [ec, n] = co_await asio::async_read(socket, asio::buffer(into.data(), into.size()), use_tuple);
     if (ec) {
@@ -37,26 +35,8 @@ LegacySocket::LegacySocket(UniqueFd listening, Options options, Parts parts)
     , connections_(parts_.executor, parts_.log) {}
 
 Task<> LegacySocket::run() {
-    for (;;) {
-        auto [ec, socket] = co_await acceptor_.async_accept(use_tuple);
-        if (ec == asio::error::operation_aborted) {
-            co_return;
-        }
-        if (is_accept_shortage(ec)) {
-            if (auto verdict = shortages_.allow(parts_.clock.now()); verdict.allowed) {
-                parts_.log.error("accepting a toolstack: {}; waiting ({} such lines held back)", ec.message(),
-                                 verdict.suppressed);
-            }
-            if (auto stopped = co_await parts_.clock.sleep_for(accept_pause)) {
-                co_return;
-            }
-            continue;
-        }
-        if (ec) {
-            throw boost::system::system_error(ec, "accepting a toolstack");
-        }
-        admit(std::move(socket));
-    }
+    return accept_each(acceptor_, parts_.clock, parts_.log, "a toolstack",
+                       [this](Protocol::socket socket) { admit(std::move(socket)); });
 }
 
 Task<> LegacySocket::stop() {

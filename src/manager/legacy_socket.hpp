@@ -46,7 +46,6 @@ class LegacySocket {
     Protocol::acceptor acceptor_;
     TaskGroup connections_;
     RateLimit refusals_;
-    RateLimit shortages_;
 };
 
 } // namespace vtpmd::manager

@@ -15,7 +15,6 @@ namespace {
 
 constexpr const char* group_name = "vtpmd";
 constexpr int backlog = 1024;
-constexpr auto shortage_pause = std::chrono::milliseconds(200);
 
 /// True once the peer has closed or the connection broke, even with bytes still to be read.
 bool peer_hung_up(int fd) {
@@ -127,26 +126,8 @@ Listener::Listener(Protocol::acceptor acceptor, Options options, Parts parts)
     , acceptor_(std::move(acceptor)) {}
 
 Task<> Listener::run() {
-    for (;;) {
-        auto [ec, socket] = co_await acceptor_.async_accept(use_tuple);
-        if (ec == asio::error::operation_aborted) {
-            co_return;
-        }
-        if (is_accept_shortage(ec)) {
-            if (auto verdict = shortages_.allow(parts_.clock.now()); verdict.allowed) {
-                parts_.log.error("accepting vTPMs: {}; waiting ({} such lines held back)", ec.message(),
-                                 verdict.suppressed);
-            }
-            if (auto stopped = co_await parts_.clock.sleep_for(shortage_pause)) {
-                co_return;
-            }
-            continue;
-        }
-        if (ec) {
-            throw boost::system::system_error(ec, "accepting vTPMs");
-        }
-        admit(std::move(socket));
-    }
+    return accept_each(acceptor_, parts_.clock, parts_.log, "vTPMs",
+                       [this](Protocol::socket socket) { admit(std::move(socket)); });
 }
 
 void Listener::admit(Protocol::socket socket) {

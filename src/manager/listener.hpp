@@ -54,7 +54,6 @@ class Listener {
     Parts parts_;
     Protocol::acceptor acceptor_;
     RateLimit refusals_;
-    RateLimit shortages_;
 };
 
 /// A link over a connected socket that was made for one vTPM (a spawned instance has the other end).

@@ -11,6 +11,17 @@
 
 namespace vtpmd {
 
+namespace {
+
+constexpr auto shortage_pause = std::chrono::milliseconds(200);
+
+bool is_shortage(const error_code& ec) {
+    return ec == asio::error::no_descriptors || ec == asio::error::no_buffer_space || ec == asio::error::no_memory ||
+           ec.value() == ENFILE || ec.value() == ECONNABORTED;
+}
+
+} // namespace
+
 std::optional<gid_t> find_group(const std::string& name) {
     struct group entry {};
     struct group* found = nullptr;
@@ -52,9 +63,29 @@ bool peer_has_ended(int fd) {
     return ::poll(&ended, 1, 0) == 1;
 }
 
-bool is_accept_shortage(const error_code& ec) {
-    return ec == asio::error::no_descriptors || ec == asio::error::no_buffer_space || ec == asio::error::no_memory ||
-           ec.value() == ENFILE || ec.value() == ECONNABORTED;
+Task<> accept_each(asio::local::stream_protocol::acceptor& acceptor, Clock& clock, const Log& log, std::string whom,
+                   std::function<void(asio::local::stream_protocol::socket)> admit) {
+    RateLimit shortages;
+    for (;;) {
+        auto [ec, socket] = co_await acceptor.async_accept(use_tuple);
+        if (ec == asio::error::operation_aborted) {
+            co_return;
+        }
+        if (is_shortage(ec)) {
+            if (auto verdict = shortages.allow(clock.now()); verdict.allowed) {
+                log.error("accepting {}: {}; waiting ({} such lines held back)", whom, ec.message(),
+                          verdict.suppressed);
+            }
+            if (auto stopped = co_await clock.sleep_for(shortage_pause)) {
+                co_return;
+            }
+            continue;
+        }
+        if (ec) {
+            throw boost::system::system_error(ec, "accepting " + whom);
+        }
+        admit(std::move(socket));
+    }
 }
 
 } // namespace vtpmd

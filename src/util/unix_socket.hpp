@@ -1,8 +1,10 @@
-// What both listeners ask of the operating system about their sockets and the peers there.
+// What listeners ask of the operating system about their sockets and the peers there, and how they accept.
 #pragma once
 
-#include "util/asio.hpp"
+#include "util/clock.hpp"
+#include "util/log.hpp"
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <sys/types.h>
@@ -17,7 +19,11 @@ namespace vtpmd {
 /// Whether the process at the other end, which called listen() or socketpair(), has ended: the kernel holds the socket open for a
 /// while where it still works on what a killed process asked of a disk. False if it cannot be told (another PID namespace).
 [[nodiscard]] bool peer_has_ended(int fd);
-/// What makes accept() fail for a while only: want of descriptors or memory, a peer that left at once.
-[[nodiscard]] bool is_accept_shortage(const error_code& ec);
+
+/// Accepts until cancelled, and hands each connection to `admit`. What makes accept() fail for a while only (want of descriptors or
+/// memory, a peer that left at once) is waited out, and logged as "accepting `whom`"; anything else is thrown. The references
+/// outlive the task, and so does what `admit` has.
+Task<> accept_each(asio::local::stream_protocol::acceptor& acceptor, Clock& clock, const Log& log, std::string whom,
+                   std::function<void(asio::local::stream_protocol::socket)> admit);
 
 } // namespace vtpmd

@@ -2,11 +2,13 @@
 #include "manager/listener.hpp"
 
 #include "manager_machine.hpp"
+#include "util/unix_socket.hpp"
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -136,6 +138,32 @@ TEST_SUITE("manager listener") {
         CHECK(rig.until([&] { return rig.service->link_count() == 100; }));
         peers.clear();
         CHECK(rig.until([&] { return rig.service->link_count() == 0 && rig.links.empty(); }));
+    }
+    TEST_CASE("no descriptors left: one line, and who came is admitted when there are some again") {
+        const Directory dir;
+        const std::string path = dir.path + "/s";
+        fakes::Loop loop;
+        TaskGroup tasks(loop.io.get_executor(), loop.log);
+        asio::local::stream_protocol::acceptor acceptor(loop.io, asio::local::stream_protocol(),
+                                                        listen_unix(path).value().release());
+        const UniqueFd peer = connect_to(path);
+        int admitted = 0;
+        rlimit before{};
+        ::getrlimit(RLIMIT_NOFILE, &before);
+        const int next = UniqueFd(::dup(peer.get())).get();
+        const rlimit tight{static_cast<rlim_t>(next), before.rlim_max};
+        ::setrlimit(RLIMIT_NOFILE, &tight);
+        tasks.spawn("accepting", accept_each(acceptor, loop.clock, loop.log, "a peer",
+                                             [&admitted](asio::local::stream_protocol::socket) { ++admitted; }));
+        CHECK(loop.until([&] { return loop.logged("accepting a peer: "); }));
+        ::setrlimit(RLIMIT_NOFILE, &before);
+        loop.settle();
+        CHECK(admitted == 0); // it waits
+        loop.clock.advance(std::chrono::seconds(1));
+        CHECK(loop.until([&] { return admitted == 1; }));
+        CHECK(loop.lines.size() == 1);
+        tasks.cancel();
+        loop.run(tasks.join());
     }
     TEST_CASE("over the limit, or not allowed: closed at once, and the others go on") {
         Rig rig({.connection_limit = 2, .allowed = allowed_peers()});
