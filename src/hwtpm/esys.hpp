@@ -2,6 +2,7 @@
 #pragma once
 
 #include "hwtpm/tcti.hpp"
+#include "util/free_by.hpp"
 #include "util/secret_bytes.hpp"
 
 #include <memory>
@@ -19,11 +20,8 @@ namespace vtpmd::hwtpm {
 }
 
 /// Memory that ESAPI hands out.
-struct EsysFree {
-    void operator()(void* p) const noexcept { Esys_Free(p); }
-};
 template <typename T>
-using EsysPtr = std::unique_ptr<T, EsysFree>;
+using EsysPtr = std::unique_ptr<T, FreeBy<Esys_Free>>;
 /// The same for structures that hold secrets.
 struct EsysCleanse {
     std::size_t size;

@@ -17,19 +17,12 @@ constexpr std::size_t modulus_size = 256;
 constexpr std::size_t coordinate_size = 32;
 constexpr std::byte uncompressed{0x04}; // SEC 1, section 2.3.3
 
-template <auto F>
-struct Free {
-    template <typename T>
-    void operator()(T* p) const noexcept {
-        F(p);
-    }
-};
-using Number = std::unique_ptr<BIGNUM, Free<BN_free>>;
-using ParamBuild = std::unique_ptr<OSSL_PARAM_BLD, Free<OSSL_PARAM_BLD_free>>;
-using Params = std::unique_ptr<OSSL_PARAM, Free<OSSL_PARAM_free>>;
-using KeyContext = std::unique_ptr<EVP_PKEY_CTX, Free<EVP_PKEY_CTX_free>>;
-using DigestContext = std::unique_ptr<EVP_MD_CTX, Free<EVP_MD_CTX_free>>;
-using Signature = std::unique_ptr<ECDSA_SIG, Free<ECDSA_SIG_free>>;
+using Number = std::unique_ptr<BIGNUM, FreeBy<BN_free>>;
+using ParamBuild = std::unique_ptr<OSSL_PARAM_BLD, FreeBy<OSSL_PARAM_BLD_free>>;
+using Params = std::unique_ptr<OSSL_PARAM, FreeBy<OSSL_PARAM_free>>;
+using KeyContext = std::unique_ptr<EVP_PKEY_CTX, FreeBy<EVP_PKEY_CTX_free>>;
+using DigestContext = std::unique_ptr<EVP_MD_CTX, FreeBy<EVP_MD_CTX_free>>;
+using Signature = std::unique_ptr<ECDSA_SIG, FreeBy<ECDSA_SIG_free>>;
 
 Error no_key() { return make_error(Errc::protocol, "not a public key that OpenSSL takes"); }
 
@@ -111,7 +104,7 @@ Result<Bytes> to_spki(const PublicKey& key) {
 }
 
 Result<Bytes> spki_of_pem(std::string_view pem) {
-    const std::unique_ptr<BIO, Free<BIO_free>> in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+    const std::unique_ptr<BIO, FreeBy<BIO_free>> in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
     unsigned char* data = nullptr;
     long size = 0;
     if (!in || PEM_bytes_read_bio(&data, &size, nullptr, PEM_STRING_PUBLIC, in.get(), &no_password, nullptr) != 1) {
@@ -124,7 +117,7 @@ Result<Bytes> spki_of_pem(std::string_view pem) {
 }
 
 std::string pem_of_spki(ByteView spki) {
-    const std::unique_ptr<BIO, Free<BIO_free_all>> out(BIO_new(BIO_s_mem()));
+    const std::unique_ptr<BIO, FreeBy<BIO_free_all>> out(BIO_new(BIO_s_mem()));
     if (spki.empty() || !out ||
         PEM_write_bio(out.get(), PEM_STRING_PUBLIC, "", uchar_ptr(spki), static_cast<long>(spki.size())) <= 0) {
         return {};

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "util/bytes.hpp"
+#include "util/free_by.hpp"
 #include "util/result.hpp"
 
 #include <memory>
@@ -12,10 +13,7 @@
 
 namespace vtpmd::hwtpm {
 
-struct PkeyFree {
-    void operator()(EVP_PKEY* key) const noexcept { EVP_PKEY_free(key); }
-};
-using Pkey = std::unique_ptr<EVP_PKEY, PkeyFree>;
+using Pkey = std::unique_ptr<EVP_PKEY, FreeBy<EVP_PKEY_free>>;
 
 enum class KeyType { rsa_2048, ecdsa_p256 };
 

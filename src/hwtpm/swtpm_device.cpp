@@ -4,6 +4,7 @@
 #include "tpm/commands.hpp"
 #include "tpm/header.hpp"
 #include "util/fd.hpp"
+#include "util/free_by.hpp"
 #include "util/wire.hpp"
 
 #include <cerrno>
@@ -74,7 +75,7 @@ Result<UniqueFd> connect_tcp(const std::string& host, unsigned port) {
     if (int rc = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list); rc != 0) {
         return make_error(Errc::not_found, "{}: {}", what, ::gai_strerror(rc));
     }
-    std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(list, &::freeaddrinfo);
+    std::unique_ptr<addrinfo, FreeBy<::freeaddrinfo>> owner(list);
     Result<UniqueFd> last = make_error(Errc::not_found, "{}: no address", what);
     for (addrinfo* a = list; a != nullptr; a = a->ai_next) {
         UniqueFd fd(::socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol));

@@ -1,6 +1,7 @@
 #include "manager/old_recovery.hpp"
 
 #include "store/aead.hpp"
+#include "util/free_by.hpp"
 #include "util/wire.hpp"
 
 #include <array>
@@ -19,18 +20,11 @@ using proto::management::number_size;
 
 constexpr std::size_t counter_size = 16;
 
-template <auto F>
-struct DhFree {
-    template <typename T>
-    void operator()(T* p) const noexcept {
-        F(p);
-    }
-};
-using DhContext = std::unique_ptr<EVP_PKEY_CTX, DhFree<EVP_PKEY_CTX_free>>;
-using DhNumber = std::unique_ptr<BIGNUM, DhFree<BN_free>>;
-using DhBuild = std::unique_ptr<OSSL_PARAM_BLD, DhFree<OSSL_PARAM_BLD_free>>;
-using DhParams = std::unique_ptr<OSSL_PARAM, DhFree<OSSL_PARAM_free>>;
-using BlobCipher = std::unique_ptr<EVP_CIPHER_CTX, DhFree<EVP_CIPHER_CTX_free>>;
+using DhContext = std::unique_ptr<EVP_PKEY_CTX, FreeBy<EVP_PKEY_CTX_free>>;
+using DhNumber = std::unique_ptr<BIGNUM, FreeBy<BN_free>>;
+using DhBuild = std::unique_ptr<OSSL_PARAM_BLD, FreeBy<OSSL_PARAM_BLD_free>>;
+using DhParams = std::unique_ptr<OSSL_PARAM, FreeBy<OSSL_PARAM_free>>;
+using BlobCipher = std::unique_ptr<EVP_CIPHER_CTX, FreeBy<EVP_CIPHER_CTX_free>>;
 
 Error no_dh() { return make_error(Errc::unavailable, "OpenSSL could not do Diffie-Hellman in modp_2048"); }
 Error bad_half() {

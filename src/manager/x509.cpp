@@ -1,6 +1,7 @@
 #include "manager/x509.hpp"
 
 #include "hwtpm/public_key.hpp"
+#include "util/free_by.hpp"
 #include "util/text.hpp"
 
 #include <array>
@@ -28,26 +29,19 @@ constexpr int serial_bits = 127;                  // positive, and unlike any ot
 /// The subject of a CA stands in every certificate that it issues, and these have room for little (ek_certificate_limit).
 constexpr int subject_limit = 512;
 
-template <auto F>
-struct X509Free {
-    template <typename T>
-    void operator()(T* p) const noexcept {
-        F(p);
-    }
-};
-using Certificate = std::unique_ptr<X509, X509Free<X509_free>>;
-using CertificateRequest = std::unique_ptr<X509_REQ, X509Free<X509_REQ_free>>;
-using Extension = std::unique_ptr<X509_EXTENSION, X509Free<X509_EXTENSION_free>>;
-using Name = std::unique_ptr<X509_NAME, X509Free<X509_NAME_free>>;
-using Object = std::unique_ptr<ASN1_OBJECT, X509Free<ASN1_OBJECT_free>>;
-using Time = std::unique_ptr<ASN1_TIME, X509Free<ASN1_TIME_free>>;
-using Integer = std::unique_ptr<ASN1_INTEGER, X509Free<ASN1_INTEGER_free>>;
-using BigNumber = std::unique_ptr<BIGNUM, X509Free<BN_free>>;
-using Memory = std::unique_ptr<BIO, X509Free<BIO_free_all>>;
+using Certificate = std::unique_ptr<X509, FreeBy<X509_free>>;
+using CertificateRequest = std::unique_ptr<X509_REQ, FreeBy<X509_REQ_free>>;
+using Extension = std::unique_ptr<X509_EXTENSION, FreeBy<X509_EXTENSION_free>>;
+using Name = std::unique_ptr<X509_NAME, FreeBy<X509_NAME_free>>;
+using Object = std::unique_ptr<ASN1_OBJECT, FreeBy<ASN1_OBJECT_free>>;
+using Time = std::unique_ptr<ASN1_TIME, FreeBy<ASN1_TIME_free>>;
+using Integer = std::unique_ptr<ASN1_INTEGER, FreeBy<ASN1_INTEGER_free>>;
+using BigNumber = std::unique_ptr<BIGNUM, FreeBy<BN_free>>;
+using Memory = std::unique_ptr<BIO, FreeBy<BIO_free_all>>;
 using hwtpm::Pkey;
 
 void free_extensions(STACK_OF(X509_EXTENSION) * all) { sk_X509_EXTENSION_pop_free(all, X509_EXTENSION_free); }
-using Extensions = std::unique_ptr<STACK_OF(X509_EXTENSION), X509Free<free_extensions>>;
+using Extensions = std::unique_ptr<STACK_OF(X509_EXTENSION), FreeBy<free_extensions>>;
 
 Error x509_refused(std::string_view what) { return make_error(Errc::unsupported, "OpenSSL refuses {}", what); }
 
@@ -130,7 +124,7 @@ Extension specification_extension(TpmVersion family, const proto::TpmDescription
     const Bytes specification = der_value(sequence, der_join({name, der_number(tpm.level), der_number(tpm.revision)}));
     const Bytes attribute = der_value(sequence, der_join({oid, der_value(set, specification)}));
     const Bytes all = der_value(sequence, attribute);
-    const std::unique_ptr<ASN1_OCTET_STRING, X509Free<ASN1_OCTET_STRING_free>> value(ASN1_OCTET_STRING_new());
+    const std::unique_ptr<ASN1_OCTET_STRING, FreeBy<ASN1_OCTET_STRING_free>> value(ASN1_OCTET_STRING_new());
     if (!value || ASN1_OCTET_STRING_set(value.get(), uchar_ptr(all), static_cast<int>(all.size())) != 1) {
         return nullptr;
     }
@@ -147,8 +141,8 @@ bool add_tpm_name(X509* to, const proto::TpmDescription& tpm) {
         !add_to_name(name.get(), at_tpm_version, tcg_id(tpm.firmware))) {
         return false;
     }
-    const std::unique_ptr<GENERAL_NAMES, X509Free<GENERAL_NAMES_free>> names(sk_GENERAL_NAME_new_null());
-    std::unique_ptr<GENERAL_NAME, X509Free<GENERAL_NAME_free>> one(GENERAL_NAME_new());
+    const std::unique_ptr<GENERAL_NAMES, FreeBy<GENERAL_NAMES_free>> names(sk_GENERAL_NAME_new_null());
+    std::unique_ptr<GENERAL_NAME, FreeBy<GENERAL_NAME_free>> one(GENERAL_NAME_new());
     if (!names || !one) {
         return false;
     }
@@ -177,7 +171,7 @@ Certificate begun_certificate(std::uint64_t unix_time) {
 }
 
 SecretBytes private_der(EVP_PKEY* key) {
-    const std::unique_ptr<PKCS8_PRIV_KEY_INFO, X509Free<PKCS8_PRIV_KEY_INFO_free>> info(EVP_PKEY2PKCS8(key));
+    const std::unique_ptr<PKCS8_PRIV_KEY_INFO, FreeBy<PKCS8_PRIV_KEY_INFO_free>> info(EVP_PKEY2PKCS8(key));
     unsigned char* raw = nullptr;
     const int size = info ? i2d_PKCS8_PRIV_KEY_INFO(info.get(), &raw) : 0;
     if (size <= 0) {

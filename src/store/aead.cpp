@@ -1,5 +1,7 @@
 #include "store/aead.hpp"
 
+#include "util/free_by.hpp"
+
 #include <cstring>
 #include <limits>
 #include <openssl/core_names.h>
@@ -17,10 +19,7 @@ void require(bool ok, const char* what) {
     }
 }
 
-struct CipherFree {
-    void operator()(EVP_CIPHER_CTX* c) const { EVP_CIPHER_CTX_free(c); }
-};
-using CipherContext = std::unique_ptr<EVP_CIPHER_CTX, CipherFree>;
+using CipherContext = std::unique_ptr<EVP_CIPHER_CTX, FreeBy<EVP_CIPHER_CTX_free>>;
 
 int as_int(std::size_t n) {
     require(n <= static_cast<std::size_t>(std::numeric_limits<int>::max()), "size check");
@@ -103,13 +102,9 @@ Digest sha256(std::initializer_list<ByteView> pieces) {
 }
 
 SecretBytes hmac_sha256(ByteView key, std::initializer_list<ByteView> pieces) {
-    struct Free {
-        void operator()(EVP_MAC* m) const { EVP_MAC_free(m); }
-        void operator()(EVP_MAC_CTX* c) const { EVP_MAC_CTX_free(c); }
-    };
-    const std::unique_ptr<EVP_MAC, Free> mac(EVP_MAC_fetch(nullptr, "HMAC", nullptr));
+    const std::unique_ptr<EVP_MAC, FreeBy<EVP_MAC_free>> mac(EVP_MAC_fetch(nullptr, "HMAC", nullptr));
     require(mac != nullptr, "HMAC");
-    const std::unique_ptr<EVP_MAC_CTX, Free> c(EVP_MAC_CTX_new(mac.get()));
+    const std::unique_ptr<EVP_MAC_CTX, FreeBy<EVP_MAC_CTX_free>> c(EVP_MAC_CTX_new(mac.get()));
     require(c != nullptr, "HMAC");
     char name[] = "SHA256";
     const OSSL_PARAM parameters[] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, name, 0),

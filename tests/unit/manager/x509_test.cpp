@@ -4,6 +4,7 @@
 #include "openssl_key.hpp"
 #include "store/aead.hpp"
 #include "test_data.hpp"
+#include "util/free_by.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
@@ -23,10 +24,7 @@ const std::string directory = VTPMD_TEST_DATA;
 const Uuid uuid = parse_uuid("00112233-4455-6677-8899-aabbccddeeff").value();
 constexpr std::uint64_t now = 1'790'000'000; // in 2026
 
-struct X509Delete {
-    void operator()(X509* p) const { X509_free(p); }
-};
-using Parsed = std::unique_ptr<X509, X509Delete>;
+using Parsed = std::unique_ptr<X509, FreeBy<X509_free>>;
 
 Parsed parsed(const Bytes& der) {
     const unsigned char* at = uchar_ptr(der);
