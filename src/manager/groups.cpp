@@ -131,14 +131,7 @@ Result<GroupInfo> Groups::show(GroupId id) const {
     return out;
 }
 
-std::optional<GroupId> Groups::find(const Uuid& uuid) const {
-    for (const auto& [id, group] : parts_.vault.registry().groups()) {
-        if (group.uuid == uuid) {
-            return id;
-        }
-    }
-    return std::nullopt;
-}
+std::optional<GroupId> Groups::find(const Uuid& uuid) const { return parts_.vault.registry().find_group(uuid); }
 
 Result<void> Groups::admit(const Uuid& vtpm, const LabelHash& label) const {
     const Registry::Vtpm* known = parts_.vault.registry().find(vtpm);

@@ -60,12 +60,14 @@ Result<void> Registry::on(const TombstoneRecord& r) {
     if (!tombstones_.try_emplace(r.uuid, Tombstone{.reason = r.reason, .when = r.when, .group = r.group}).second) {
         return make_error(Errc::corrupt, "vTPM {} has two tombstones", r.uuid);
     }
-    std::erase_if(numbers_, [&r](const auto& known) { return known.second == r.uuid; });
     if (auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
         --groups_.at(it->second.group).vtpms;
         vtpms_.erase(it);
         names_.erase(r.uuid);
         resets_.erase(r.uuid);
+        if (const auto number = numbers_.extract(r.uuid)) {
+            numbered_.erase(number.mapped());
+        }
     }
     return {};
 }
@@ -144,11 +146,12 @@ Result<void> Registry::on(const CertifierRecord& r) {
 }
 
 Result<void> Registry::on(const NumberRecord& r) {
-    if (!vtpms_.contains(r.uuid) || number_of(r.uuid) || !numbers_.try_emplace(r.number, r.uuid).second) {
+    if (!vtpms_.contains(r.uuid) || number_of(r.uuid) || !numbered_.try_emplace(r.number, r.uuid).second) {
         return make_error(Errc::corrupt,
                           "number {} for vTPM {}, which is not registered, or one of them has another already",
                           r.number, r.uuid);
     }
+    numbers_.emplace(r.uuid, r.number);
     return {};
 }
 
@@ -175,7 +178,7 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
             emit(KeyRecord{.uuid = uuid, .sequence = v.sequence, .key = v.key});
         }
     }
-    for (const auto& [number, uuid] : numbers_) {
+    for (const auto& [number, uuid] : numbered_) {
         emit(NumberRecord{.uuid = uuid, .number = number});
     }
     for (const auto& [uuid, t] : tombstones_) {
@@ -192,13 +195,13 @@ const Registry::Vtpm* Registry::find(const Uuid& uuid) const {
 }
 
 const Uuid* Registry::numbered(std::uint32_t number) const {
-    auto it = numbers_.find(number);
-    return it == numbers_.end() ? nullptr : &it->second;
+    auto it = numbered_.find(number);
+    return it == numbered_.end() ? nullptr : &it->second;
 }
 
 std::optional<std::uint32_t> Registry::number_of(const Uuid& uuid) const {
-    const auto it = std::ranges::find_if(numbers_, [&uuid](const auto& known) { return known.second == uuid; });
-    return it == numbers_.end() ? std::nullopt : std::optional(it->first);
+    auto it = numbers_.find(uuid);
+    return it == numbers_.end() ? std::nullopt : std::optional(it->second);
 }
 
 const Registry::Tombstone* Registry::tombstone(const Uuid& uuid) const {
@@ -219,6 +222,11 @@ const Registry::Reset* Registry::reset(const Uuid& uuid) const {
 const Registry::Group* Registry::group(GroupId id) const {
     auto it = groups_.find(id);
     return it == groups_.end() ? nullptr : &it->second;
+}
+
+std::optional<GroupId> Registry::find_group(const Uuid& uuid) const {
+    const auto it = std::ranges::find_if(groups_, [&uuid](const auto& known) { return known.second.uuid == uuid; });
+    return it == groups_.end() ? std::nullopt : std::optional(it->first);
 }
 
 } // namespace vtpmd::manager

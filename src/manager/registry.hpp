@@ -1,7 +1,7 @@
 // What the manager knows: groups, vTPMs with their wrapped hash keys, tombstones, and how fresh all of it is. Pure: the
 // journal's records are the only way it changes (apply), and it can say itself again in records (snapshot).
 //
-// About 180 bytes a vTPM; every lookup is by hash.
+// About 180 bytes a vTPM; it, and what belongs to it, is looked up by hash.
 #pragma once
 
 #include "manager/records.hpp"
@@ -52,6 +52,8 @@ class Registry {
     [[nodiscard]] const Vtpm* find(const Uuid& uuid) const;
     [[nodiscard]] const Tombstone* tombstone(const Uuid& uuid) const;
     [[nodiscard]] const Group* group(GroupId id) const;
+    /// Looks at each; there are few.
+    [[nodiscard]] std::optional<GroupId> find_group(const Uuid& uuid) const;
     /// Empty: it has none, or is not registered.
     [[nodiscard]] std::string_view name(const Uuid& uuid) const;
     /// nullptr: it is not registered, or was never reset.
@@ -87,7 +89,8 @@ class Registry {
     // Of vTPMs that are there; beside them, since few have one.
     std::unordered_map<Uuid, std::string> names_;
     std::unordered_map<Uuid, Reset> resets_;
-    std::map<std::uint32_t, Uuid> numbers_; ///< few hosts have any
+    std::unordered_map<Uuid, std::uint32_t> numbers_; ///< few hosts have any
+    std::map<std::uint32_t, Uuid> numbered_;          ///< the same, the other way round
     std::optional<std::uint64_t> freshness_;
 };
 

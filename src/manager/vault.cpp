@@ -2,8 +2,6 @@
 
 #include "manager/key_wrap.hpp"
 
-#include <algorithm>
-
 namespace vtpmd::manager {
 
 Vault::Vault(Options options, Parts parts)
@@ -140,19 +138,16 @@ Task<Result<void>> Vault::take_back(Uuid uuid, TpmVersion version) {
     if (gone == nullptr || gone->reason != TombstoneRecord::Reason::migrated) {
         co_return make_error(Errc::tombstone, "vTPM {} was not migrated away from here", uuid);
     }
-    const auto& groups = registry_.groups();
-    const auto group = gone->group.is_nil() ? groups.find(0) : std::ranges::find_if(groups, [gone](const auto& known) {
-        return known.second.uuid == gone->group;
-    });
-    if (group == groups.end()) {
+    const std::optional<GroupId> group = gone->group.is_nil() ? GroupId{0} : registry_.find_group(gone->group);
+    if (!group) {
         co_return make_error(Errc::not_found, "vTPM {} was in group {}, which was deleted: it does not come back here",
                              uuid, gone->group);
     }
-    if (!group_open(group->first)) {
-        co_return closed_error(group->first);
+    if (!group_open(*group)) {
+        co_return closed_error(*group);
     }
-    Record record = VtpmRecord{
-        .uuid = uuid, .group = group->first, .version = version, .created = parts_.unix_time(), .returned = true};
+    Record record =
+        VtpmRecord{.uuid = uuid, .group = *group, .version = version, .created = parts_.unix_time(), .returned = true};
     co_return co_await commit(std::move(record));
 }
 

@@ -183,7 +183,29 @@ TEST_SUITE("manager") {
         }
         must(copy.apply(TombstoneRecord{.uuid = uuid_of(1)}));
         CHECK(copy.numbered(7) == nullptr);
+        CHECK_FALSE(copy.number_of(uuid_of(1)));
         must(copy.apply(NumberRecord{.uuid = uuid_of(2), .number = 7}));
+        CHECK(copy.number_of(uuid_of(2)) == 7U);
+    }
+    TEST_CASE("registry: a number goes when its vTPM migrates away, and does not come back with it") {
+        Registry registry = with_group();
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));
+        must(registry.apply(NumberRecord{.uuid = uuid_of(1), .number = 7}));
+        must(registry.apply(TombstoneRecord{.uuid = uuid_of(1), .reason = TombstoneRecord::Reason::migrated}));
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1), .returned = true}));
+        CHECK_FALSE(registry.number_of(uuid_of(1)));
+        must(registry.apply(NumberRecord{.uuid = uuid_of(1), .number = 8}));
+        CHECK(registry.number_of(uuid_of(1)) == 8U);
+        CHECK(registry.numbered(7) == nullptr);
+    }
+    TEST_CASE("registry: a group is found by its UUID, as long as it is there") {
+        Registry registry = with_group();
+        must(registry.apply(GroupRecord{.id = 3, .uuid = uuid_of(1003)}));
+        CHECK(registry.find_group(uuid_of(1000)) == GroupId{0});
+        CHECK(registry.find_group(uuid_of(1003)) == GroupId{3});
+        CHECK_FALSE(registry.find_group(uuid_of(1)));
+        must(registry.apply(GroupGoneRecord{.id = 3}));
+        CHECK_FALSE(registry.find_group(uuid_of(1003)));
     }
     TEST_CASE("registry: a snapshot rebuilds all of it") {
         Registry registry = with_group();
