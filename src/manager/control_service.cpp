@@ -82,6 +82,16 @@ Result<const Registry::Vtpm*> ControlService::find(const Uuid& uuid) const {
     return make_error(Errc::not_found, "vTPM {} is not registered with this manager", uuid);
 }
 
+Result<void> ControlService::check_at_rest(const Uuid& uuid) const {
+    if (auto found = find(uuid); !found) {
+        return found.error();
+    }
+    if (parts_.supervisor.in_charge(uuid)) {
+        return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
+    }
+    return {};
+}
+
 Result<VtpmInfo> ControlService::vtpm(const Uuid& uuid) const {
     auto found = find(uuid);
     if (!found) {
@@ -132,8 +142,8 @@ Task<Result<VtpmInfo>> ControlService::move(Uuid uuid, Uuid group) {
     if (!into) {
         co_return into.error();
     }
-    if (parts_.supervisor.in_charge(uuid)) {
-        co_return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
+    if (auto rests = check_at_rest(uuid); !rests) {
+        co_return rests.error();
     }
     auto moved = co_await parts_.service.move(uuid, *into);
     if (!moved) {
@@ -143,21 +153,15 @@ Task<Result<VtpmInfo>> ControlService::move(Uuid uuid, Uuid group) {
 }
 
 Task<Result<void>> ControlService::remove(Uuid uuid) {
-    if (auto found = find(uuid); !found) {
-        co_return found.error();
-    }
-    if (parts_.supervisor.in_charge(uuid)) {
-        co_return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
+    if (auto rests = check_at_rest(uuid); !rests) {
+        co_return rests;
     }
     co_return co_await parts_.service.remove(uuid, TombstoneRecord::Reason::deleted);
 }
 
 Task<Result<void>> ControlService::reset(Uuid uuid) {
-    if (auto found = find(uuid); !found) {
-        co_return found.error();
-    }
-    if (parts_.supervisor.in_charge(uuid)) {
-        co_return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
+    if (auto rests = check_at_rest(uuid); !rests) {
+        co_return rests;
     }
     co_return co_await parts_.service.reset(uuid);
 }

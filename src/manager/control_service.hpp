@@ -59,6 +59,8 @@ class ControlService final : public Control {
     [[nodiscard]] VtpmState state_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] VtpmInfo info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] Result<const Registry::Vtpm*> find(const Uuid& uuid) const;
+    /// Errors of find(); busy: the manager keeps an instance running for it.
+    [[nodiscard]] Result<void> check_at_rest(const Uuid& uuid) const;
     [[nodiscard]] Result<GroupId> find_group(const Uuid& uuid) const;
 
     Parts parts_;
