@@ -9,20 +9,16 @@ Task<Result<Response>> edit_vtpm(Call call) {
     if (call.body.empty()) {
         co_return make_error(Errc::usage, "say what to change: name, group");
     }
-    std::optional<Uuid> group;
-    if (call.body.contains("group")) {
-        auto parsed = parse_uuid(text_of(call.body, "group", ""));
-        if (!parsed) {
-            co_return in_context(parsed.error(), "group");
-        }
-        group = *parsed;
+    auto group = uuid_of(call.body, "group");
+    if (!group) {
+        co_return group.error();
     }
-    if (group && call.body.contains("name")) {
+    if (*group && call.body.contains("name")) {
         co_return make_error(Errc::usage, "name and group are changed one at a time, so that either is done or not");
     }
     Task<Result<manager::VtpmInfo>> change =
-        group ? call.control.move(call.uuid, *group)
-              : call.control.rename(call.uuid, std::string(text_of(call.body, "name", "")));
+        *group ? call.control.move(call.uuid, **group)
+               : call.control.rename(call.uuid, std::string(text_of(call.body, "name", "")));
     auto changed = co_await std::move(change);
     if (!changed) {
         co_return changed.error();

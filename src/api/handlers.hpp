@@ -31,6 +31,9 @@ struct Route {
 /// Of a field in hexadecimal; empty if it is not there.
 [[nodiscard]] Result<Bytes> bytes_of(const boost::json::object& body, std::string_view name);
 
+/// Of a field or parameter that names something by its UUID; nullopt if it is not there.
+[[nodiscard]] Result<std::optional<Uuid>> uuid_of(const boost::json::object& fields, std::string_view name);
+
 /// Deep quotes for the operator (quote_routes.cpp).
 [[nodiscard]] std::vector<Route> quote_routes();
 /// A live view (top_routes.cpp).

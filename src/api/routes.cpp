@@ -63,16 +63,15 @@ Task<Result<Response>> get_host(Call call) {
 
 /// Of those that there are when it is asked; one that goes meanwhile is not told of.
 Task<Result<Response>> list_vtpms(Call call) {
-    std::optional<Uuid> group;
-    if (call.query.contains("group")) {
-        auto parsed = parse_uuid(text_of(call.query, "group", ""));
-        if (!parsed) {
-            co_return in_context(parsed.error(), "group");
-        }
-        if (auto known = call.control.group(*parsed); !known) {
+    auto named = uuid_of(call.query, "group");
+    if (!named) {
+        co_return named.error();
+    }
+    const std::optional<Uuid> group = *named;
+    if (group) {
+        if (auto known = call.control.group(*group); !known) {
             co_return known.error();
         }
-        group = *parsed;
     }
     const bool by_name = call.query.contains("name");
     const std::string name(text_of(call.query, "name", ""));
@@ -109,32 +108,25 @@ Task<Result<Response>> show_vtpm(Call call) {
 }
 
 Task<Result<Response>> create_vtpm(Call call) {
-    Uuid uuid = random_uuid();
-    if (call.body.contains("uuid")) {
-        auto parsed = parse_uuid(text_of(call.body, "uuid", ""));
-        if (!parsed) {
-            co_return in_context(parsed.error(), "uuid");
-        }
-        if (parsed->is_nil()) {
-            co_return make_error(Errc::usage, "uuid: the nil UUID names no vTPM");
-        }
-        uuid = *parsed;
+    auto uuid = uuid_of(call.body, "uuid");
+    if (!uuid) {
+        co_return uuid.error();
+    }
+    if (*uuid && (*uuid)->is_nil()) {
+        co_return make_error(Errc::usage, "uuid: the nil UUID names no vTPM");
     }
     const std::string_view version = text_of(call.body, "tpm_version", "2.0");
     if (version != "1.2" && version != "2.0") {
         co_return make_error(Errc::usage, "tpm_version: expected \"1.2\" or \"2.0\", found \"{}\"", printable(version));
     }
-    manager::NewVtpm request{.uuid = uuid,
-                             .version = version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20,
-                             .group = {},
-                             .name = std::string(text_of(call.body, "name", ""))};
-    if (call.body.contains("group")) {
-        auto parsed = parse_uuid(text_of(call.body, "group", ""));
-        if (!parsed) {
-            co_return in_context(parsed.error(), "group");
-        }
-        request.group = *parsed;
+    auto group = uuid_of(call.body, "group");
+    if (!group) {
+        co_return group.error();
     }
+    manager::NewVtpm request{.uuid = uuid->value_or(random_uuid()),
+                             .version = version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20,
+                             .group = *group,
+                             .name = std::string(text_of(call.body, "name", ""))};
     auto made = co_await call.control.create(std::move(request));
     if (!made) {
         co_return made.error();
@@ -391,6 +383,17 @@ Result<Bytes> bytes_of(const json::object& body, std::string_view name) {
         return in_context(bytes.error(), name);
     }
     return bytes;
+}
+
+Result<std::optional<Uuid>> uuid_of(const json::object& fields, std::string_view name) {
+    if (!fields.contains(name)) {
+        return std::optional<Uuid>();
+    }
+    auto uuid = parse_uuid(text_of(fields, name, ""));
+    if (!uuid) {
+        return in_context(uuid.error(), name);
+    }
+    return std::optional(*uuid);
 }
 
 std::vector<RouteInfo> routes() {
