@@ -10,7 +10,7 @@ namespace {
 std::uint64_t all_commands(const GuestTotals::Sums& sums) {
     std::uint64_t out = 0;
     for (const auto& [name, t] : sums.commands) {
-        out += t.success + t.tpm_error + t.refused + t.not_durable;
+        out += t.all();
     }
     return out;
 }

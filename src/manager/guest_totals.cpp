@@ -17,8 +17,6 @@ bool is_behind(const proto::CommandTotals& a, const proto::CommandTotals& b) {
     return a.success < b.success || a.tpm_error < b.tpm_error || a.refused < b.refused || a.not_durable < b.not_durable;
 }
 
-std::uint64_t failures_in(const proto::CommandTotals& t) { return t.tpm_error + t.refused + t.not_durable; }
-
 void add_difference(proto::CommandTotals& to, const proto::CommandTotals& now, const proto::CommandTotals& before) {
     to.success += now.success - before.success;
     to.tpm_error += now.tpm_error - before.tpm_error;
@@ -38,6 +36,14 @@ void put_command(proto::Report& report, const proto::CommandReport& command) {
     } else {
         report.commands.insert(it, command);
     }
+}
+
+/// All but the commands.
+void put_sums(proto::Report& to, const proto::Report& from) {
+    to.commits = from.commits;
+    to.commit_failures = from.commit_failures;
+    to.latency = from.latency;
+    to.latency_ns = from.latency_ns;
 }
 
 } // namespace
@@ -73,10 +79,7 @@ Result<void> GuestTotals::take(const Uuid& vtpm, TpmVersion version, const proto
         return good;
     }
     if (first && known.adopting) {
-        known.totals.commits = report.commits;
-        known.totals.commit_failures = report.commit_failures;
-        known.totals.latency = report.latency;
-        known.totals.latency_ns = report.latency_ns;
+        put_sums(known.totals, report);
     }
     std::uint64_t commands = 0;
     for (const proto::CommandReport& c : report.commands) {
@@ -87,8 +90,8 @@ Result<void> GuestTotals::take(const Uuid& vtpm, TpmVersion version, const proto
         proto::CommandTotals difference;
         add_difference(difference, c.totals, before);
         add_difference(sums_.commands[family_name(version, c.code)], c.totals, before);
-        commands += difference.success + failures_in(difference);
-        known.activity.failures += failures_in(difference);
+        commands += difference.all();
+        known.activity.failures += difference.failures();
         put_command(known.totals, c);
     }
     // An instance that was there before says all that it counted in its first reports, as many as that takes.
@@ -108,10 +111,7 @@ Result<void> GuestTotals::take(const Uuid& vtpm, TpmVersion version, const proto
         a.commands_per_second = static_cast<double>(commands) / seconds;
     }
     a.reported = now;
-    known.totals.latency = report.latency;
-    known.totals.latency_ns = report.latency_ns;
-    known.totals.commits = report.commits;
-    known.totals.commit_failures = report.commit_failures;
+    put_sums(known.totals, report);
     if (report.last) {
         known_.erase(vtpm);
     }

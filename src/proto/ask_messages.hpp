@@ -60,6 +60,8 @@ struct CommandTotals {
     std::uint64_t tpm_error = 0;   ///< the TPM said no
     std::uint64_t refused = 0;     ///< by size, locality or policy, before the TPM
     std::uint64_t not_durable = 0; ///< answered with a failure since state could not be made durable
+    [[nodiscard]] std::uint64_t failures() const noexcept { return tpm_error + refused + not_durable; }
+    [[nodiscard]] std::uint64_t all() const noexcept { return success + failures(); }
     friend bool operator==(const CommandTotals&, const CommandTotals&) = default;
 };
 struct CommandReport {
