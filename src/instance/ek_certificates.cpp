@@ -49,22 +49,13 @@ constexpr std::uint16_t stored_cert = 0x1001;
 constexpr std::uint16_t full_cert_tag = 0x1002;
 constexpr std::uint8_t full_cert = 0;
 
-Bytes finished(WireWriter& command) {
-    command.patch_be32(2, static_cast<std::uint32_t>(command.size()));
-    return command.take();
-}
-
 // --- TPM 2.0 ---
-
-/// The platform's empty password.
-void put_platform_auth(WireWriter& out) { out.be32(9).be32(tpm::rh::pw).be16(0).u8(0).be16(0); }
 
 Result<proto::TpmDescription> describe_20(Engine& engine) {
     constexpr std::uint32_t properties = pt_firmware_version - pt_family + 1;
-    WireWriter ask;
-    ask.be16(tpm::st_no_sessions).be32(0).be32(tpm::cc::get_capability);
+    WireWriter ask = tpm::begin_command(tpm::st_no_sessions, tpm::cc::get_capability);
     ask.be32(cap_tpm_properties).be32(pt_family).be32(properties);
-    const Bytes answer = engine.execute(finished(ask), 0);
+    const Bytes answer = engine.execute(tpm::finish_command(ask), 0);
     if (auto good = tpm::check_response(answer, "what a new TPM says of itself"); !good) {
         return good.error();
     }
@@ -90,21 +81,22 @@ Result<proto::TpmDescription> describe_20(Engine& engine) {
 }
 
 Result<void> write_nv_20(Engine& engine, std::uint32_t index, ByteView data) {
-    WireWriter define; // TPM2_NV_DefineSpace, Library part 3 section 31.3
-    define.be16(tpm::st_sessions).be32(0).be32(tpm::cc::nv_define_space).be32(tpm::rh::platform);
-    put_platform_auth(define);
+    // TPM2_NV_DefineSpace, Library part 3 section 31.3
+    WireWriter define = tpm::begin_command(tpm::st_sessions, tpm::cc::nv_define_space);
+    define.be32(tpm::rh::platform);
+    tpm::put_empty_password(define);
     define.be16(0); // its own authorisation: empty
     define.be16(4 + 2 + 4 + 2 + 2).be32(index).be16(tpm::alg::sha256).be32(nv_certificate).be16(0); // no policy
     define.be16(static_cast<std::uint16_t>(data.size()));
-    const Bytes defined = engine.execute(finished(define), 0);
+    const Bytes defined = engine.execute(tpm::finish_command(define), 0);
     auto done = tpm::check_response(defined, "room in NV for an endorsement key's certificate");
     for (std::size_t at = 0; done && at < data.size(); at += nv_chunk) {
         const ByteView part = data.subspan(at, std::min(nv_chunk, data.size() - at));
-        WireWriter write; // TPM2_NV_Write, section 31.7
-        write.be16(tpm::st_sessions).be32(0).be32(tpm::cc::nv_write).be32(tpm::rh::platform).be32(index);
-        put_platform_auth(write);
+        WireWriter write = tpm::begin_command(tpm::st_sessions, tpm::cc::nv_write); // TPM2_NV_Write, section 31.7
+        write.be32(tpm::rh::platform).be32(index);
+        tpm::put_empty_password(write);
         write.be16(static_cast<std::uint16_t>(part.size())).bytes(part).be16(static_cast<std::uint16_t>(at));
-        const Bytes written = engine.execute(finished(write), 0);
+        const Bytes written = engine.execute(tpm::finish_command(write), 0);
         done = tpm::check_response(written, "writing an endorsement key's certificate");
     }
     return done;
@@ -113,9 +105,9 @@ Result<void> write_nv_20(Engine& engine, std::uint32_t index, ByteView data) {
 // --- TPM 1.2 ---
 
 Result<proto::TpmDescription> describe_12(Engine& engine) {
-    WireWriter ask;
-    ask.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::get_capability).be32(cap_version_val).be32(0);
-    const Bytes answer = engine.execute(finished(ask), 0);
+    WireWriter ask = tpm::begin_command(tpm::tag_rqu_command, tpm::ord::get_capability);
+    ask.be32(cap_version_val).be32(0);
+    const Bytes answer = engine.execute(tpm::finish_command(ask), 0);
     if (auto good = tpm::check_response(answer, "what a new TPM says of itself"); !good) {
         return good.error();
     }
@@ -149,22 +141,23 @@ Result<Bytes> modulus_of_answer(ByteView answer) {
 
 /// As long as NV is not locked, which is its guest's to do, nothing here needs an authorisation; afterwards, reading is the owner's.
 Result<void> write_nv_12(Engine& engine, std::uint32_t index, ByteView data) {
-    WireWriter define; // TPM_NV_DefineSpace, Main part 3 section 20.1
-    define.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::nv_define_space);
+    // TPM_NV_DefineSpace, Main part 3 section 20.1
+    WireWriter define = tpm::begin_command(tpm::tag_rqu_command, tpm::ord::nv_define_space);
     define.be16(tag_nv_data_public).be32(index);
     for (int i = 0; i < 2; ++i) { // TPM_PCR_INFO_SHORT for reading and for writing: no PCR
         define.be16(3).zeros(3).u8(any_locality).zeros(tpm::sha1_size);
     }
     define.be16(tag_nv_attributes).be32(nv_per_owner_read | nv_per_pp_write).zeros(3);
     define.be32(static_cast<std::uint32_t>(data.size())).zeros(tpm::sha1_size);
-    const Bytes defined = engine.execute(finished(define), 0);
+    const Bytes defined = engine.execute(tpm::finish_command(define), 0);
     auto done = tpm::check_response(defined, "room in NV for the endorsement key's certificate");
     for (std::size_t at = 0; done && at < data.size(); at += nv_chunk) {
         const ByteView part = data.subspan(at, std::min(nv_chunk, data.size() - at));
-        WireWriter write; // TPM_NV_WriteValue, section 20.2
-        write.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::nv_write_value).be32(index);
-        write.be32(static_cast<std::uint32_t>(at)).be32(static_cast<std::uint32_t>(part.size())).bytes(part);
-        const Bytes written = engine.execute(finished(write), 0);
+        // TPM_NV_WriteValue, section 20.2
+        WireWriter write = tpm::begin_command(tpm::tag_rqu_command, tpm::ord::nv_write_value);
+        write.be32(index).be32(static_cast<std::uint32_t>(at));
+        write.be32(static_cast<std::uint32_t>(part.size())).bytes(part);
+        const Bytes written = engine.execute(tpm::finish_command(write), 0);
         done = tpm::check_response(written, "writing the endorsement key's certificate");
     }
     return done;

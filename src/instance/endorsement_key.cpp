@@ -32,11 +32,11 @@ constexpr std::uint32_t format_one = 0x0BF;   ///< the bits that say which error
 
 Bytes create_primary_command(proto::EkKind kind, ByteView policy) {
     const bool rsa = kind == proto::EkKind::rsa_2048;
-    WireWriter out;
-    out.be16(tpm::st_sessions).be32(0).be32(tpm::cc::create_primary).be32(rh_endorsement);
-    out.be32(9).be32(tpm::rh::pw).be16(0).u8(0).be16(0); // the empty password
-    out.be16(4).be16(0).be16(0);                         // TPM2B_SENSITIVE_CREATE
-    WireWriter area;                                     // TPMT_PUBLIC
+    WireWriter out = tpm::begin_command(tpm::st_sessions, tpm::cc::create_primary);
+    out.be32(rh_endorsement);
+    tpm::put_empty_password(out);
+    out.be16(4).be16(0).be16(0); // TPM2B_SENSITIVE_CREATE
+    WireWriter area;             // TPMT_PUBLIC
     area.be16(rsa ? type_rsa : type_ecc).be16(tpm::alg::sha256).be32(ek_attributes);
     area.be16(static_cast<std::uint16_t>(policy.size())).bytes(policy);
     area.be16(symmetric_aes).be16(128).be16(mode_cfb).be16(scheme_null);
@@ -49,8 +49,7 @@ Bytes create_primary_command(proto::EkKind kind, ByteView policy) {
     }
     out.be16(static_cast<std::uint16_t>(area.size())).bytes(area.view());
     out.be16(0).be32(0); // outsideInfo, creationPCR
-    out.patch_be32(2, static_cast<std::uint32_t>(out.size()));
-    return out.take();
+    return tpm::finish_command(out);
 }
 
 Error not_made(std::uint32_t code) {
@@ -95,9 +94,9 @@ Result<Bytes> make_endorsement_key_20(Engine& engine, proto::EkKind kind) {
         key.insert(key.end(), part.begin(), part.end());
     }
 
-    WireWriter flush;
-    flush.be16(tpm::st_no_sessions).be32(tpm::header_size + 4).be32(cc_flush_context).be32(handle);
-    const Bytes flushed = engine.execute(flush.view(), 0);
+    WireWriter flush = tpm::begin_command(tpm::st_no_sessions, cc_flush_context);
+    flush.be32(handle);
+    const Bytes flushed = engine.execute(tpm::finish_command(flush), 0);
     if (auto gone = tpm::check_response(flushed, "unloading the endorsement key"); !gone) {
         return gone.error();
     }

@@ -21,13 +21,11 @@ constexpr std::uint32_t default_exponent = 0; // its length: 0 is 2^16 + 1
 } // namespace
 
 Bytes create_ek_command(ByteView anti_replay) {
-    WireWriter out;
-    out.be16(tpm::tag_rqu_command).be32(0).be32(tpm::ord::create_endorsement_key_pair);
+    WireWriter out = tpm::begin_command(tpm::tag_rqu_command, tpm::ord::create_endorsement_key_pair);
     out.bytes(anti_replay);
     out.be32(alg_rsa).be16(es_oaep).be16(ss_none); // TPM_KEY_PARMS, Main part 2 section 10.1
     out.be32(rsa_parms_size).be32(ek_bits).be32(two_primes).be32(default_exponent);
-    out.patch_be32(2, static_cast<std::uint32_t>(out.size()));
-    return out.take();
+    return tpm::finish_command(out);
 }
 
 namespace {

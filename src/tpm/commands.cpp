@@ -1,7 +1,5 @@
 #include "tpm/commands.hpp"
 
-#include "util/wire.hpp"
-
 #include <bit>
 #include <cassert>
 
@@ -15,20 +13,6 @@ constexpr std::size_t select_bytes = 3;     // PCR_SELECT_MIN of a PC client: 24
 constexpr std::size_t select_max = 4;       // as many as a PcrBank holds
 constexpr std::size_t digests_per_read = 8; // TPML_DIGEST, Library part 2 section 10.9.1
 constexpr std::size_t longest_digest = 64;
-
-/// Writes the header with the size left open; finish() fills it in.
-WireWriter begin(std::uint16_t tag, std::uint32_t code) {
-    WireWriter w(64);
-    w.be16(tag).be32(0).be32(code);
-    return w;
-}
-Bytes finish(WireWriter& w) {
-    w.patch_be32(2, static_cast<std::uint32_t>(w.size()));
-    return w.take();
-}
-
-/// One TPMS_AUTH_COMMAND: TPM_RS_PW, no nonce, no attributes, the empty password.
-void write_empty_password(WireWriter& w) { w.be32(9).be32(rh::pw).be16(0).u8(0).be16(0); }
 
 void write_banks(WireWriter& w, std::span<const PcrBank> banks) {
     w.be32(static_cast<std::uint32_t>(banks.size()));
@@ -76,6 +60,19 @@ Result<WireReader> body(ByteView response, std::string_view what) {
 
 } // namespace
 
+WireWriter begin_command(std::uint16_t tag, std::uint32_t code) {
+    WireWriter w(64);
+    w.be16(tag).be32(0).be32(code);
+    return w;
+}
+
+Bytes finish_command(WireWriter& command) {
+    command.patch_be32(2, static_cast<std::uint32_t>(command.size()));
+    return command.take();
+}
+
+void put_empty_password(WireWriter& command) { command.be32(9).be32(rh::pw).be16(0).u8(0).be16(0); }
+
 std::size_t digest_size(std::uint16_t hash_alg) noexcept {
     switch (hash_alg) {
     case alg::sha1:
@@ -106,37 +103,37 @@ Result<void> check_response(ByteView response, std::string_view what) {
 
 Bytes startup_command(TpmVersion version, StartupMode mode) {
     if (version == TpmVersion::tpm12) {
-        WireWriter w = begin(tag_rqu_command, ord::startup);
+        WireWriter w = begin_command(tag_rqu_command, ord::startup);
         w.be16(mode == StartupMode::clear ? 1 : mode == StartupMode::state ? 2 : 3);
-        return finish(w);
+        return finish_command(w);
     }
     assert(mode != StartupMode::deactivated);
-    WireWriter w = begin(st_no_sessions, cc::startup);
+    WireWriter w = begin_command(st_no_sessions, cc::startup);
     w.be16(mode == StartupMode::state ? 1 : 0);
-    return finish(w);
+    return finish_command(w);
 }
 
 Bytes save_state_command() {
-    WireWriter w = begin(tag_rqu_command, ord::save_state);
-    return finish(w);
+    WireWriter w = begin_command(tag_rqu_command, ord::save_state);
+    return finish_command(w);
 }
 
 Bytes shutdown_command(StartupMode mode) {
     assert(mode != StartupMode::deactivated);
-    WireWriter w = begin(st_no_sessions, cc::shutdown);
+    WireWriter w = begin_command(st_no_sessions, cc::shutdown);
     w.be16(mode == StartupMode::state ? 1 : 0);
-    return finish(w);
+    return finish_command(w);
 }
 
 Bytes get_random_command(TpmVersion version, std::uint16_t count) {
     if (version == TpmVersion::tpm12) {
-        WireWriter w = begin(tag_rqu_command, ord::get_random);
+        WireWriter w = begin_command(tag_rqu_command, ord::get_random);
         w.be32(count);
-        return finish(w);
+        return finish_command(w);
     }
-    WireWriter w = begin(st_no_sessions, cc::get_random);
+    WireWriter w = begin_command(st_no_sessions, cc::get_random);
     w.be16(count);
-    return finish(w);
+    return finish_command(w);
 }
 
 Result<Bytes> parse_get_random(TpmVersion version, ByteView response) {
@@ -154,15 +151,15 @@ Result<Bytes> parse_get_random(TpmVersion version, ByteView response) {
 }
 
 Bytes extend_command(unsigned pcr, const Sha1Digest& digest) {
-    WireWriter w = begin(tag_rqu_command, ord::extend);
+    WireWriter w = begin_command(tag_rqu_command, ord::extend);
     w.be32(pcr).bytes(digest);
-    return finish(w);
+    return finish_command(w);
 }
 
 Bytes pcr_read_command(unsigned pcr) {
-    WireWriter w = begin(tag_rqu_command, ord::pcr_read);
+    WireWriter w = begin_command(tag_rqu_command, ord::pcr_read);
     w.be32(pcr);
-    return finish(w);
+    return finish_command(w);
 }
 
 Result<Sha1Digest> parse_pcr_value(ByteView response) {
@@ -179,20 +176,20 @@ Result<Sha1Digest> parse_pcr_value(ByteView response) {
 }
 
 Bytes pcr_extend_command(unsigned pcr, std::span<const HashValue> values) {
-    WireWriter w = begin(st_sessions, cc::pcr_extend);
+    WireWriter w = begin_command(st_sessions, cc::pcr_extend);
     w.be32(pcr);
-    write_empty_password(w);
+    put_empty_password(w);
     w.be32(static_cast<std::uint32_t>(values.size()));
     for (const HashValue& v : values) {
         w.be16(v.alg).bytes(v.digest);
     }
-    return finish(w);
+    return finish_command(w);
 }
 
 Bytes pcr_read_command(std::span<const PcrBank> banks) {
-    WireWriter w = begin(st_no_sessions, cc::pcr_read);
+    WireWriter w = begin_command(st_no_sessions, cc::pcr_read);
     write_banks(w, banks);
-    return finish(w);
+    return finish_command(w);
 }
 
 Result<PcrReadReply> parse_pcr_read(ByteView response) {
@@ -226,9 +223,9 @@ Result<PcrReadReply> parse_pcr_read(ByteView response) {
 }
 
 Bytes get_capability_pcrs_command() {
-    WireWriter w = begin(st_no_sessions, cc::get_capability);
+    WireWriter w = begin_command(st_no_sessions, cc::get_capability);
     w.be32(cap_pcrs).be32(0).be32(1);
-    return finish(w);
+    return finish_command(w);
 }
 
 Result<std::vector<PcrBank>> parse_capability_pcrs(ByteView response) {
@@ -249,11 +246,11 @@ Result<std::vector<PcrBank>> parse_capability_pcrs(ByteView response) {
 }
 
 Bytes pcr_allocate_command(std::span<const PcrBank> banks) {
-    WireWriter w = begin(st_sessions, cc::pcr_allocate);
+    WireWriter w = begin_command(st_sessions, cc::pcr_allocate);
     w.be32(rh::platform);
-    write_empty_password(w);
+    put_empty_password(w);
     write_banks(w, banks);
-    return finish(w);
+    return finish_command(w);
 }
 
 Result<bool> parse_pcr_allocate(ByteView response) {

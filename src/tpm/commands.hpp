@@ -6,6 +6,7 @@
 #include "tpm/sha1.hpp"
 #include "util/bytes.hpp"
 #include "util/result.hpp"
+#include "util/wire.hpp"
 
 #include <array>
 #include <cstdint>
@@ -20,6 +21,13 @@ inline constexpr unsigned pcr_count = 24;
 
 /// Bytes of a digest of a hash algorithm (TPM_ALG_SHA1, SHA256, SHA384, SHA512); 0 for any other.
 [[nodiscard]] std::size_t digest_size(std::uint16_t hash_alg) noexcept;
+
+/// The header of a command, whose size is still open: finish_command() fills it in.
+[[nodiscard]] WireWriter begin_command(std::uint16_t tag, std::uint32_t code);
+[[nodiscard]] Bytes finish_command(WireWriter& command);
+/// An authorisation area of one TPMS_AUTH_COMMAND (Library part 2 section 10.13.2): TPM_RS_PW, no nonce, no attributes, the empty
+/// password.
+void put_empty_password(WireWriter& command);
 
 /// How a TPM wakes: TPM_STARTUP_TYPE (Main part 2 section 4.5) or TPM_SU (Library part 2 section 6.10). TPM 2.0 has no
 /// `deactivated`: building that command is a broken invariant.

@@ -72,6 +72,12 @@ TEST_SUITE("tpm") {
         CHECK(parse_pcr_value(r).value() == d);
         check_refuses_damage(r, [](ByteView b) { return parse_pcr_value(b); });
     }
+    TEST_CASE("commands: one that is put together by hand, golden") {
+        WireWriter w = begin_command(st_sessions, cc::create_primary);
+        w.be32(rh::platform);
+        put_empty_password(w);
+        CHECK(finish_command(w) == hex("8002 0000001b 00000131 4000000c 00000009 40000009 0000 00 0000"));
+    }
     TEST_CASE("commands: TPM 2.0 extend, golden") {
         const std::vector<HashValue> values{{alg::sha1, Bytes(20)}, {alg::sha256, Bytes(32)}};
         CHECK(pcr_extend_command(16, values) == hex("8002 00000057 00000182 00000010"
