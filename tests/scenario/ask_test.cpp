@@ -1,8 +1,8 @@
 // The manager asks a running instance: both real ends over links in memory, with the real vault on a fake disk and a fake TPM.
 #include "manager/key_service.hpp"
 #include "manager_machine.hpp"
-#include "memory_channel.hpp"
 #include "proto/answerer.hpp"
+#include "service_link.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
@@ -176,40 +176,19 @@ struct Rig {
 };
 
 /// A peer that says what it likes.
-struct Raw {
-    explicit Raw(Rig& r, LinkInfo info = {})
-        : rig(r) {
-        auto pair = MemoryChannel::make(r.m.loop.io.get_executor());
-        mine = std::move(pair.a);
-        served = r.m.loop.start(r.service->serve(std::move(pair.b), std::move(info)));
-        r.m.loop.settle();
-    }
-    void send(const Bytes& frame) { (void)rig.m.loop.run(mine->send(frame)); }
-    Result<Bytes> receive() { return rig.m.loop.run(mine->receive(), false); }
-    Bytes ask(const Bytes& frame) {
-        send(frame);
-        return receive().value();
-    }
+struct Raw : fakes::ServiceLink {
+    explicit Raw(Rig& rig, LinkInfo info = {})
+        : ServiceLink(rig.m.loop, *rig.service, std::move(info)) {}
     Result<proto::HelloReply> hello() {
-        const Bytes answer = ask(proto::encode_hello({.uuid = uuid, .version = TpmVersion::tpm20, .create = true}));
-        return proto::parse_hello_reply(answer);
+        return proto::parse_hello_reply(
+            ask(proto::encode_hello({.uuid = uuid, .version = TpmVersion::tpm20, .create = true})));
     }
-    SecretBytes invite() {
-        const Bytes answer = ask(proto::encode_invite());
-        return std::move(proto::parse_invite_reply(answer)).value();
-    }
+    SecretBytes invite() { return std::move(proto::parse_invite_reply(ask(proto::encode_invite()))).value(); }
     Result<void> attach(const SecretBytes& key, const Uuid& of = uuid) {
-        const Bytes answer = ask(proto::encode_attach({.uuid = of, .key = key.clone()}));
-        auto body = proto::parse_response(answer);
+        const Bytes reply = ask(proto::encode_attach({.uuid = of, .key = key.clone()}));
+        auto body = proto::parse_response(reply);
         return body ? Result<void>{} : Result<void>(body.error());
     }
-    [[nodiscard]] bool ended() {
-        rig.m.loop.settle();
-        return served->done;
-    }
-    Rig& rig;
-    std::unique_ptr<MemoryChannel> mine;
-    std::shared_ptr<fakes::Started<bool>> served;
 };
 
 Errc failure(const std::shared_ptr<fakes::Started<Result<Bytes>>>& asked) {
@@ -282,8 +261,7 @@ TEST_SUITE("ask") {
             REQUIRE(second.attach(key));
             auto asked = rig.ask();
             CHECK_FALSE(asked->done);
-            second.mine->close();
-            rig.m.loop.settle();
+            second.hang_up();
             CHECK(failure(asked) == Errc::closed);
             CHECK(failure(rig.ask()) == Errc::unavailable); // it may come back
             Raw third(rig), fourth(rig);
@@ -293,7 +271,7 @@ TEST_SUITE("ask") {
             CHECK(third.ended());
             CHECK(failure(lost) == Errc::closed);
             auto again = rig.ask();
-            own.mine->close(); // what vouched for it
+            own.hang_up(); // what vouched for it
             CHECK(fourth.ended());
             CHECK(failure(again) == Errc::closed);
             CHECK(own.ended());
@@ -352,25 +330,25 @@ TEST_SUITE("ask") {
             CHECK(second.ended());
             CHECK(rig.service->counters().links_broken == 1);
             CHECK_FALSE(own.ended()); // its vTPM serves on
-            own.mine->close();
+            own.hang_up();
         }
         Rig rig;
         Raw own(rig), second(rig);
         REQUIRE(own.hello());
         REQUIRE(second.attach(own.invite()));
         auto asked = rig.ask();
-        CHECK(proto::parse_ask_quote(proto::body_of(second.receive().value())).value() == question());
+        CHECK(proto::parse_ask_quote(proto::body_of(second.answer())).value() == question());
         second.send(proto::make_frame(proto::tag::response, 0x12345678, as_bytes(std::string_view("\x1b[2J"))));
         CHECK(failure(asked) == Errc::tpm);
         CHECK(asked->value->error().message.find('\x1b') == std::string::npos);
         auto twice = rig.ask();
-        (void)second.receive();
+        (void)second.answer();
         second.send(proto::encode_success(Bytes(3)));
         second.send(proto::encode_success(Bytes(4)));
         rig.m.loop.settle();
         CHECK(twice->value->value() == Bytes(3));
         CHECK(second.ended());
-        own.mine->close();
+        own.hang_up();
     }
 
     TEST_CASE("a manager that was started anew asks again; an instance behind a ring is not asked") {
@@ -399,7 +377,7 @@ TEST_SUITE("ask") {
         auto asked = rig.ask();
         CHECK(failure(asked) == Errc::unsupported);
         CHECK(asked->value->error().message.find("in its guest") != std::string::npos);
-        ring.mine->close();
+        ring.hang_up();
     }
 
     TEST_CASE("an older manager refuses: one line, and hardly another try") {

@@ -4,8 +4,8 @@
 #include "hwtpm/public_key.hpp"
 #include "manager/key_service.hpp"
 #include "manager_machine.hpp"
-#include "memory_channel.hpp"
 #include "openssl_key.hpp"
+#include "service_link.hpp"
 
 #include <algorithm>
 
@@ -94,36 +94,15 @@ struct Host {
 };
 
 /// A vTPM's link.
-struct Link {
-    explicit Link(Host& h)
-        : host(h) {
-        auto pair = fakes::MemoryChannel::make(host.m.loop.io.get_executor());
-        mine = std::move(pair.a);
-        served = host.m.loop.start(host.service->serve(std::move(pair.b), {}));
-    }
-    ~Link() {
-        mine->close();
-        host.m.loop.settle();
-    }
-    Link(const Link&) = delete;
-    Link& operator=(const Link&) = delete;
-
-    Bytes ask(const Bytes& frame) {
-        REQUIRE(host.m.loop.run(mine->send(frame)));
-        auto answer = host.m.loop.run(mine->receive());
-        REQUIRE(answer);
-        return *answer;
-    }
+struct Link : fakes::ServiceLink {
+    explicit Link(Host& host)
+        : ServiceLink(host.m.loop, *host.service) {}
     void hello(std::uint8_t n, TpmVersion version = TpmVersion::tpm20) {
         REQUIRE(proto::parse_hello_reply(ask(proto::encode_hello({.uuid = named(n), .version = version}))));
     }
     Result<Bytes> certify(proto::EkKind kind) {
         return proto::parse_certify_reply(ask(proto::encode_certify(claim(kind))));
     }
-
-    Host& host;
-    std::unique_ptr<fakes::MemoryChannel> mine;
-    std::shared_ptr<fakes::Started<bool>> served;
 };
 
 } // namespace

@@ -5,8 +5,8 @@
 #include "manager/deep_quotes.hpp"
 #include "manager/key_service.hpp"
 #include "manager_machine.hpp"
-#include "memory_channel.hpp"
 #include "quote/deep_quote.hpp"
+#include "service_link.hpp"
 
 #include <algorithm>
 
@@ -113,31 +113,23 @@ struct Host {
     }
     /// A vTPM comes by its link, loads the key it has (its mark, 0: none), saves `mark` if it is given, and goes.
     Result<int> start_vtpm(std::uint8_t n, std::uint8_t mark = 0, const proto::BootHash& label = {}) {
-        auto pair = fakes::MemoryChannel::make(m.loop.io.get_executor());
-        LinkInfo link;
-        link.boot_hash = label;
-        auto served = m.loop.start(service->serve(std::move(pair.b), std::move(link)));
-        const auto ask = [&](const Bytes& frame) {
-            REQUIRE(m.loop.run(pair.a->send(frame)));
-            auto answer = m.loop.run(pair.a->receive());
-            REQUIRE(answer);
-            return *answer;
-        };
+        LinkInfo info;
+        info.boot_hash = label;
+        fakes::ServiceLink link(m.loop, *service, std::move(info));
         Result<int> out = 0;
-        auto hello = proto::parse_hello_reply(ask(proto::encode_hello({.uuid = vtpm_uuid(n)})));
+        auto hello = proto::parse_hello_reply(link.ask(proto::encode_hello({.uuid = vtpm_uuid(n)})));
         if (!hello) {
             out = hello.error();
         } else {
-            auto key = proto::parse_load_reply(ask(proto::encode_load()));
+            auto key = proto::parse_load_reply(link.ask(proto::encode_load()));
             REQUIRE(key);
             out = *key ? std::to_integer<int>((*key)->data()[0]) : 0;
             if (mark != 0) {
-                REQUIRE(proto::parse_save_reply(ask(proto::encode_save(Bytes(64, static_cast<std::byte>(mark))))));
+                REQUIRE(proto::parse_save_reply(link.ask(proto::encode_save(Bytes(64, static_cast<std::byte>(mark))))));
             }
         }
-        pair.a->close();
-        m.loop.settle();
-        CHECK(served->done);
+        link.hang_up();
+        CHECK(link.ended());
         return out;
     }
 
@@ -149,36 +141,15 @@ struct Host {
 };
 
 /// A vTPM's link that stays open.
-struct Link {
-    explicit Link(Host& h, LinkInfo info = {})
-        : host(h) {
-        auto pair = fakes::MemoryChannel::make(host.m.loop.io.get_executor());
-        mine = std::move(pair.a);
-        served = host.m.loop.start(host.service->serve(std::move(pair.b), std::move(info)));
-    }
-    ~Link() {
-        mine->close();
-        host.m.loop.settle();
-    }
-    Link(const Link&) = delete;
-    Link& operator=(const Link&) = delete;
-
-    Bytes ask(const Bytes& frame) {
-        REQUIRE(host.m.loop.run(mine->send(frame)));
-        auto answer = host.m.loop.run(mine->receive());
-        REQUIRE(answer);
-        return *answer;
-    }
+struct Link : fakes::ServiceLink {
+    explicit Link(Host& host, LinkInfo info = {})
+        : ServiceLink(host.m.loop, *host.service, std::move(info)) {}
     Result<proto::HelloReply> hello(std::uint8_t n) {
         return proto::parse_hello_reply(ask(proto::encode_hello({.uuid = vtpm_uuid(n)})));
     }
     Result<proto::QuoteReply> quote(const proto::QuoteRequest& request) {
         return proto::parse_quote_reply(ask(proto::encode_quote(request)));
     }
-
-    Host& host;
-    std::unique_ptr<fakes::MemoryChannel> mine;
-    std::shared_ptr<fakes::Started<bool>> served;
 };
 
 proto::QuoteRequest quote_request(hwtpm::HashAlg bank) {

@@ -2,7 +2,7 @@
 #include "manager/key_service.hpp"
 
 #include "manager_machine.hpp"
-#include "memory_channel.hpp"
+#include "service_link.hpp"
 #include "tpm/commands.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
@@ -51,24 +51,9 @@ struct Rig {
 };
 
 /// The far end of a link.
-struct Peer {
-    explicit Peer(Rig& r, LinkInfo info = {})
-        : rig(r) {
-        auto pair = MemoryChannel::make(r.m.loop.io.get_executor());
-        mine = std::move(pair.a);
-        served = r.m.loop.start(r.service->serve(std::move(pair.b), std::move(info)));
-        r.m.loop.settle();
-    }
-    void send(const Bytes& frame) { (void)rig.m.loop.run(mine->send(frame)); }
-    Bytes answer() {
-        auto a = rig.m.loop.run(mine->receive());
-        REQUIRE(a);
-        return *a;
-    }
-    Bytes ask(const Bytes& frame) {
-        send(frame);
-        return answer();
-    }
+struct Peer : fakes::ServiceLink {
+    explicit Peer(Rig& rig, LinkInfo info = {})
+        : ServiceLink(rig.m.loop, *rig.service, std::move(info)) {}
     Result<proto::HelloReply> hello(unsigned n, bool create = true, TpmVersion version = TpmVersion::tpm20) {
         proto::HelloRequest request{.uuid = uuid_of(n), .version = version, .create = create};
         Bytes a = ask(proto::encode_hello(request));
@@ -84,17 +69,6 @@ struct Peer {
         REQUIRE(key);
         return *key ? std::to_integer<int>((*key)->data()[0]) : -1;
     }
-    [[nodiscard]] bool link_ended() {
-        rig.m.loop.settle();
-        return served->done;
-    }
-    void hang_up() {
-        mine->close();
-        rig.m.loop.settle();
-    }
-    Rig& rig;
-    std::unique_ptr<MemoryChannel> mine;
-    std::shared_ptr<fakes::Started<bool>> served;
 };
 
 } // namespace
@@ -113,7 +87,7 @@ TEST_SUITE("manager service") {
             REQUIRE(p.save(6));
             CHECK(p.load() == 6);
             p.hang_up();
-            CHECK(p.link_ended());
+            CHECK(p.ended());
         }
         Peer p(rig);
         auto reply = p.hello(1, false);
@@ -202,7 +176,7 @@ TEST_SUITE("manager service") {
             REQUIRE(refused.has_error());
             CHECK(refused.error().code == Errc::not_found);
             CHECK(refused.error().message.find("--create") != std::string::npos);
-            CHECK(p.link_ended());
+            CHECK(p.ended());
             CHECK(rig.m.vault->registry().vtpm_count() == 0);
         }
         Rig rig({.auto_create = true});
@@ -235,7 +209,7 @@ TEST_SUITE("manager service") {
         auto refused = second.hello(1);
         REQUIRE(refused.has_error());
         CHECK(refused.error().code == Errc::busy);
-        CHECK(second.link_ended());
+        CHECK(second.ended());
         CHECK(rig.m.loop.logged("is open already"));
         CHECK(first.save(2));
         CHECK(first.load() == 2);
@@ -284,7 +258,7 @@ TEST_SUITE("manager service") {
         auto refused = wrong.hello(2);
         REQUIRE(refused.has_error());
         CHECK(refused.error().code == Errc::permission);
-        CHECK(wrong.link_ended());
+        CHECK(wrong.ended());
         CHECK(rig.m.vault->registry().vtpm_count() == 0);
         Peer right(rig, {.made_for = uuid_of(1), .peer_gone = {}});
         CHECK(right.hello(1));
@@ -304,14 +278,14 @@ TEST_SUITE("manager service") {
         auto refused = wrong.hello(1, true, TpmVersion::tpm20);
         REQUIRE(refused.has_error());
         CHECK(refused.error().code == Errc::mismatch);
-        CHECK(wrong.link_ended());
+        CHECK(wrong.ended());
 
         REQUIRE(rig.m.loop.run(rig.service->remove(uuid_of(1), TombstoneRecord::Reason::deleted)));
         Peer late(rig);
         auto gone = late.hello(1, true, TpmVersion::tpm12);
         REQUIRE(gone.has_error());
         CHECK(gone.error().code == Errc::tombstone);
-        CHECK(late.link_ended());
+        CHECK(late.ended());
         CHECK(rig.service->open_count() == 0);
     }
     TEST_CASE("a vTPM that was migrated away comes back from another host only, a deleted one never") {
@@ -368,9 +342,9 @@ TEST_SUITE("manager service") {
         Peer quiet(rig);
         REQUIRE(quiet.hello(1));
         rig.m.loop.clock.advance(11s);
-        CHECK(silent.link_ended());
+        CHECK(silent.ended());
         rig.m.loop.clock.advance(1000h);
-        CHECK_FALSE(quiet.link_ended());
+        CHECK_FALSE(quiet.ended());
         CHECK(quiet.save(1));
         quiet.hang_up();
     }
@@ -439,12 +413,12 @@ TEST_SUITE("manager service") {
         }
         REQUIRE_FALSE(busy.served->done);
         rig.service->stop();
-        CHECK(idle.link_ended());
-        CHECK(busy.link_ended());
+        CHECK(idle.ended());
+        CHECK(busy.ended());
         CHECK(rig.m.load(uuid_of(2)) == 4);
         CHECK(proto::parse_save_reply(busy.answer()));
         Peer late(rig);
-        CHECK(late.link_ended());
+        CHECK(late.ended());
     }
     TEST_CASE("cancelled at every turn: the link ends, the vault is whole") {
         for (int turns = 0; turns < 60; ++turns) {
