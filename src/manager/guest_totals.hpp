@@ -41,9 +41,11 @@ class GuestTotals {
 
     /// Errc::protocol: a figure went back.
     Result<void> take(const Uuid& vtpm, TpmVersion version, const proto::Report& report);
+    /// A vTPM that is gone: its instance may have been killed, and said no last word. The sums stay.
+    void forget(const Uuid& vtpm) { known_.erase(vtpm); }
 
     [[nodiscard]] const Sums& sums() const noexcept { return sums_; }
-    /// nullopt: it reported nothing to this manager, or its instance has ended in good order.
+    /// nullopt: it reported nothing to this manager, its instance has ended in good order, or it is gone.
     [[nodiscard]] std::optional<Activity> activity(const Uuid& vtpm) const;
 
   private:

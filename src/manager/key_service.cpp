@@ -154,7 +154,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (auto current = knows_present(); !current) {
             co_return count(Request::handed_over, std::move(current));
         }
-        auto removed = co_await service_.parts_.vault.remove(*uuid_, TombstoneRecord::Reason::migrated);
+        auto removed = co_await service_.bury(*uuid_, TombstoneRecord::Reason::migrated);
         // A tombstone that an older copy of the store might undo is one: the vTPM must not go on here.
         if (!removed && service_.parts_.vault.registry().tombstone(*uuid_) != nullptr) {
             service_.parts_.log.error("{}", removed.error().message);
@@ -576,12 +576,21 @@ Task<Result<void>> KeyService::reset(Uuid uuid) {
     co_return reset;
 }
 
+Task<Result<void>> KeyService::bury(Uuid uuid, TombstoneRecord::Reason reason) {
+    auto removed = co_await parts_.vault.remove(uuid, reason);
+    // Also after an error that left the tombstone.
+    if (parts_.gone && parts_.vault.registry().tombstone(uuid) != nullptr) {
+        parts_.gone(uuid);
+    }
+    co_return removed;
+}
+
 Task<Result<void>> KeyService::remove(Uuid uuid, TombstoneRecord::Reason reason) {
     if (!holders_.try_emplace(uuid, nullptr).second) {
         co_return make_error(Errc::busy, "vTPM {} is open; stop its instance first", uuid);
     }
     OwnHold hold{holders_, uuid};
-    auto removed = co_await parts_.vault.remove(uuid, reason);
+    auto removed = co_await bury(uuid, reason);
     if (removed) {
         parts_.log.info("vTPM {} {}", uuid, reason_text(reason));
     }

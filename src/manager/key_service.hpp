@@ -47,6 +47,8 @@ class KeyService {
         std::function<Task<Result<Bytes>>(const Uuid&, const proto::BootHash&, proto::OldQuoteRequest)> old_quote = {};
         /// What an instance reports of its guest's commands. Empty: nobody wants to know. An error ends the connection.
         std::function<Result<void>(const Uuid&, proto::Report)> report = {};
+        /// A vTPM was deleted, or has migrated away. Empty: nobody wants to know.
+        std::function<void(const Uuid&)> gone = {};
         /// A certificate for the vTPM's endorsement key (Certifier::certify). Empty: none are given.
         std::function<Task<Result<Bytes>>(const Uuid&, proto::CertifyRequest)> certify = {};
         /// Answers a management frame of the administrator's vTPM (Administration). Empty: management is not offered.
@@ -100,6 +102,8 @@ class KeyService {
     /// Until `session` holds `uuid`. Errc::busy if a living peer has it.
     Task<Result<void>> claim(Uuid uuid, Session& session);
     void release(Session& session);
+    /// Vault::remove(), and tells of it.
+    Task<Result<void>> bury(Uuid uuid, TombstoneRecord::Reason reason);
 
     const Options options_;
     Parts parts_;

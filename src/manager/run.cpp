@@ -71,6 +71,7 @@ class Manager {
                        return deep_quotes_.make_old(vtpm, label, std::move(request));
                    },
                .report = [this](const Uuid& vtpm, proto::Report report) { return take_report(vtpm, report); },
+               .gone = [this](const Uuid& vtpm) { guest_totals_.forget(vtpm); },
                .certify = [this](const Uuid& vtpm,
                                  proto::CertifyRequest claim) { return certifier_.certify(vtpm, std::move(claim)); },
                .administer = [this](Bytes frame) { return administration_.run(std::move(frame)); }})

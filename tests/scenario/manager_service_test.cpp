@@ -40,14 +40,17 @@ struct Rig {
         m.tpm.before = m.tpm.after = nullptr;
     }
     void make_service(KeyService::Options o) {
-        service = std::make_unique<KeyService>(o, KeyService::Parts{.executor = m.loop.io.get_executor(),
-                                                                    .vault = *m.vault,
-                                                                    .root = *m.root,
-                                                                    .clock = m.loop.clock,
-                                                                    .log = m.loop.log});
+        service =
+            std::make_unique<KeyService>(o, KeyService::Parts{.executor = m.loop.io.get_executor(),
+                                                              .vault = *m.vault,
+                                                              .root = *m.root,
+                                                              .clock = m.loop.clock,
+                                                              .log = m.loop.log,
+                                                              .gone = [this](const Uuid& u) { gone.push_back(u); }});
     }
     Machine m;
     std::unique_ptr<KeyService> service;
+    std::vector<Uuid> gone; ///< as the service told
 };
 
 /// The far end of a link.
@@ -324,6 +327,27 @@ TEST_SUITE("manager service") {
         REQUIRE(ask(2, false));
         REQUIRE(rig.m.loop.run(rig.m.vault->remove(uuid_of(2), TombstoneRecord::Reason::deleted)));
         CHECK(ask(2, true).error().code == Errc::tombstone);
+    }
+    TEST_CASE("what is gone is told of: deleted or handed over, and also where only the counter's step is owed") {
+        Rig rig;
+        const auto remove = [&] {
+            return rig.m.loop.run(rig.service->remove(uuid_of(1), TombstoneRecord::Reason::deleted));
+        };
+        {
+            Peer p(rig);
+            REQUIRE(p.hello(1));
+            CHECK(remove().error().code == Errc::busy);
+            CHECK(rig.gone.empty());
+        }
+        rig.m.tpm.before = [](std::string_view) { return std::optional(make_error(Errc::timed_out, "no answer")); };
+        CHECK(remove().has_error());
+        rig.m.tpm.before = nullptr;
+        REQUIRE(rig.m.vault->registry().tombstone(uuid_of(1)) != nullptr);
+        CHECK(rig.gone == std::vector<Uuid>{uuid_of(1)});
+        Peer p(rig);
+        REQUIRE(p.hello(2));
+        REQUIRE(proto::parse_save_reply(p.ask(proto::encode_handed_over())));
+        CHECK(rig.gone == std::vector<Uuid>{uuid_of(1), uuid_of(2)});
     }
     TEST_CASE("nothing before the hello, and no second one") {
         Rig rig;

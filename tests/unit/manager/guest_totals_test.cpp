@@ -65,6 +65,17 @@ TEST_SUITE("manager") {
         CHECK_FALSE(totals.activity(a));
     }
 
+    TEST_CASE_FIXTURE(Fixture, "guests' totals: a vTPM that is gone is forgotten, what it did is not") {
+        REQUIRE(take(a, report(1, get_random, 5)));
+        REQUIRE(take(b, report(2, get_random, 7)));
+        totals.forget(a);
+        totals.forget(a);
+        CHECK_FALSE(totals.activity(a));
+        CHECK(totals.activity(b));
+        CHECK(random() == 12);
+        CHECK(totals.sums().commits == 12);
+    }
+
     TEST_CASE_FIXTURE(Fixture, "guests' totals: names of one family, and one for all that have none") {
         REQUIRE(take(a, report(1, 0, 1)));
         REQUIRE(totals.take(b, TpmVersion::tpm12, report(2, get_random, 1))); // no command of a TPM 1.2
