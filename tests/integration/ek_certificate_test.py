@@ -79,7 +79,7 @@ class EkCertificates(harness.Case):
         self.assertIn(b"\x0c\x03" + family.encode() + numbers, attributes)
 
     def test_tpm20(self):
-        """tpm2-tools find both; they are over the keys that tpm2_createek makes; OpenSSL takes them; they stay."""
+        """tpm2-tools find both; they are over the keys that tpm2_createek makes; OpenSSL takes them; they stay until a reset."""
         self.save("ca.pem", self.ctl("group", "ca", self.group))
         instance = self.instance()
         env = {"TPM2TOOLS_TCTI": instance.tcti}
@@ -103,6 +103,15 @@ class EkCertificates(harness.Case):
         self.assertEqual(self.ctl("group", "ca", self.group).encode(), self.read("ca.pem"))
         self.get_certificates(instance, "again")
         self.assertEqual(self.read("againrsa.der") + self.read("againecc.der"), self.read("rsa.der") + self.read("ecc.der"))
+        instance.process.terminate()
+
+        self.ctl("reset", instance.uuid, "--yes")
+        instance.start()
+        self.get_certificates(instance, "reset")
+        for kind in ("rsa", "ecc"):
+            self.verify(f"reset{kind}.pem", "-CAfile", "ca.pem")
+            keys = [self.openssl("x509", "-in", f"{name}{kind}.pem", "-noout", "-pubkey") for name in ("", "reset")]
+            self.assertNotEqual(*keys, "a fresh TPM has keys of its own")
         instance.process.terminate()
 
     def test_tpm12(self):
