@@ -1,5 +1,7 @@
 #include "hwtpm/public_key.hpp"
 
+#include "util/openssl_ptr.hpp"
+
 #include <array>
 #include <openssl/core_names.h>
 #include <openssl/ecdsa.h>
@@ -16,13 +18,6 @@ constexpr unsigned long exponent = 65537;
 constexpr std::size_t modulus_size = 256;
 constexpr std::size_t coordinate_size = 32;
 constexpr std::byte uncompressed{0x04}; // SEC 1, section 2.3.3
-
-using Number = std::unique_ptr<BIGNUM, FreeBy<BN_free>>;
-using ParamBuild = std::unique_ptr<OSSL_PARAM_BLD, FreeBy<OSSL_PARAM_BLD_free>>;
-using Params = std::unique_ptr<OSSL_PARAM, FreeBy<OSSL_PARAM_free>>;
-using KeyContext = std::unique_ptr<EVP_PKEY_CTX, FreeBy<EVP_PKEY_CTX_free>>;
-using DigestContext = std::unique_ptr<EVP_MD_CTX, FreeBy<EVP_MD_CTX_free>>;
-using Signature = std::unique_ptr<ECDSA_SIG, FreeBy<ECDSA_SIG_free>>;
 
 Error no_key() { return make_error(Errc::protocol, "not a public key that OpenSSL takes"); }
 
@@ -71,7 +66,7 @@ Result<Pkey> to_pkey(const PublicKey& key) {
         return no_key();
     }
     if (key.type == KeyType::rsa_2048) {
-        const Number n(BN_bin2bn(uchar_ptr(key.modulus), static_cast<int>(key.modulus.size()), nullptr));
+        const BigNumber n(BN_bin2bn(uchar_ptr(key.modulus), static_cast<int>(key.modulus.size()), nullptr));
         if (!n || OSSL_PARAM_BLD_push_BN(build.get(), OSSL_PKEY_PARAM_RSA_N, n.get()) != 1 ||
             OSSL_PARAM_BLD_push_ulong(build.get(), OSSL_PKEY_PARAM_RSA_E, exponent) != 1) {
             return no_key();
@@ -104,7 +99,7 @@ Result<Bytes> to_spki(const PublicKey& key) {
 }
 
 Result<Bytes> spki_of_pem(std::string_view pem) {
-    const std::unique_ptr<BIO, FreeBy<BIO_free>> in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+    const Bio in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
     unsigned char* data = nullptr;
     long size = 0;
     if (!in || PEM_bytes_read_bio(&data, &size, nullptr, PEM_STRING_PUBLIC, in.get(), &no_password, nullptr) != 1) {
@@ -117,7 +112,7 @@ Result<Bytes> spki_of_pem(std::string_view pem) {
 }
 
 std::string pem_of_spki(ByteView spki) {
-    const std::unique_ptr<BIO, FreeBy<BIO_free_all>> out(BIO_new(BIO_s_mem()));
+    const Bio out(BIO_new(BIO_s_mem()));
     if (spki.empty() || !out ||
         PEM_write_bio(out.get(), PEM_STRING_PUBLIC, "", uchar_ptr(spki), static_cast<long>(spki.size())) <= 0) {
         return {};
@@ -138,8 +133,8 @@ Result<PublicKey> parse_public_key(ByteView spki) {
         BIGNUM* e = nullptr;
         const bool read = EVP_PKEY_get_bn_param(key->get(), OSSL_PKEY_PARAM_RSA_N, &n) == 1 &&
                           EVP_PKEY_get_bn_param(key->get(), OSSL_PKEY_PARAM_RSA_E, &e) == 1;
-        const Number modulus(n);
-        const Number owned_exponent(e);
+        const BigNumber modulus(n);
+        const BigNumber owned_exponent(e);
         if (!read || BN_is_word(e, exponent) != 1 || BN_num_bits(n) != modulus_size * 8) {
             return wrong_kind();
         }
@@ -160,8 +155,8 @@ Result<PublicKey> parse_public_key(ByteView spki) {
     BIGNUM* y = nullptr;
     const bool read = EVP_PKEY_get_bn_param(key->get(), OSSL_PKEY_PARAM_EC_PUB_X, &x) == 1 &&
                       EVP_PKEY_get_bn_param(key->get(), OSSL_PKEY_PARAM_EC_PUB_Y, &y) == 1;
-    const Number owned_x(x);
-    const Number owned_y(y);
+    const BigNumber owned_x(x);
+    const BigNumber owned_y(y);
     auto x_bytes = padded(read ? x : nullptr, coordinate_size);
     auto y_bytes = padded(read ? y : nullptr, coordinate_size);
     if (!x_bytes || !y_bytes) {
@@ -198,7 +193,7 @@ Result<void> verify_sha1(ByteView spki, ByteView message, ByteView signature) {
 
 Result<EcdsaSignature> parse_ecdsa_signature(ByteView der) {
     const unsigned char* at = uchar_ptr(der);
-    const Signature signature(d2i_ECDSA_SIG(nullptr, &at, static_cast<long>(der.size())));
+    const EcdsaSig signature(d2i_ECDSA_SIG(nullptr, &at, static_cast<long>(der.size())));
     if (!signature || at != uchar_ptr(der) + der.size()) {
         return make_error(Errc::protocol, "not an ECDSA signature (DER, two numbers)");
     }

@@ -4,7 +4,7 @@
 #include "hwtpm/tcti.hpp"
 #include "tpm/codes.hpp"
 #include "tpm/header.hpp"
-#include "util/free_by.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/wire.hpp"
 
 #include <memory>
@@ -42,7 +42,7 @@ Result<Bytes> encrypt_for_endorsement_key(ByteView modulus, ByteView secret) {
     if (!key) {
         return key.error();
     }
-    const std::unique_ptr<EVP_PKEY_CTX, FreeBy<EVP_PKEY_CTX_free>> encrypt(EVP_PKEY_CTX_new(key->get(), nullptr));
+    const KeyContext encrypt(EVP_PKEY_CTX_new(key->get(), nullptr));
     constexpr std::string_view label = "TCPA";
     void* owned_label = OPENSSL_memdup(label.data(), label.size());
     bool ok = encrypt && owned_label != nullptr && EVP_PKEY_encrypt_init(encrypt.get()) == 1 &&

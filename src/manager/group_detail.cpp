@@ -10,7 +10,7 @@
 
 #include "hwtpm/pcr.hpp"
 #include "manager/crypto.hpp"
-#include "util/free_by.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/wire.hpp"
 
 #include <openssl/x509.h>
@@ -108,7 +108,7 @@ Result<Bytes> spki_of(EVP_PKEY* key) {
 }
 
 Result<SecretBytes> share(EVP_PKEY* own, EVP_PKEY* peer) {
-    const std::unique_ptr<EVP_PKEY_CTX, FreeBy<EVP_PKEY_CTX_free>> ctx(EVP_PKEY_CTX_new(own, nullptr));
+    const KeyContext ctx(EVP_PKEY_CTX_new(own, nullptr));
     SecretBytes shared(shared_secret_size);
     std::size_t size = shared.size();
     if (!ctx || EVP_PKEY_derive_init(ctx.get()) <= 0 || EVP_PKEY_derive_set_peer(ctx.get(), peer) <= 0 ||

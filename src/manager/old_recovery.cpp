@@ -1,7 +1,7 @@
 #include "manager/old_recovery.hpp"
 
 #include "store/aead.hpp"
-#include "util/free_by.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/wire.hpp"
 
 #include <array>
@@ -20,12 +20,6 @@ using proto::management::number_size;
 
 constexpr std::size_t counter_size = 16;
 
-using DhContext = std::unique_ptr<EVP_PKEY_CTX, FreeBy<EVP_PKEY_CTX_free>>;
-using DhNumber = std::unique_ptr<BIGNUM, FreeBy<BN_free>>;
-using DhBuild = std::unique_ptr<OSSL_PARAM_BLD, FreeBy<OSSL_PARAM_BLD_free>>;
-using DhParams = std::unique_ptr<OSSL_PARAM, FreeBy<OSSL_PARAM_free>>;
-using BlobCipher = std::unique_ptr<EVP_CIPHER_CTX, FreeBy<EVP_CIPHER_CTX_free>>;
-
 Error no_dh() { return make_error(Errc::unavailable, "OpenSSL could not do Diffie-Hellman in modp_2048"); }
 Error bad_half() {
     return make_error(Errc::usage, "a Diffie-Hellman half that is no element of prime order of the 2048-bit group of "
@@ -34,14 +28,14 @@ Error bad_half() {
 
 /// Another's half, checked (NIST SP 800-56A section 5.6.2.3.1).
 Result<hwtpm::Pkey> import_half(const Number& half) {
-    const DhNumber n(BN_bin2bn(uchar_ptr(half), static_cast<int>(half.size()), nullptr));
-    const DhBuild build(OSSL_PARAM_BLD_new());
+    const BigNumber n(BN_bin2bn(uchar_ptr(half), static_cast<int>(half.size()), nullptr));
+    const ParamBuild build(OSSL_PARAM_BLD_new());
     if (!n || !build || OSSL_PARAM_BLD_push_utf8_string(build.get(), OSSL_PKEY_PARAM_GROUP_NAME, "modp_2048", 0) != 1 ||
         OSSL_PARAM_BLD_push_BN(build.get(), OSSL_PKEY_PARAM_PUB_KEY, n.get()) != 1) {
         return no_dh();
     }
-    const DhParams params(OSSL_PARAM_BLD_to_param(build.get()));
-    const DhContext context(EVP_PKEY_CTX_new_from_name(nullptr, "DH", nullptr));
+    const Params params(OSSL_PARAM_BLD_to_param(build.get()));
+    const KeyContext context(EVP_PKEY_CTX_new_from_name(nullptr, "DH", nullptr));
     if (!params || !context || EVP_PKEY_fromdata_init(context.get()) != 1) {
         return no_dh();
     }
@@ -50,7 +44,7 @@ Result<hwtpm::Pkey> import_half(const Number& half) {
         return bad_half();
     }
     hwtpm::Pkey key(raw);
-    const DhContext check(EVP_PKEY_CTX_new_from_pkey(nullptr, key.get(), nullptr));
+    const KeyContext check(EVP_PKEY_CTX_new_from_pkey(nullptr, key.get(), nullptr));
     if (!check) {
         return no_dh();
     }
@@ -70,7 +64,7 @@ SecretBytes blob_key(const DhExchange& e, const SecretBytes& shared) {
 /// AES-256-CTR either way: `in` and `out` of one size.
 Result<void> apply_blob_cipher(const SecretBytes& key, ByteView in, MutByteView out) {
     const std::array<unsigned char, counter_size> zero{};
-    const BlobCipher cipher(EVP_CIPHER_CTX_new());
+    const CipherContext cipher(EVP_CIPHER_CTX_new());
     int size = 0;
     if (!cipher ||
         EVP_EncryptInit_ex(cipher.get(), EVP_aes_256_ctr(), nullptr, uchar_ptr(key.view()), zero.data()) != 1 ||
@@ -87,7 +81,7 @@ Result<DhHalf> DhHalf::make() {
     std::string group = "modp_2048";
     const std::array params{OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group.data(), 0),
                             OSSL_PARAM_construct_end()};
-    const DhContext context(EVP_PKEY_CTX_new_from_name(nullptr, "DH", nullptr));
+    const KeyContext context(EVP_PKEY_CTX_new_from_name(nullptr, "DH", nullptr));
     EVP_PKEY* raw = nullptr;
     if (!context || EVP_PKEY_keygen_init(context.get()) != 1 ||
         EVP_PKEY_CTX_set_params(context.get(), params.data()) != 1 || EVP_PKEY_generate(context.get(), &raw) != 1) {
@@ -99,7 +93,7 @@ Result<DhHalf> DhHalf::make() {
     if (EVP_PKEY_get_bn_param(out.key_.get(), OSSL_PKEY_PARAM_PUB_KEY, &value) != 1) {
         return no_dh();
     }
-    const DhNumber owned(value);
+    const BigNumber owned(value);
     if (BN_bn2binpad(value, uchar_ptr(MutByteView(out.value_)), static_cast<int>(number_size)) < 0) {
         return no_dh();
     }
@@ -111,7 +105,7 @@ Result<SecretBytes> DhHalf::share(const Number& peer) const {
     if (!other) {
         return other.error();
     }
-    const DhContext context(EVP_PKEY_CTX_new_from_pkey(nullptr, key_.get(), nullptr));
+    const KeyContext context(EVP_PKEY_CTX_new_from_pkey(nullptr, key_.get(), nullptr));
     SecretBytes shared(number_size);
     std::size_t size = shared.size();
     if (!context || EVP_PKEY_derive_init(context.get()) != 1 || EVP_PKEY_CTX_set_dh_pad(context.get(), 1) != 1 ||

@@ -2,6 +2,7 @@
 
 #include "hwtpm/public_key.hpp"
 #include "util/free_by.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 
 #include <array>
@@ -36,8 +37,6 @@ using Name = std::unique_ptr<X509_NAME, FreeBy<X509_NAME_free>>;
 using Object = std::unique_ptr<ASN1_OBJECT, FreeBy<ASN1_OBJECT_free>>;
 using Time = std::unique_ptr<ASN1_TIME, FreeBy<ASN1_TIME_free>>;
 using Integer = std::unique_ptr<ASN1_INTEGER, FreeBy<ASN1_INTEGER_free>>;
-using BigNumber = std::unique_ptr<BIGNUM, FreeBy<BN_free>>;
-using Memory = std::unique_ptr<BIO, FreeBy<BIO_free_all>>;
 using hwtpm::Pkey;
 
 void free_extensions(STACK_OF(X509_EXTENSION) * all) { sk_X509_EXTENSION_pop_free(all, X509_EXTENSION_free); }
@@ -247,7 +246,7 @@ Result<Pkey> claimed_key(const proto::CertifyRequest& claim) {
 int no_passphrase(char* /*buffer*/, int /*size*/, int /*writing*/, void* /*data*/) { return -1; }
 
 Result<std::vector<Certificate>> certificates_of_pem(std::string_view pem) {
-    const Memory in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+    const Bio in(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
     std::vector<Certificate> out;
     while (in) {
         Certificate one(PEM_read_bio_X509(in.get(), nullptr, &no_passphrase, nullptr));
@@ -415,7 +414,7 @@ Result<std::vector<Bytes>> read_chain(std::string_view pem, ByteView own, std::u
 namespace {
 
 std::string pem_text(const char* name, ByteView der) {
-    const Memory out(BIO_new(BIO_s_mem()));
+    const Bio out(BIO_new(BIO_s_mem()));
     if (!out || PEM_write_bio(out.get(), name, "", uchar_ptr(der), static_cast<long>(der.size())) <= 0) {
         return {};
     }

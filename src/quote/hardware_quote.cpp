@@ -1,7 +1,7 @@
 #include "quote/hardware_quote.hpp"
 
 #include "hwtpm/pcr.hpp"
-#include "util/free_by.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
@@ -40,7 +40,7 @@ Result<Bytes> digest_of(const EVP_MD* algorithm, ByteView data) {
 }
 
 Result<Bytes> ecdsa_der(ByteView r, ByteView s) {
-    const std::unique_ptr<ECDSA_SIG, FreeBy<ECDSA_SIG_free>> sig(ECDSA_SIG_new());
+    const EcdsaSig sig(ECDSA_SIG_new());
     BIGNUM* rn = BN_bin2bn(uchar_ptr(r), static_cast<int>(r.size()), nullptr);
     BIGNUM* sn = BN_bin2bn(uchar_ptr(s), static_cast<int>(s.size()), nullptr);
     if (!sig || rn == nullptr || sn == nullptr || ECDSA_SIG_set0(sig.get(), rn, sn) != 1) {
@@ -146,7 +146,7 @@ Result<void> verify_sha1(const Bytes& key, ByteView message, ByteView signature)
         return known.error();
     }
     auto pkey = hwtpm::to_pkey(*known);
-    const std::unique_ptr<EVP_MD_CTX, FreeBy<EVP_MD_CTX_free>> context(EVP_MD_CTX_new());
+    const DigestContext context(EVP_MD_CTX_new());
     if (!pkey || known->type != hwtpm::KeyType::rsa_2048 || !context ||
         EVP_DigestVerifyInit(context.get(), nullptr, EVP_sha1(), nullptr, pkey->get()) != 1 ||
         EVP_DigestVerify(context.get(), uchar_ptr(signature), signature.size(), uchar_ptr(message), message.size()) !=

@@ -4,7 +4,7 @@
 #include "hwtpm/tpm12.hpp"
 #include "quote/hardware_quote.hpp"
 #include "tpm/codes.hpp"
-#include "util/free_by.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
@@ -169,7 +169,7 @@ Result<Bytes> signed_digest(ByteView spki, ByteView signature) {
     if (!pkey) {
         return pkey.error();
     }
-    const std::unique_ptr<EVP_PKEY_CTX, FreeBy<EVP_PKEY_CTX_free>> context(EVP_PKEY_CTX_new(pkey->get(), nullptr));
+    const KeyContext context(EVP_PKEY_CTX_new(pkey->get(), nullptr));
     Bytes out(signature.size());
     std::size_t size = out.size();
     if (known->type != hwtpm::KeyType::rsa_2048 || !context || EVP_PKEY_verify_recover_init(context.get()) != 1 ||

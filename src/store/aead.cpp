@@ -1,6 +1,7 @@
 #include "store/aead.hpp"
 
 #include "util/free_by.hpp"
+#include "util/openssl_ptr.hpp"
 
 #include <cstring>
 #include <limits>
@@ -18,8 +19,6 @@ void require(bool ok, const char* what) {
         throw std::runtime_error(std::string("OpenSSL: ") + what + " failed");
     }
 }
-
-using CipherContext = std::unique_ptr<EVP_CIPHER_CTX, FreeBy<EVP_CIPHER_CTX_free>>;
 
 int as_int(std::size_t n) {
     require(n <= static_cast<std::size_t>(std::numeric_limits<int>::max()), "size check");
