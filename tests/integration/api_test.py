@@ -572,8 +572,10 @@ class Reset(Managed):
         with instance.client() as guest:
             guest.nv_define(DATA, 8)
             guest.nv_write(DATA, b"before..")
+            instance.process.popen.send_signal(signal.SIGSTOP)  # or it is back with its manager before the reset
             self.restart_manager()
             self.ctl("reset", uuid, "--yes")
+            instance.process.popen.send_signal(signal.SIGCONT)
             self.assertRaises(tpm.TpmError, guest.nv_write, DATA, b"after...")
         instance.process.wait_log("was reset to factory after this instance began")
         instance.process.kill()
