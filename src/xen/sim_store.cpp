@@ -161,7 +161,12 @@ int SimStore::erase(DomId domain, Transaction* tx, const std::string& path) {
 }
 
 void SimStore::fire(const std::string& path) {
-    bool gone = !nodes_.contains(path);
+    const bool gone = !nodes_.contains(path);
+    const Node* near = nearest(nullptr, path);
+    std::vector<std::string> seen_from{path};
+    while (seen_from.back().starts_with('/') && seen_from.back() != "/") {
+        seen_from.push_back(parent_of(seen_from.back()));
+    }
     for (auto it = connections_.begin(); it != connections_.end();) {
         auto c = it->lock();
         if (!c) {
@@ -169,18 +174,23 @@ void SimStore::fire(const std::string& path) {
             continue;
         }
         ++it;
-        const Node* near = nearest(nullptr, path);
-        for (const WatchEntry& w : c->watches) {
-            bool hit = path == w.path || is_below(path, w.path) || (gone && is_below(w.path, path));
-            if (!hit || !allowed(c->domain, *near, 'r')) {
-                continue;
-            }
-            std::string said = is_below(w.path, path) ? w.path : path;
-            if (w.relative) {
+        if (!allowed(c->domain, *near, 'r')) {
+            continue;
+        }
+        const auto tell = [&](std::string said, const Watch& watch) {
+            if (watch.relative) {
                 said.erase(0, home_of(c->domain).size() + 1);
             }
-            std::string payload = said + '\0' + w.token + '\0';
+            const std::string payload = said + '\0' + watch.token + '\0';
             queue(*c, {StoreOp::watch_event, 0, 0, static_cast<std::uint32_t>(payload.size())}, payload);
+        };
+        for (const std::string& watched : seen_from) {
+            auto [first, last] = c->watches.equal_range(watched);
+            std::for_each(first, last, [&](const auto& entry) { tell(path, entry.second); });
+        }
+        if (gone) { // and with it what was below
+            std::for_each(c->watches.lower_bound(path + "/"), c->watches.lower_bound(path + "0"),
+                          [&](const auto& entry) { tell(entry.first, entry.second); });
         }
     }
 }
@@ -347,14 +357,15 @@ SimStore::Answer SimStore::execute(Connection& c, const StoreHeader& header, std
     case StoreOp::rm:
         return changed(erase(c.domain, tx, path));
     case StoreOp::unwatch:
-        std::erase_if(c.watches,
-                      [&](const WatchEntry& w) { return w.path == path && parts.size() > 1 && w.token == parts[1]; });
+        std::erase_if(c.watches, [&](const auto& entry) {
+            return entry.first == path && parts.size() > 1 && entry.second.token == parts[1];
+        });
         return {0, ok};
     case StoreOp::watch:
         if (parts.size() < 2) {
             return {EINVAL, ""};
         }
-        c.watches.push_back({path, parts[1], relative});
+        c.watches.insert({path, Watch{parts[1], relative}});
         return {0, ok};
     default:
         return {ENOSYS, ""};

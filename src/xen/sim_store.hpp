@@ -45,8 +45,7 @@ class SimStore {
         std::map<DomId, char> perms;
         std::uint64_t generation = 0;
     };
-    struct WatchEntry {
-        std::string path;
+    struct Watch {
         std::string token;
         bool relative;
     };
@@ -64,7 +63,7 @@ class SimStore {
         asio::local::stream_protocol::socket link; ///< no SIGPIPE from a client that left
         std::string out;
         Wake wake;
-        std::vector<WatchEntry> watches;
+        std::multimap<std::string, Watch> watches; ///< by path: a change looks at those above it, not at all
         std::map<std::uint32_t, Transaction> transactions;
     };
     /// What a request comes to: a reply's payload, or an errno.
