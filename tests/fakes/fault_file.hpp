@@ -64,6 +64,8 @@ class FaultDisk {
     };
     enum class Fate { works, fails, dead };
     Fate next_operation();
+    /// Before the cache changes for the first time: what is durable is what it holds until then.
+    void diverge();
     Result<void> write(std::uint64_t offset, ByteView data);
     Result<void> sync();
     Result<void> allocate(std::uint64_t end);
@@ -71,9 +73,6 @@ class FaultDisk {
     [[nodiscard]] Error injected(std::string_view what) const;
 
     bool device_;
-    /// Before the cache changes for the first time: what is durable is what it holds until then.
-    void diverge();
-
     Bytes cache_;
     std::optional<Bytes> durable_; ///< nothing: the same as the cache
     std::vector<Write> unsynced_;

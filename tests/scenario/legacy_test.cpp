@@ -3,7 +3,7 @@
 
 #include "fake_spawner.hpp"
 #include "manager_machine.hpp"
-#include "memory_channel.hpp"
+#include "service_link.hpp"
 #include "util/wire.hpp"
 
 #include <filesystem>
@@ -73,11 +73,7 @@ struct Rig {
         service.reset();
     }
     void hang_up() {
-        if (link) {
-            link->close();
-            link.reset();
-            m.loop.settle();
-        }
+        link.reset();
         guest = UniqueFd();
     }
     [[nodiscard]] Uuid numbered(std::uint32_t number) const { return *m.vault->registry().numbered(number); }
@@ -96,13 +92,10 @@ struct Rig {
 
     /// What the instance does when it was started: greets its manager, has saved something, and listens for its guest.
     void instance_serves(std::uint32_t number) {
-        auto pair = fakes::MemoryChannel::make(m.loop.io.get_executor());
-        link = std::move(pair.a);
-        (void)m.loop.start(service->serve(std::move(pair.b), {.made_for = numbered(number), .peer_gone = {}}));
+        link.emplace(m.loop, *service, LinkInfo{.made_for = numbered(number), .peer_gone = {}});
         for (const Bytes& frame : {proto::encode_hello({.uuid = numbered(number), .version = TpmVersion::tpm12}),
                                    proto::encode_save(Bytes(hash_key_long, std::byte{1}))}) {
-            (void)m.loop.run(link->send(frame));
-            REQUIRE(m.loop.run(link->receive()));
+            (void)link->ask(frame);
         }
         guest = UniqueFd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
         sockaddr_un address{};
@@ -129,7 +122,7 @@ struct Rig {
     std::unique_ptr<KeyService> service;
     std::unique_ptr<Supervisor> supervisor;
     std::unique_ptr<LegacyService> toolstack;
-    std::unique_ptr<fakes::MemoryChannel> link;
+    std::optional<fakes::ServiceLink> link;
     UniqueFd guest;
 };
 
