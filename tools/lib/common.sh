@@ -201,7 +201,7 @@ configure() {
 # two compilers.
 with_second() {
   local cache=''
-  if [ "$(strict_warnings)" = false ] || ! command -v clang++-14 >/dev/null || ! command -v ld.lld-14 >/dev/null ||
+  if ! is_gcc_12 || ! command -v clang++-14 >/dev/null || ! command -v ld.lld-14 >/dev/null ||
     ! compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.asan-*' >/dev/null; then
     "$@"
     return
@@ -210,8 +210,9 @@ with_second() {
   CXX="${cache}clang++-14" CXX_LD=lld "$@"
 }
 
-# Warnings are errors with the compiler that the code is kept clean for; a newer one's new warnings stop nobody.
-strict_warnings() { if [ "$(g++ -dumpversion 2>/dev/null | cut -d. -f1)" = 12 ]; then echo true; else echo false; fi; }
+# Warnings are errors with the compilers that the code is kept clean for; a newer one's new warnings stop nobody.
+is_gcc_12() { [ "$(g++ -dumpversion 2>/dev/null | cut -d. -f1)" = 12 ]; }
+strict_warnings() { if is_gcc_12; then echo true; else echo false; fi; }
 
 # compile DIR [TARGET...]: quiet unless it fails. It gives way to others by `niceness`, if that is set.
 compile() {
