@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <initializer_list>
 
+namespace api_request_fuzz {
+
 using namespace vtpmd;
 
 namespace {
@@ -27,9 +29,7 @@ std::string value_for(const api::Field& field) {
     return field.name == "tpm_version" ? "1.2" : "6f1e7c1a00004000800000000000000100";
 }
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     std::vector<Bytes> seeds;
     const std::string uuid = "6f1e7c1a-0000-4000-8000-000000000001";
     for (const auto& route : api::routes()) {
@@ -58,9 +58,8 @@ std::vector<Bytes> fuzz::seeds() {
     return seeds;
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+void run(ByteView bytes) {
     static asio::io_context loop(1);
-    const ByteView bytes = view_of(data, size);
     std::string_view rest(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     const bool may_change = !rest.empty() && (rest.front() & 1) != 0;
     rest.remove_prefix(std::min<std::size_t>(1, rest.size()));
@@ -72,5 +71,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     fuzz::fuzz_check(!answer.body.empty() || answer.stream, "an answer has a body");
     fuzz::fuzz_check(may_change || control.calls.empty(), "a reader changes nothing");
     fuzz::fuzz_check(answer.status < 400 || control.calls.empty(), "what is refused has done nothing");
-    return 0;
 }
+
+const fuzz::Harness harness("api_request", seeds, run);
+
+} // namespace
+
+} // namespace api_request_fuzz

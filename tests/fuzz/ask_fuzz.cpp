@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+namespace ask_fuzz {
+
 using namespace vtpmd;
 using namespace vtpmd::proto;
 
@@ -25,9 +27,7 @@ bool told(const Result<T>& taken) {
     return taken.has_value();
 }
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     const Bytes attach = encode_attach({.uuid = Uuid{{std::byte{1}}}, .key = SecretBytes(attach_key_size)});
     AskQuote q;
     q.nonce = Bytes(20);
@@ -42,13 +42,12 @@ std::vector<Bytes> fuzz::seeds() {
             seed(Kind::answer, encode_answer_error(Error{Errc::busy, "no"}))};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    const ByteView bytes = view_of(data, size);
+void run(ByteView bytes) {
     if (bytes.empty()) {
-        return 0;
+        return;
     }
     const ByteView rest = bytes.subspan(1);
-    switch (static_cast<Kind>(data[0] % static_cast<unsigned>(Kind::count))) {
+    switch (static_cast<Kind>(std::to_integer<unsigned>(bytes[0]) % static_cast<unsigned>(Kind::count))) {
     case Kind::attach:
         if (auto taken = parse_attach(rest); told(taken)) {
             const Bytes again = encode_attach(*taken);
@@ -70,5 +69,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     default:
         (void)told(parse_answer(rest));
     }
-    return 0;
 }
+
+const fuzz::Harness harness("ask", seeds, run);
+
+} // namespace
+
+} // namespace ask_fuzz

@@ -6,6 +6,8 @@
 #include "instance/handover.hpp"
 #include "loop.hpp"
 
+namespace control_fuzz {
+
 using namespace vtpmd;
 using namespace vtpmd::guest;
 
@@ -21,9 +23,7 @@ Bytes request(std::initializer_list<std::uint32_t> words, std::size_t more = 0) 
     return out.take();
 }
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     instance::TakeRequest take;
     take.token.fill(std::byte{7});
     Bytes handover = instance::encode_take(take);
@@ -33,16 +33,16 @@ std::vector<Bytes> fuzz::seeds() {
             request({17, 4096}), request({18, 0, 1, 0, 0}), handover};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+void run(ByteView input) {
     static fakes::Loop loop;
     static fakes::FakeService service;
     static EndpointState endpoint;
-    if (size == 0) {
-        return 0;
+    if (input.empty()) {
+        return;
     }
-    service.on = (data[0] & 1U) != 0;
-    endpoint.state_blobs = (data[0] & 2U) != 0;
-    const ByteView bytes = view_of(data + 1, size - 1);
+    service.on = (std::to_integer<unsigned>(input[0]) & 1U) != 0;
+    endpoint.state_blobs = (std::to_integer<unsigned>(input[0]) & 2U) != 0;
+    const ByteView bytes = input.subspan(1);
     if (auto take = instance::parse_take(bytes)) {
         const Bytes again = instance::encode_take(*take);
         fuzz::fuzz_check(std::equal(again.begin(), again.end(), bytes.begin(), bytes.end()),
@@ -52,11 +52,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (;;) {
         auto wanted = control_size(bytes.first(known));
         if (!wanted) {
-            return 0;
+            return;
         }
         fuzz::fuzz_check(*wanted >= known, "a request does not get shorter");
         if (*wanted > bytes.size()) {
-            return 0;
+            return;
         }
         if (*wanted == known) {
             break;
@@ -66,11 +66,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     auto parsed = parse_control(bytes.first(known));
     if (!parsed) {
         fuzz::fuzz_check(parsed.error().code == Errc::unsupported, "a request that is complete parses, or is unknown");
-        return 0;
+        return;
     }
     const Bytes answer = loop.run(carry_out(std::move(*parsed), service, endpoint));
     fuzz::fuzz_check(answer.size() >= 4, "every request is answered");
     const bool error = WireReader(answer).be32() != 0;
     fuzz::fuzz_check(!error || answer.size() == 4, "an error is the result alone");
-    return 0;
 }
+
+const fuzz::Harness harness("control", seeds, run);
+
+} // namespace
+
+} // namespace control_fuzz

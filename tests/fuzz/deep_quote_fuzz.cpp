@@ -10,6 +10,8 @@
 
 #include <algorithm>
 
+namespace deep_quote_fuzz {
+
 using namespace vtpmd;
 
 namespace {
@@ -108,9 +110,7 @@ void check_old_answer(ByteView bytes) {
     fuzz::fuzz_check(!quote::verify_old_quote(Bytes(256 + 80), check), "nothing is taken without a key");
 }
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     WireWriter guest12;
     guest12.zeros(20).be16(3).u8(0).u8(4).u8(0).be16(2).u8(0x11).u8(0).be32(instance::deep_quote_form);
     WireWriter guest20;
@@ -141,13 +141,12 @@ std::vector<Bytes> fuzz::seeds() {
             seed(Kind::old_answer, old_deep.view())};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    const ByteView bytes = view_of(data, size);
+void run(ByteView bytes) {
     if (bytes.empty()) {
-        return 0;
+        return;
     }
     const ByteView rest = bytes.subspan(1);
-    switch (static_cast<Kind>(data[0] % static_cast<unsigned>(Kind::count))) {
+    switch (static_cast<Kind>(std::to_integer<unsigned>(bytes[0]) % static_cast<unsigned>(Kind::count))) {
     case Kind::guest12:
         check_guest(instance::parse_deep_quote(rest));
         break;
@@ -206,5 +205,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         check_file(rest);
         break;
     }
-    return 0;
 }
+
+const fuzz::Harness harness("deep_quote", seeds, run);
+
+} // namespace
+
+} // namespace deep_quote_fuzz

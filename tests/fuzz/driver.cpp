@@ -1,21 +1,20 @@
-// Runs a harness without libFuzzer:  HARNESS RUNS  mutates its seeds RUNS times, always in the same way;
-// HARNESS FILE...  runs it once on each file (what a fuzzer found).
+// Runs harnesses without libFuzzer:  vtpmd-fuzz NAME RUNS  mutates that harness's seeds RUNS times, always in the same way;
+// vtpmd-fuzz NAME FILE...  runs it once on each file (what a fuzzer found).
 #include "fuzz.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <sysexits.h>
 
 using vtpmd::Bytes;
+using vtpmd::fuzz::Harness;
 
 namespace {
-
-void run(const Bytes& input) {
-    LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t*>(input.data()), input.size());
-}
 
 /// One small damage: a byte changed, a bit flipped, a tail cut off or repeated, a stretch of a sort that lengths like.
 void mutate(Bytes& b, std::mt19937& random) {
@@ -44,30 +43,55 @@ void mutate(Bytes& b, std::mt19937& random) {
     }
 }
 
+void run_mutations(const Harness& harness, unsigned runs) {
+    const std::vector<Bytes> seeds = harness.seeds();
+    std::mt19937 random(1); // NOLINT(bugprone-random-generator-seed): the same every time
+    for (const Bytes& seed : seeds) {
+        harness.run(seed);
+    }
+    for (unsigned i = 0; i < runs; ++i) {
+        Bytes input = seeds.empty() ? Bytes{} : seeds[random() % seeds.size()];
+        for (auto n = random() % 4; n != 0; --n) {
+            mutate(input, random);
+        }
+        harness.run(input);
+    }
+}
+
+bool run_file(const Harness& harness, const char* path) {
+    std::ifstream in(path, std::ios::binary);
+    const std::vector<char> content{std::istreambuf_iterator<char>(in), {}};
+    if (!in) {
+        std::fprintf(stderr, "%s: cannot be read\n", path);
+        return false;
+    }
+    harness.run(vtpmd::to_bytes(std::as_bytes(std::span(content))));
+    return true;
+}
+
+int usage() {
+    std::fprintf(stderr, "vtpmd-fuzz NAME RUNS|FILE...; NAME is one of:");
+    for (const Harness* harness : Harness::all()) {
+        std::fprintf(stderr, " %.*s", static_cast<int>(harness->name.size()), harness->name.data());
+    }
+    std::fprintf(stderr, "\n");
+    return EX_USAGE;
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
+    const auto& all = Harness::all();
+    const auto harness =
+        std::find_if(all.begin(), all.end(), [&](const Harness* h) { return argc > 2 && h->name == argv[1]; });
+    if (harness == all.end()) {
+        return usage();
+    }
     unsigned runs = 0;
-    const char* end = argc == 2 ? argv[1] + std::strlen(argv[1]) : nullptr;
-    if (argc == 2 && std::from_chars(argv[1], end, runs).ptr == end) {
-        const std::vector<Bytes> seeds = vtpmd::fuzz::seeds();
-        std::mt19937 random(1); // NOLINT(bugprone-random-generator-seed): the same every time
-        for (const Bytes& seed : seeds) {
-            run(seed);
-        }
-        for (unsigned i = 0; i < runs; ++i) {
-            Bytes input = seeds.empty() ? Bytes{} : seeds[random() % seeds.size()];
-            for (auto n = random() % 4; n != 0; --n) {
-                mutate(input, random);
-            }
-            run(input);
-        }
+    const char* end = argv[2] + std::strlen(argv[2]);
+    if (argc == 3 && std::from_chars(argv[2], end, runs).ptr == end) {
+        run_mutations(**harness, runs);
         return 0;
     }
-    for (int i = 1; i < argc; ++i) {
-        std::ifstream in(argv[i], std::ios::binary);
-        const std::vector<char> content{std::istreambuf_iterator<char>(in), {}};
-        run(vtpmd::to_bytes(std::as_bytes(std::span(content))));
-    }
-    return 0;
+    return std::all_of(argv + 2, argv + argc, [&](const char* path) { return run_file(**harness, path); }) ? 0 : 1;
 }

@@ -6,6 +6,8 @@
 #include "tpm/commands.hpp"
 #include "tpm/cost.hpp"
 
+namespace engine_fuzz {
+
 using namespace vtpmd;
 
 namespace {
@@ -47,9 +49,7 @@ Bytes at_locality_0(Bytes command) {
     return command;
 }
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     const tpm::HashValue value{tpm::alg::sha256, Bytes(32)};
     const tpm::PcrBank bank{tpm::alg::sha256, 0xffffff};
     return {
@@ -61,14 +61,19 @@ std::vector<Bytes> fuzz::seeds() {
     };
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+void run(ByteView input) {
     static Guest guest;
-    if (size == 0) {
-        return 0;
+    if (input.empty()) {
+        return;
     }
-    const ByteView command = view_of(data + 1, size - 1);
+    const ByteView command = input.subspan(1);
     if (tpm::cost(v20, command) == tpm::Cost::fast) {
-        guest.send(command, data[0]);
+        guest.send(command, std::to_integer<unsigned>(input[0]));
     }
-    return 0;
 }
+
+const fuzz::Harness harness("engine", seeds, run);
+
+} // namespace
+
+} // namespace engine_fuzz

@@ -4,24 +4,27 @@
 
 #include <algorithm>
 
+namespace legacy_fuzz {
+
 using namespace vtpmd;
 using namespace vtpmd::proto;
 
-std::vector<Bytes> fuzz::seeds() {
+namespace {
+
+std::vector<Bytes> seeds() {
     return {
         legacy::encode(legacy::Open{.migratable = true, .start = legacy::Start::resume, .hvm = true, .instance = 7}),
         legacy::encode(legacy::Close{.instance = 7}), legacy::encode(legacy::Delete{.instance = 7})};
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    const ByteView bytes = view_of(data, size);
+void run(ByteView bytes) {
     const auto whole = legacy::request_size(bytes.first(std::min(bytes.size(), legacy::header_size)));
     fuzz::fuzz_check(!whole || (*whole >= legacy::header_size && *whole <= legacy::request_limit),
                      "a request is small");
     const legacy::Request request = legacy::parse(bytes);
     if (const auto* refused = std::get_if<legacy::Refused>(&request)) {
         fuzz::fuzz_check(!refused->why.empty() && refused->status != legacy::Status::success, "a refusal says why");
-        return 0;
+        return;
     }
     Bytes again;
     if (const auto* open = std::get_if<legacy::Open>(&request)) {
@@ -32,5 +35,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         again = legacy::encode(std::get<legacy::Delete>(request));
     }
     fuzz::fuzz_check(std::ranges::equal(again, bytes), "a request that was taken is sent the same");
-    return 0;
 }
+
+const fuzz::Harness harness("legacy", seeds, run);
+
+} // namespace
+
+} // namespace legacy_fuzz

@@ -4,42 +4,46 @@
 #include "proto/management.hpp"
 #include "util/wire.hpp"
 
+namespace management_fuzz {
+
 using namespace vtpmd;
 using namespace vtpmd::proto;
 
-std::vector<Bytes> fuzz::seeds() {
+namespace {
+
+std::vector<Bytes> seeds() {
     using namespace management;
     const Uuid uuid{{std::byte{1}}};
     WireWriter key;
     key.zeros(19).be32(0).be32(0).be32(4).zeros(4).be32(0);
-    const std::vector<Request> requests{GroupList{},
-                                        GroupNew{},
-                                        GroupDel{1},
-                                        GroupActivate{1, Bytes(3)},
-                                        GroupRegister{1, {}, {}, 0xFF},
-                                        GroupUpdate{1, {}, {.sequence = 1, .platforms = {{}}, .labels = {{}}}, {0xFF}},
-                                        GroupShow{1},
-                                        GroupQuote{1, {}, 0xFF},
-                                        GroupRecover1{1, key.take(), {}, 0xFF},
-                                        GroupRecover2{1, {}, {}},
-                                        VtpmList{1, 2},
-                                        VtpmShow{uuid},
-                                        VtpmEdit{uuid, 1},
-                                        VtpmNew{1, uuid},
-                                        VtpmDel{uuid}};
+    const std::vector<management::Request> requests{
+        GroupList{},
+        GroupNew{},
+        GroupDel{1},
+        GroupActivate{1, Bytes(3)},
+        GroupRegister{1, {}, {}, 0xFF},
+        GroupUpdate{1, {}, {.sequence = 1, .platforms = {{}}, .labels = {{}}}, {0xFF}},
+        GroupShow{1},
+        GroupQuote{1, {}, 0xFF},
+        GroupRecover1{1, key.take(), {}, 0xFF},
+        GroupRecover2{1, {}, {}},
+        VtpmList{1, 2},
+        VtpmShow{uuid},
+        VtpmEdit{uuid, 1},
+        VtpmNew{1, uuid},
+        VtpmDel{uuid}};
     std::vector<Bytes> out;
-    for (const Request& r : requests) {
+    for (const management::Request& r : requests) {
         out.push_back(encode(r));
     }
     return out;
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    const ByteView frame = view_of(data, size);
+void run(ByteView frame) {
     auto request = management::parse(frame);
     if (!request) {
         fuzz::fuzz_check(!request.error().message.empty(), "a refusal says why");
-        return 0;
+        return;
     }
     const auto again = management::parse(management::encode(*request));
     fuzz::fuzz_check(again && *again == *request, "what was taken is the same when it is sent again");
@@ -51,5 +55,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                              management::answer_limit,
                          "an answer fits the ring");
     }
-    return 0;
 }
+
+const fuzz::Harness harness("management", seeds, run);
+
+} // namespace
+
+} // namespace management_fuzz

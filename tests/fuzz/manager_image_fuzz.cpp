@@ -11,8 +11,11 @@
 #include <algorithm>
 #include <initializer_list>
 
+namespace manager_image_fuzz {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
+
 using test::run_task;
 
 namespace {
@@ -72,9 +75,7 @@ void put_checks(Bytes& content, unsigned flags) {
     }
 }
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     std::vector<Bytes> seeds{Bytes(1)};
     auto add = [&](std::initializer_list<unsigned> bytes) {
         Bytes& seed = seeds.emplace_back();
@@ -95,9 +96,9 @@ std::vector<Bytes> fuzz::seeds() {
     return seeds;
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+void run(ByteView input) {
     Bytes content = good().content;
-    WireReader r(view_of(data, size));
+    WireReader r(input);
     const unsigned flags = r.u8();
     while (r.ok() && r.remaining() >= 5) {
         std::size_t at = static_cast<std::size_t>(r.u8()) << 16U;
@@ -122,5 +123,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         fuzz::fuzz_check(!opened || beginning, "no record is made up or changed");
         run_task(loop, (*image)->close());
     }
-    return 0;
 }
+
+const fuzz::Harness harness("manager_image", seeds, run);
+
+} // namespace
+
+} // namespace manager_image_fuzz

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 
+namespace ring_page_fuzz {
+
 using namespace vtpmd;
 
 namespace {
@@ -161,9 +163,7 @@ struct Run {
     std::optional<ring::BackEnd> end;
 };
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     std::vector<Bytes> seeds;
     auto add = [&](std::initializer_list<unsigned> bytes) {
         Bytes& seed = seeds.emplace_back();
@@ -179,12 +179,17 @@ std::vector<Bytes> fuzz::seeds() {
     return seeds;
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+void run(ByteView input) {
     Run run(world());
-    WireReader r(view_of(data, size));
+    WireReader r(input);
     while (r.ok() && r.remaining() > 0) {
         run.step(r);
     }
     run.behave();
-    return 0;
 }
+
+const fuzz::Harness harness("ring_page", seeds, run);
+
+} // namespace
+
+} // namespace ring_page_fuzz

@@ -11,8 +11,11 @@
 #include <algorithm>
 #include <initializer_list>
 
+namespace state_image_fuzz {
+
 using namespace vtpmd;
 using namespace vtpmd::store;
+
 using test::run_task;
 
 namespace {
@@ -49,9 +52,7 @@ void put_digest(Bytes& content, std::size_t at, std::size_t size) {
     std::ranges::copy(digest, content.begin() + static_cast<std::ptrdiff_t>(at + size - digest_size));
 }
 
-} // namespace
-
-std::vector<Bytes> fuzz::seeds() {
+std::vector<Bytes> seeds() {
     // Nothing changed; each superblock and each slot changed a little, with and without right digests.
     std::vector<Bytes> seeds{Bytes(1)};
     auto add = [&](std::initializer_list<unsigned> bytes) {
@@ -70,10 +71,10 @@ std::vector<Bytes> fuzz::seeds() {
     return seeds;
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+void run(ByteView input) {
     Bytes content = good().content;
     SecretBytes record = good().record.clone();
-    WireReader r(view_of(data, size));
+    WireReader r(input);
     const unsigned flags = r.u8();
     while (r.ok() && r.remaining() >= 5) {
         std::size_t at = static_cast<std::size_t>(r.u8()) << 16U;
@@ -110,5 +111,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             fuzz::fuzz_check(!written, "nothing is written over a state that cannot be read");
         }
     }
-    return 0;
 }
+
+const fuzz::Harness harness("state_image", seeds, run);
+
+} // namespace
+
+} // namespace state_image_fuzz

@@ -5,9 +5,13 @@
 #include "tpm/commands.hpp"
 #include "tpm/cost.hpp"
 
+namespace tpm_responses_fuzz {
+
 using namespace vtpmd;
 
-std::vector<Bytes> fuzz::seeds() {
+namespace {
+
+std::vector<Bytes> seeds() {
     const auto bytes = [](std::initializer_list<unsigned> list) {
         Bytes b;
         for (unsigned v : list) {
@@ -25,11 +29,10 @@ std::vector<Bytes> fuzz::seeds() {
     };
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    const ByteView packet = view_of(data, size);
+void run(ByteView packet) {
     for (TpmVersion v : {TpmVersion::tpm12, TpmVersion::tpm20}) {
         if (auto random = tpm::parse_get_random(v, packet)) {
-            fuzz::fuzz_check(random->size() < size, "random bytes are part of the answer");
+            fuzz::fuzz_check(random->size() < packet.size(), "random bytes are part of the answer");
         }
         (void)tpm::cost(v, packet);
         if (tpm::is_well_formed_response(v, packet)) {
@@ -43,5 +46,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (auto banks = tpm::parse_capability_pcrs(packet)) {
         fuzz::fuzz_check(banks->size() <= 16, "at most sixteen banks");
     }
-    return 0;
 }
+
+const fuzz::Harness harness("tpm_responses", seeds, run);
+
+} // namespace
+
+} // namespace tpm_responses_fuzz
