@@ -6,8 +6,8 @@
 Only src/ is checked (headers through the sources that include them). A file that was clean is not looked at again until
 it, a project header it includes, its command line, .clang-tidy or clang-tidy itself changes; what is remembered lives in
 BUILD/clang-tidy.cache. Most of the time goes into the headers of Asio and Boost, so neighbouring files that have to be
-looked at are read together, as in a unity build (16 take a quarter longer than 8). Prints findings, then "tidy: N passed, N failed";
-exit 1 if anything was found.
+looked at are read together, as in a unity build (90 at a time take a seventh less than 45, and 1.2 GiB). Prints findings,
+then "tidy: N passed, N failed"; exit 1 if anything was found.
 """
 import concurrent.futures
 import hashlib
@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 TIDY = "clang-tidy-14"
-TOGETHER = 48
+TOGETHER = 96
 INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.M)
 
 
