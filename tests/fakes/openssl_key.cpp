@@ -1,5 +1,7 @@
 #include "openssl_key.hpp"
 
+#include "util/openssl_ptr.hpp"
+
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 #include <stdexcept>
@@ -7,7 +9,6 @@
 namespace vtpmd::test {
 
 namespace {
-using Context = std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)>;
 
 EVP_PKEY* generate(const std::string& type, unsigned bits) {
     return type == "RSA" ? EVP_PKEY_Q_keygen(nullptr, nullptr, "RSA", static_cast<std::size_t>(bits))
@@ -15,7 +16,7 @@ EVP_PKEY* generate(const std::string& type, unsigned bits) {
 }
 
 Bytes sign(EVP_PKEY* key, const EVP_MD* digest, ByteView message) {
-    const Context context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
+    const DigestContext context(EVP_MD_CTX_new());
     std::size_t size = 0;
     if (EVP_DigestSignInit(context.get(), nullptr, digest, nullptr, key) != 1 ||
         EVP_DigestSign(context.get(), nullptr, &size, uchar_ptr(message), message.size()) != 1) {
@@ -31,7 +32,7 @@ Bytes sign(EVP_PKEY* key, const EVP_MD* digest, ByteView message) {
 } // namespace
 
 OpensslKey::OpensslKey(const std::string& type, unsigned bits)
-    : key_(generate(type, bits), &EVP_PKEY_free) {
+    : key_(generate(type, bits)) {
     if (!key_) {
         throw std::runtime_error("OpenSSL makes no key");
     }
@@ -53,10 +54,8 @@ Bytes OpensslKey::sign_sha1(ByteView message) const { return sign(key_.get(), EV
 
 Bytes OpensslKey::derive(ByteView peer_spki) const {
     const unsigned char* at = uchar_ptr(peer_spki);
-    const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> peer(
-        d2i_PUBKEY(nullptr, &at, static_cast<long>(peer_spki.size())), &EVP_PKEY_free);
-    const std::unique_ptr<EVP_PKEY_CTX, decltype(&EVP_PKEY_CTX_free)> context(EVP_PKEY_CTX_new(key_.get(), nullptr),
-                                                                              &EVP_PKEY_CTX_free);
+    const hwtpm::Pkey peer(d2i_PUBKEY(nullptr, &at, static_cast<long>(peer_spki.size())));
+    const KeyContext context(EVP_PKEY_CTX_new(key_.get(), nullptr));
     Bytes out(32);
     std::size_t size = out.size();
     if (EVP_PKEY_derive_init(context.get()) != 1 || EVP_PKEY_derive_set_peer(context.get(), peer.get()) != 1 ||
@@ -67,7 +66,7 @@ Bytes OpensslKey::derive(ByteView peer_spki) const {
 }
 
 void OpensslKey::write_private(const std::string& path) const {
-    const std::unique_ptr<BIO, decltype(&BIO_free)> out(BIO_new_file(path.c_str(), "w"), &BIO_free);
+    const Bio out(BIO_new_file(path.c_str(), "w"));
     if (!out || PEM_write_bio_PrivateKey(out.get(), key_.get(), nullptr, nullptr, 0, nullptr, nullptr) != 1) {
         throw std::runtime_error("OpenSSL writes no key");
     }
@@ -75,9 +74,8 @@ void OpensslKey::write_private(const std::string& path) const {
 
 bool verify_sha1(ByteView spki, ByteView message, ByteView signature) {
     const unsigned char* at = uchar_ptr(spki);
-    const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(
-        d2i_PUBKEY(nullptr, &at, static_cast<long>(spki.size())), &EVP_PKEY_free);
-    const Context context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
+    const hwtpm::Pkey key(d2i_PUBKEY(nullptr, &at, static_cast<long>(spki.size())));
+    const DigestContext context(EVP_MD_CTX_new());
     return key && EVP_DigestVerifyInit(context.get(), nullptr, EVP_sha1(), nullptr, key.get()) == 1 &&
            EVP_DigestVerify(context.get(), uchar_ptr(signature), signature.size(), uchar_ptr(message),
                             message.size()) == 1;

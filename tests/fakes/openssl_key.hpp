@@ -1,10 +1,9 @@
 // A private key of OpenSSL's, for those who sign in tests: approvers, CAs.
 #pragma once
 
+#include "hwtpm/public_key.hpp"
 #include "util/bytes.hpp"
 
-#include <memory>
-#include <openssl/evp.h>
 #include <string>
 
 namespace vtpmd::test {
@@ -27,7 +26,7 @@ class OpensslKey {
     void write_private(const std::string& path) const;
 
   private:
-    std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key_;
+    hwtpm::Pkey key_;
 };
 
 /// PKCS #1 v1.5 with SHA-1, as a TPM 1.2 signs.

@@ -1,8 +1,10 @@
 #include "management.hpp"
 
+#include "hwtpm/public_key.hpp"
 #include "manager/approval_list.hpp"
 #include "must.hpp"
 #include "proto/messages.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
@@ -11,9 +13,6 @@
 #include <boost/json.hpp>
 #include <fmt/format.h>
 #include <functional>
-#include <memory>
-#include <openssl/bio.h>
-#include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/sha.h>
 #include <random>
@@ -106,13 +105,13 @@ class Api {
 class ApproverKey {
   public:
     ApproverKey()
-        : key_(EVP_EC_gen("P-256"), &EVP_PKEY_free) {
+        : key_(EVP_EC_gen("P-256")) {
         if (!key_) {
             fail("no key for the approver");
         }
     }
     [[nodiscard]] std::string pem() const {
-        const std::unique_ptr<BIO, decltype(&BIO_free)> out(BIO_new(BIO_s_mem()), &BIO_free);
+        const Bio out(BIO_new(BIO_s_mem()));
         if (!out || PEM_write_bio_PUBKEY(out.get(), key_.get()) != 1) {
             fail("the approver's key");
         }
@@ -121,7 +120,7 @@ class ApproverKey {
         return {data, static_cast<std::size_t>(size)};
     }
     [[nodiscard]] Bytes sign(ByteView message) const {
-        const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
+        const DigestContext context(EVP_MD_CTX_new());
         Bytes out(256);
         std::size_t size = out.size();
         if (!context || EVP_DigestSignInit(context.get(), nullptr, EVP_sha256(), nullptr, key_.get()) != 1 ||
@@ -134,7 +133,7 @@ class ApproverKey {
     }
 
   private:
-    std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key_;
+    hwtpm::Pkey key_;
 };
 
 /// PCR 16 after extend_16().

@@ -1,15 +1,14 @@
 #include "hwtpm/pcr.hpp"
+#include "hwtpm/public_key.hpp"
 #include "inputs.hpp"
 #include "manager/approval_list.hpp"
 #include "offline.hpp"
 #include "tpm/sha1.hpp"
+#include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
 #include <boost/json.hpp>
-#include <memory>
-#include <openssl/bio.h>
-#include <openssl/evp.h>
 #include <openssl/pem.h>
 
 namespace vtpmctl {
@@ -21,9 +20,8 @@ namespace {
 /// The approver's private key. OpenSSL reads it (and asks for its password), so that it is nowhere in our memory.
 class Signer {
   public:
-    explicit Signer(const std::string& path)
-        : key_(nullptr, &EVP_PKEY_free) {
-        const std::unique_ptr<BIO, decltype(&BIO_free)> in(BIO_new_file(path.c_str(), "r"), &BIO_free);
+    explicit Signer(const std::string& path) {
+        const Bio in(BIO_new_file(path.c_str(), "r"));
         key_.reset(in ? PEM_read_bio_PrivateKey(in.get(), nullptr, nullptr, nullptr) : nullptr);
         if (!key_) {
             fail(EX_NOINPUT, fmt::format("--key={}: no private key in PEM can be read there; openssl genpkey "
@@ -33,7 +31,7 @@ class Signer {
     }
     /// PKCS #1 v1.5, or ECDSA as DER, with SHA-256.
     [[nodiscard]] Bytes sign(ByteView message) const {
-        const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
+        const DigestContext context(EVP_MD_CTX_new());
         std::size_t size = 0;
         if (!context || EVP_DigestSignInit(context.get(), nullptr, EVP_sha256(), nullptr, key_.get()) != 1 ||
             EVP_DigestSign(context.get(), nullptr, &size, uchar_ptr(message), message.size()) != 1) {
@@ -49,7 +47,7 @@ class Signer {
     }
 
   private:
-    std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key_;
+    hwtpm::Pkey key_;
 };
 
 hwtpm::Approval platform_of(std::vector<hwtpm::PcrValue> pcrs, const std::string& what) {
