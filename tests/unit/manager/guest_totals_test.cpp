@@ -1,8 +1,8 @@
 #include "manager/guest_totals.hpp"
 
+#include "check.hpp"
 #include "fakes/fake_clock.hpp"
 
-#include <doctest/doctest.h>
 #include <functional>
 
 namespace guest_totals_test {

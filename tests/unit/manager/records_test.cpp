@@ -1,7 +1,6 @@
+#include "check.hpp"
 #include "manager/records.hpp"
 #include "util/text.hpp"
-
-#include <doctest/doctest.h>
 
 namespace manager_records_test {
 
