@@ -6,6 +6,9 @@
 //
 // If a change cannot be made durable its guest gets a TPM failure and the instance is dirty: memory is ahead of the disk.
 // Every later command first tries to settle that, and gets a failure too as long as it does not succeed.
+//
+// The class is written in instance.cpp (commands, the control channel's wishes), power.cpp (from start to close), quotes.cpp and
+// migration.cpp (state that goes out and comes in, the handover).
 #pragma once
 
 #include "engine/engine.hpp"
