@@ -1,3 +1,4 @@
+#include "check.hpp"
 #include "manager/guest_totals.hpp"
 
 #include "check.hpp"
