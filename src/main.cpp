@@ -2,8 +2,10 @@
 #include "api/server.hpp"
 #include "instance/command_line.hpp"
 #include "instance/run.hpp"
+#include "instance/xen_words.hpp"
 #include "manager/command_line.hpp"
 #include "manager/run.hpp"
+#include "manager/xen_words.hpp"
 #include "util/runtime.hpp"
 #include "util/secret_bytes.hpp"
 #include "util/service.hpp"
@@ -136,6 +138,8 @@ struct Mode {
     std::string default_config;
     std::size_t secret_arena; ///< bytes of locked memory, a power of two
     std::function<Result<Root>(const CommandLine&)> root;
+    /// The words of the Xen stub domain that this mode takes the place of.
+    Result<Translation> (*translate_xen_words)(const std::vector<std::string>&);
 };
 
 /// A root that hands its options over when it is called, which is once: options own descriptors.
@@ -164,18 +168,30 @@ Result<Root> instance_root(const CommandLine& line) {
 
 std::optional<Mode> find_mode(std::string_view name) {
     if (name == "manager") {
-        return Mode{manager::option_specs(), "vtpmd --mode=manager [OPTION...]", "/etc/vtpmd/manager.conf",
-                    std::size_t{256} * 1024, manager_root};
+        return Mode{manager::option_specs(),
+                    "vtpmd --mode=manager [OPTION...]",
+                    "/etc/vtpmd/manager.conf",
+                    std::size_t{256} * 1024,
+                    manager_root,
+                    manager::translate_xen_words};
     }
     if (name == "instance") {
-        return Mode{instance::option_specs(), "vtpmd --mode=instance --uuid=U [OPTION...]", "/etc/vtpmd/instance.conf",
-                    std::size_t{64} * 1024, instance_root};
+        return Mode{instance::option_specs(),
+                    "vtpmd --mode=instance --uuid=U [OPTION...]",
+                    "/etc/vtpmd/instance.conf",
+                    std::size_t{64} * 1024,
+                    instance_root,
+                    instance::translate_xen_words};
     }
     return std::nullopt;
 }
 
-int run_mode(const Mode& mode, std::vector<std::string> arguments) {
-    auto line = CommandLine::parse({mode.specs, std::move(arguments), mode.default_config});
+int run_mode(const Mode& mode, const std::vector<std::string>& arguments) {
+    auto translated = mode.translate_xen_words(arguments);
+    if (!translated) {
+        return fail(translated.error());
+    }
+    auto line = CommandLine::parse({mode.specs, std::move(translated->arguments), mode.default_config});
     if (!line) {
         return fail(line.error());
     }
@@ -188,6 +204,9 @@ int run_mode(const Mode& mode, std::vector<std::string> arguments) {
         return fail(level.error());
     }
     Log log(*level);
+    for (const std::string& notice : translated->notices) {
+        log.warning("{}", notice);
+    }
     auto root = mode.root(*line);
     if (!root) {
         return fail(root.error());

@@ -34,6 +34,18 @@ std::optional<Localities> parse_localities(std::string_view text) {
     return out;
 }
 
+/// `pattern` is a label, or "*:ROLE:TYPE" for every user's.
+bool label_fits(std::string_view pattern, const std::optional<std::string>& label) {
+    if (!label) {
+        return false;
+    }
+    if (!pattern.starts_with("*:")) {
+        return pattern == *label;
+    }
+    const auto colon = label->find(':');
+    return colon != std::string::npos && pattern.substr(1) == std::string_view(*label).substr(colon);
+}
+
 } // namespace
 
 Result<void> LocalityPolicy::add(std::string_view rule) {
@@ -70,7 +82,7 @@ bool LocalityPolicy::has_labels() const noexcept {
 
 Localities LocalityPolicy::of(xen::DomId domain, const std::optional<std::string>& label) const {
     for (const Rule& rule : rules_) {
-        const bool fits = (!rule.domain || *rule.domain == domain) && (!rule.label || rule.label == label);
+        const bool fits = (!rule.domain || *rule.domain == domain) && (!rule.label || label_fits(*rule.label, label));
         if (fits) {
             return rule.localities;
         }

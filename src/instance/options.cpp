@@ -39,22 +39,24 @@ Result<Startup> parse_startup(std::string_view text) {
 
 Result<std::vector<unsigned>> parse_pcr_list(std::string_view text) {
     std::set<unsigned> pcrs;
-    if (text == "none") {
-        return std::vector<unsigned>{};
-    }
-    if (text == "all") {
-        text = "0-23";
-    }
     for (std::string_view part : split(text, ',')) {
+        if (part == "none") {
+            pcrs.clear();
+            continue;
+        }
+        if (part == "all") {
+            part = "0-23";
+        }
         const auto dash = part.find('-');
         auto first = parse_number(part.substr(0, dash), pcr_limit);
         auto last = dash == std::string_view::npos ? first : parse_number(part.substr(dash + 1), pcr_limit);
-        if (!first || !last || *first > *last) {
+        if (!first || !last) {
             return make_error(Errc::usage,
-                              "--hwinitpcrs={}: all, none, or PCR numbers from 0 to {} such as 5,12-16 are needed",
-                              text, pcr_limit);
+                              "--hwinitpcrs={}: '{}' is no PCR; all, none, or PCR numbers from 0 to {} such as 5,12-16 "
+                              "are needed",
+                              printable(text), printable(part), pcr_limit);
         }
-        for (auto i = *first; i <= *last; ++i) {
+        for (auto i = std::min(*first, *last); i <= std::max(*first, *last); ++i) {
             pcrs.insert(static_cast<unsigned>(i));
         }
     }

@@ -22,7 +22,8 @@ enum class Startup { clear, save, deactivated, none, wait };
 /// Errc::usage if it is none of these words.
 [[nodiscard]] Result<Startup> parse_startup(std::string_view text);
 
-/// "all" (0-23), "none", or a list of indices and ranges: "5,12-16". Ascending, each once; Errc::usage otherwise.
+/// A list of indices, ranges, "all" (0-23) and "none", read from left to right as Xen's vtpm-stubdom does: "5,12-16". "none" forgets
+/// what came before it. The result ascends, each index once. Errc::usage names the part that is none of these.
 [[nodiscard]] Result<std::vector<unsigned>> parse_pcr_list(std::string_view text);
 
 /// A list of hash algorithms, each once, as swtpm_setup's --pcr-banks: "sha1,sha256" (TPM_ALG_IDs, in that order). Errc::usage.

@@ -12,7 +12,12 @@ TEST_SUITE("instance") {
         CHECK(parse_pcr_list("all")->size() == 24);
         CHECK(*parse_pcr_list("5,12-16") == std::vector<unsigned>{5, 12, 13, 14, 15, 16});
         CHECK(*parse_pcr_list("7,3,7,2-4") == std::vector<unsigned>{2, 3, 4, 7});
-        for (const char* bad : {"", ",", "24", "5-", "-5", "6-5", "5,,6", "a", "0-24", "5 ,6", "all,3"}) {
+        CHECK(*parse_pcr_list("16-12") == std::vector<unsigned>{12, 13, 14, 15, 16});
+        CHECK(*parse_pcr_list("none,5") == std::vector<unsigned>{5});
+        CHECK(parse_pcr_list("5,none")->empty());
+        CHECK(parse_pcr_list("5,all")->size() == 24);
+        CHECK(*parse_pcr_list("all,none,7") == std::vector<unsigned>{7});
+        for (const char* bad : {"", ",", "24", "5-", "-5", "5,,6", "a", "0-24", "5 ,6", "nil,3"}) {
             CAPTURE(bad);
             REQUIRE_FALSE(parse_pcr_list(bad));
             CHECK(parse_pcr_list(bad).error().code == Errc::usage);
