@@ -151,7 +151,7 @@ need_debian() {
 }
 
 build_packages=(g++ pkg-config meson ninja-build python3 libfmt-dev libssl-dev liburing-dev libtpms-dev libtss2-dev
-  libsystemd-dev libxen-dev doctest-dev ca-certificates)
+  libsystemd-dev libxen-dev doctest-dev libcli11-dev ca-certificates)
 demo_packages=(swtpm swtpm-tools tpm2-tools tpm-tools trousers)
 # What tests/integration drives the product with, beside the demo's.
 test_packages=("${demo_packages[@]}" git ccache openssl util-linux iproute2 systemd procps man-db e2fsprogs)

@@ -1,8 +1,8 @@
+#include "commands.hpp"
 #include "hwtpm/pcr.hpp"
 #include "hwtpm/public_key.hpp"
 #include "inputs.hpp"
 #include "manager/approval_list.hpp"
-#include "offline.hpp"
 #include "tpm/sha1.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
@@ -77,7 +77,7 @@ std::vector<hwtpm::PcrValue> pcrs_of_file(const std::string& path) {
     if (pcrs == nullptr || !pcrs->is_array()) {
         fail(EX_DATAERR, path + ": expected the PCRs of a platform, as vtpmctl seal --json prints them");
     }
-    Options listed;
+    Options listed{.command = "approve"};
     for (const json::value& p : pcrs->get_array()) {
         const json::object& o = p.as_object();
         listed.values["pcr"].push_back(fmt::format("{}:{}={}", std::string_view(o.at("bank").as_string()),
@@ -98,9 +98,6 @@ std::uint64_t number_of(const std::string& text, const std::string& name) {
 } // namespace
 
 void approve(const Options& o) {
-    if (o.words.size() != 1) {
-        fail(EX_USAGE, "approve takes no argument; see vtpmctl --help");
-    }
     manager::ApprovalList list;
     list.group = must(parse_uuid(o.needed("group", "the group's UUID; uuidgen makes one for a new group")), "--group");
     list.sequence = number_of(o.needed("sequence", "1 for the first list, then one more each time"), "sequence");

@@ -113,7 +113,7 @@ class Bar {
 } // namespace
 
 std::uint64_t backup(const Options& o, const std::string& path, const Fetch& fetch) {
-    if (struct stat there{}; !o.yes && ::lstat(path.c_str(), &there) == 0) {
+    if (struct stat there{}; !o.has("yes") && ::lstat(path.c_str(), &there) == 0) {
         fail(EX_CANTCREAT, fmt::format("{}: is there already; name another file, or give --yes to replace it", path));
     }
     Draft draft(path);
@@ -126,7 +126,7 @@ std::uint64_t backup(const Options& o, const std::string& path, const Fetch& fet
             bar.show(done, total);
         });
     }
-    draft.become(o.yes);
+    draft.become(o.has("yes"));
     return done;
 }
 

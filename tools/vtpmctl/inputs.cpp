@@ -14,7 +14,8 @@ std::vector<hwtpm::PcrValue> pcrs_of(const Options& o, const std::string& name) 
         const std::string what = fmt::format("--{}={}", name, printable(text));
         const std::size_t equals = text.find('=');
         if (equals == std::string::npos) {
-            fail(EX_USAGE, what + ": expected BANK:INDEX=HEX, like sha256:4=2d1f...; see vtpmctl --help");
+            fail(EX_USAGE, fmt::format("{}: expected BANK:INDEX=HEX, like sha256:4=2d1f...; see vtpmctl {} --help",
+                                       what, o.command));
         }
         const auto which = must(hwtpm::parse_pcr_selection(std::string_view(text).substr(0, equals)), what);
         Bytes value = must(from_hex(std::string_view(text).substr(equals + 1)), what);

@@ -38,7 +38,7 @@ double interval_of(const Options& o) {
     char* end = nullptr;
     const double seconds = std::strtod(text->c_str(), &end);
     if (text->empty() || *end != '\0' || !(seconds >= shortest_interval && seconds <= longest_interval)) {
-        fail(EX_USAGE, fmt::format("--interval={}: seconds are needed, {} to {}; see vtpmctl --help", *text,
+        fail(EX_USAGE, fmt::format("--interval={}: seconds are needed, {} to {}; see vtpmctl top --help", *text,
                                    shortest_interval, longest_interval));
     }
     return seconds;
@@ -151,14 +151,17 @@ std::size_t rows_of_terminal() {
 
 void top(const Options& o, const std::function<std::string()>& fetch) {
     const double interval = interval_of(o);
-    if (o.json && !o.once) {
-        fail(EX_USAGE, "top --json needs --once; see vtpmctl --help");
+    if (o.has("json") && !o.has("once")) {
+        fail(EX_USAGE, "top --json needs --once; see vtpmctl top --help");
     }
-    if (o.json) {
+    if (o.has("json") && o.has("interval")) {
+        o.refuse("--json looks once: --interval has nothing to do");
+    }
+    if (o.has("json")) {
         std::fputs(fetch().c_str(), stdout);
         return;
     }
-    const bool screen = !o.once && ::isatty(STDOUT_FILENO) != 0;
+    const bool screen = !o.has("once") && ::isatty(STDOUT_FILENO) != 0;
     struct sigaction action {};
     action.sa_handler = on_signal; // without SA_RESTART: what waits wakes
     (void)::sigaction(SIGINT, &action, nullptr);
@@ -167,14 +170,14 @@ void top(const Options& o, const std::function<std::string()>& fetch) {
     std::optional<Sample> before;
     do {
         Sample now = sample(fetch);
-        if (o.once && !before) { // what the hardware does in a second takes two looks
+        if (o.has("once") && !before) { // what the hardware does in a second takes two looks
             before = std::move(now);
             continue;
         }
         const std::string text = text_of(before, now, screen ? rows_of_terminal() : SIZE_MAX);
         std::fputs(screen ? "\x1b[H\x1b[J" : "", stdout);
         std::fputs(text.c_str(), stdout);
-        if (std::fputs(screen || o.once ? "" : "\n", stdout) < 0 || std::fflush(stdout) != 0 || o.once) {
+        if (std::fputs(screen || o.has("once") ? "" : "\n", stdout) < 0 || std::fflush(stdout) != 0 || o.has("once")) {
             return;
         }
         before = std::move(now);

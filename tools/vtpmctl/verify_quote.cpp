@@ -1,6 +1,6 @@
+#include "commands.hpp"
 #include "hwtpm/pcr.hpp"
 #include "inputs.hpp"
-#include "offline.hpp"
 #include "quote/deep_quote.hpp"
 #include "quote/old_quote.hpp"
 #include "util/text.hpp"
@@ -51,7 +51,7 @@ std::string pcrs_text(const std::vector<hwtpm::PcrValue>& pcrs) {
 }
 
 void print(const Options& o, const quote::DeepQuote& deep) {
-    if (o.json) { // nothing in it needs an escape
+    if (o.has("json")) { // nothing in it needs an escape
         fmt::print(R"({{"verified":true,"hardware":"{}","vtpm":"{}","group":"{}","nonce":"{}","pcrs":[{}],)"
                    R"("host_pcrs":[{}]}})"
                    "\n",
@@ -75,14 +75,14 @@ unsigned locality_of(const Options& o) {
 
 [[noreturn]] void refuse(const Error& e) {
     if (e.code == Errc::usage) {
-        fail(EX_USAGE, fmt::format("{}; see vtpmctl --help", e.message));
+        fail(EX_USAGE, fmt::format("{}; see vtpmctl verify-quote --help", e.message));
     }
     fail(EX_DATAERR, fmt::format("refused: {}\n  what to do: {}", e.message, advice(e.code)));
 }
 
 void print_old(const Options& o, const quote::OldQuoteCheck& check, const hwtpm::Quote& quote) {
     const bool key = check.command == quote::OldCommand::parent_sign_ek;
-    if (o.json) {
+    if (o.has("json")) {
         fmt::print(R"({{"verified":true,"hardware":"1.2","vtpm":{},"nonce":"{}","pcrs":[{}],"host_pcrs":[{}]}})"
                    "\n",
                    check.vtpm ? fmt::format(R"("{}")", *check.vtpm) : "null", to_hex(check.nonce),
@@ -99,6 +99,9 @@ void print_old(const Options& o, const quote::OldQuoteCheck& check, const hwtpm:
 /// In the form of Xen's vTPM: what was asked is in a file, and not in the answer.
 void verify_old(const Options& o) {
     quote::OldQuoteCheck check;
+    if (o.has("group")) {
+        o.refuse("takes no --group together with --request: an answer in that form does not name its group");
+    }
     const std::string request = read_file(o.needed("request", "the command's parameters"));
     check.parameters = to_bytes(as_bytes(request));
     check.key = public_key_of(o, "key", "the group's attestation key, that is trusted");
@@ -110,7 +113,7 @@ void verify_old(const Options& o) {
         check.endorsement_key = public_key_of(o, "ek", "the vTPM's endorsement key");
         if (o.one("uuid") || o.one("approver") || o.one("pcr")) {
             fail(EX_USAGE, "--request with --ek: the vTPM's proof of a new endorsement key says nothing of --uuid, "
-                           "--approver or --pcr; see vtpmctl --help");
+                           "--approver or --pcr; see vtpmctl verify-quote --help");
         }
     }
     if (auto uuid = o.one("uuid")) {
@@ -121,7 +124,7 @@ void verify_old(const Options& o) {
     }
     check.pcrs = pcrs_of(o, "pcr");
 
-    const std::string answer = read_file(o.words[1]);
+    const std::string answer = read_file(o.words.front());
     if (auto prefix = o.one("extract")) {
         auto made = quote::old_hardware_quote(as_bytes(answer), check);
         if (!made) {
@@ -140,12 +143,14 @@ void verify_old(const Options& o) {
 } // namespace
 
 void verify_quote(const Options& o) {
-    if (o.words.size() != 2) {
-        fail(EX_USAGE, "verify-quote needs one file, with the quote; see vtpmctl --help");
-    }
-    if (o.one("request")) {
+    if (o.has("request")) {
         verify_old(o);
         return;
+    }
+    for (const char* name : {"approver", "locality"}) {
+        if (o.has(name)) {
+            o.refuse(fmt::format("takes --{} together with --request only", name));
+        }
     }
     quote::DeepQuoteCheck check;
     check.key = public_key_of(o, "key", "the group's attestation key, that is trusted");
@@ -158,11 +163,11 @@ void verify_quote(const Options& o) {
     check.pcrs = pcrs_of(o, "pcr");
     check.host_pcrs = pcrs_of(o, "host-pcr");
 
-    const std::string content = read_file(o.words[1]);
+    const std::string content = read_file(o.words.front());
     auto deep = quote::decode_deep_quote(as_bytes(content));
     if (!deep) {
         fail(EX_DATAERR,
-             fmt::format("{}: {}\n  what to do: {}", o.words[1], deep.error().message, advice(Errc::protocol)));
+             fmt::format("{}: {}\n  what to do: {}", o.words.front(), deep.error().message, advice(Errc::protocol)));
     }
     if (auto prefix = o.one("extract")) {
         extract(*prefix, *deep);

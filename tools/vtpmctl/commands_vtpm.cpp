@@ -1,0 +1,116 @@
+#include "commands.hpp"
+#include "http_client.hpp"
+#include "print.hpp"
+#include "util/text.hpp"
+#include "util/uuid.hpp"
+#include "words.hpp"
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cstdio>
+#include <fmt/format.h>
+#include <sysexits.h>
+
+namespace vtpmctl {
+
+namespace json = boost::json;
+
+std::string vtpm_word(const Options& o) {
+    const std::string& word = o.words.front();
+    if (auto uuid = vtpmd::parse_uuid(word)) {
+        return vtpmd::to_string(*uuid);
+    }
+    const json::value found = json::parse(ask(o, "GET", "/v1/vtpms?name=" + encoded(word)));
+    const json::array& all = found.at("vtpms").as_array();
+    if (word.empty() || all.empty()) {
+        fail(EX_NOINPUT, fmt::format("'{}' is neither a UUID nor a vTPM's name; vtpmctl list shows them", word));
+    }
+    if (all.size() == 1) {
+        return text_of(all[0].at("uuid"));
+    }
+    constexpr std::size_t told = 10;
+    std::string candidates;
+    for (std::size_t i = 0; i < std::min(told, all.size()); ++i) {
+        candidates += "\n  " + text_of(all[i].at("uuid"));
+    }
+    fail(EX_USAGE, fmt::format("'{}' is the name of {} vTPMs; say which by its UUID{}:{}", word, all.size(),
+                               all.size() > told ? " (the first ten)" : "", candidates));
+}
+
+void list(const Options& o) {
+    std::string target = "/v1/vtpms";
+    for (const char* filter : {"name", "group"}) {
+        if (auto value = o.one(filter)) {
+            target +=
+                fmt::format("{}{}={}", target.find('?') == std::string::npos ? "?" : "&", filter, encoded(*value));
+        }
+    }
+    print(o, ask(o, "GET", target));
+}
+
+void show(const Options& o) { print(o, ask(o, "GET", "/v1/vtpms/" + vtpm_word(o))); }
+
+void create(const Options& o) {
+    json::object body{{"tpm_version", o.one("tpm-version").value_or("2.0")}};
+    for (const char* field : {"group", "name"}) {
+        if (auto value = o.one(field)) {
+            body[field] = *value;
+        }
+    }
+    if (!o.words.empty()) {
+        body["uuid"] = o.words.front();
+    }
+    print(o, ask(o, "POST", "/v1/vtpms", json::serialize(body)));
+}
+
+void rename(const Options& o) {
+    const json::object body{{"name", o.words[1]}};
+    print(o, ask(o, "PATCH", "/v1/vtpms/" + vtpm_word(o), json::serialize(body)));
+}
+
+void move(const Options& o) {
+    const json::object body{{"group", *o.one("group")}};
+    print(o, ask(o, "PATCH", "/v1/vtpms/" + vtpm_word(o), json::serialize(body)));
+}
+
+void start(const Options& o) { print(o, ask(o, "POST", "/v1/vtpms/" + vtpm_word(o) + "/start")); }
+
+void stop(const Options& o) { print(o, ask(o, "POST", "/v1/vtpms/" + vtpm_word(o) + "/stop")); }
+
+void reset(const Options& o) {
+    const std::string uuid = vtpm_word(o);
+    confirm(o, "Reset vTPM " + uuid + " to factory?", "Its guest's keys are lost.");
+    print(o, ask(o, "POST", "/v1/vtpms/" + uuid + "/reset"));
+}
+
+void remove(const Options& o) {
+    const std::string uuid = vtpm_word(o);
+    confirm(o, "Delete vTPM " + uuid + " for good?", "Its guest's keys are lost.");
+    print(o, ask(o, "DELETE", "/v1/vtpms/" + uuid));
+}
+
+/// A deep quote into a file, for whoever is to be shown it.
+void quote(const Options& o) {
+    const std::string uuid = vtpm_word(o);
+    const std::string out = *o.one("out");
+    json::object body{{"nonce", *o.one("nonce")}};
+    for (auto [option, field] : {std::pair{"pcrs", "pcrs"}, {"host-pcrs", "host_pcrs"}}) {
+        if (auto value = o.one(option)) {
+            body[field] = *value;
+        }
+    }
+    const std::string answer = ask(o, "POST", "/v1/vtpms/" + uuid + "/quote", json::serialize(body));
+    const auto bytes = vtpmd::from_hex(text_of(json::parse(answer).as_object().at("quote")));
+    if (!bytes) {
+        fail(EX_PROTOCOL, fmt::format("the manager's quote: {}", bytes.error().message));
+    }
+    write_file(out, *bytes);
+    if (o.has("json")) {
+        std::fputs(answer.c_str(), stdout);
+    } else {
+        std::printf("%s: the deep quote, %zu bytes; check it with: vtpmctl verify-quote %s\n", out.c_str(),
+                    bytes->size(), out.c_str());
+    }
+}
+
+} // namespace vtpmctl
