@@ -34,7 +34,7 @@ class Client final : public ManagerClient {
         , log_(log)
         , connect_(std::move(connect))
         , turn_(std::move(executor))
-        , spread_(std::random_device{}()) {}
+        , spread_(options.spread_seed ? *options.spread_seed : std::random_device{}()) {}
 
     Task<Result<HelloReply>> hello() override {
         auto held = co_await turn_.acquire();

@@ -59,6 +59,8 @@ struct ClientOptions {
     /// How long a first hello that is refused with `busy` is tried again: the manager may not have noticed
     /// yet that the last instance of this vTPM died.
     Clock::duration busy_patience = std::chrono::seconds(2);
+    /// Of the chance that spreads waits, where a run is to be repeated exactly.
+    std::optional<std::uint32_t> spread_seed = std::nullopt;
 };
 
 /// `connect`, `clock` and `log` outlive the client. Destroy it only when no request is running.
