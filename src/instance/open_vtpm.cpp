@@ -3,8 +3,11 @@
 #include "instance/load_decision.hpp"
 #include "instance/state_blob.hpp"
 
+#include <cerrno>
 #include <ctime>
+#include <filesystem>
 #include <fmt/chrono.h>
+#include <unistd.h>
 
 namespace vtpmd::instance {
 
@@ -125,11 +128,55 @@ Task<Result<std::unique_ptr<store::StateImage>>> create_image(FoundImage found, 
     co_return image;
 }
 
+/// What a registration needs on this side comes first: where no image can be made, the manager is not told of a new vTPM.
+Result<void> check_place(const std::string& path) {
+    std::string parent = std::filesystem::path(path).parent_path();
+    if (parent.empty()) {
+        parent = ".";
+    }
+    return ::access(parent.c_str(), W_OK | X_OK) == 0
+               ? Result<void>{}
+               : Result<void>(errno_error(errno, fmt::format("{}: no image can be made there", path)));
+}
+
+/// An image that was made before the manager was asked goes again, unless it is kept.
+class NewImage {
+  public:
+    explicit NewImage(std::string path)
+        : path_(std::move(path)) {}
+    NewImage(const NewImage&) = delete;
+    NewImage& operator=(const NewImage&) = delete;
+    ~NewImage() {
+        if (image) {
+            (void)::unlink(path_.c_str()); // still locked: it is the one that was made
+        }
+    }
+    std::unique_ptr<store::StateImage> image;
+
+  private:
+    const std::string path_;
+};
+
 } // namespace
 
 Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo& io, proto::ManagerClient& manager,
                                  const Log& log) {
     proto::HelloReply said;
+    NewImage made(request.path);
+    if (!found.image && !found.unreadable) {
+        if (auto place = check_place(request.path); !place) {
+            co_return place.error();
+        }
+        if (request.create) {
+            FoundImage none;
+            none.version = found.version;
+            auto image = co_await create_image(std::move(none), request.path, request.uuid, io, log);
+            if (!image) {
+                co_return std::move(image).error();
+            }
+            made.image = std::move(*image);
+        }
+    }
     auto known = co_await ask_manager(manager, found.version, said);
     if (!known) {
         co_return std::move(known).error();
@@ -184,12 +231,16 @@ Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo&
         break;
     }
     case LoadAction::create_image_and_fresh: {
+        out.fresh = true;
+        if (made.image) {
+            out.image = std::move(made.image);
+            co_return out;
+        }
         auto image = co_await create_image(std::move(found), request.path, request.uuid, io, log);
         if (!image) {
             co_return std::move(image).error();
         }
         out.image = std::move(*image);
-        out.fresh = true;
         co_return out;
     }
     }

@@ -127,6 +127,7 @@ class Swtpm(harness.Case):
         vtpm = harness.Instance(self, self.manager, version=version, uuid=uuid, name="vtpm")
         tool = [os.path.join(TOOLS, "swtpm-state"), "--uuid", uuid, "--state", vtpm.image, "--manager", f"unix:{self.manager.socket}",
                 "--vtpmd", harness.VTPMD, *new, *key_option]
+        self.refused_imports(tool, vtpm, folder, key)
         self.run_command(*tool, "import", "--dir", folder, patience=6 * harness.PATIENCE)
         self.assertNotEqual(self.run_command(*tool, "import", "--dir", folder, ok=False)[0], 0)  # not over what is there
         vtpm.start()
@@ -136,6 +137,24 @@ class Swtpm(harness.Case):
         self.run_command(*tool, "export", "--dir", back, patience=6 * harness.PATIENCE)
         self.with_swtpm(version, back, key_option, self.read)
         self.assertNotEqual(self.run_command(*tool, "export", "--dir", back, ok=False)[0], 0)
+
+    def refused_imports(self, tool, vtpm, folder, key):
+        """No registration is left, and no image."""
+        plain = [word for word in tool if not word.startswith("--key")]
+        wrong = [[*plain, "import", "--dir", self.path("nowhere")]]
+        wrong.append([w for w in tool if w != "--tpm2"] + ["import", "--dir", folder] if "--tpm2" in tool else
+                     [*tool, "--tpm2", "import", "--dir", folder])
+        if key:
+            with open(self.path("wrong"), "w") as f:
+                f.write("ff" * 32)
+            wrong += [[*plain, f"--key=file={self.path('wrong')},mode=aes-256-cbc,format=hex", "import", "--dir", folder],
+                      [*plain, "import", "--dir", folder]]
+        for command in wrong:
+            status, told = self.run_command(*command, ok=False)
+            self.assertNotEqual(status, 0)
+            self.assertFalse(os.path.exists(vtpm.image), told)
+        self.assertEqual("--key" in told, key, told)  # what to do
+        self.assertNotIn(vtpm.uuid, self.manager.process.log())
 
     def with_swtpm(self, version, folder, key_option, use):
         data = self.path("swtpm.sock")
