@@ -2,6 +2,8 @@
 
 #include "util/when_free.hpp"
 
+#include <algorithm>
+
 namespace vtpmd::instance {
 
 namespace {
@@ -172,6 +174,11 @@ Task<> Guests::stop(Clock::duration patience) {
     sockets_.clear();
     co_await group_.join();
     devices_.clear();
+}
+
+bool Guests::present() const {
+    const auto has_connection = [](const auto& server) { return server->connections() != 0; };
+    return devices_running_ != 0 || !proxies_.empty() || std::ranges::any_of(servers_, has_connection);
 }
 
 } // namespace vtpmd::instance

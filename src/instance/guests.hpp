@@ -32,6 +32,8 @@ class Guests {
     /// An instance that serves Xen devices only stops when the last of them is gone; an error if there never was such a
     /// device, or if the kernel does not take the TPM (vtpmx).
     [[nodiscard]] const Result<void>& outcome() const noexcept { return outcome_; }
+    /// One is connected, or may be: the kernel has its TPM.
+    [[nodiscard]] bool present() const;
     /// Whether a guest may come back for its registers (`xl restore`): one of its Xen devices has been there.
     [[nodiscard]] bool had_xen_guest() const noexcept { return had_xen_guest_; }
 

@@ -5,6 +5,7 @@
 #include "instance/instance.hpp"
 #include "instance/manager_link.hpp"
 #include "instance/open_vtpm.hpp"
+#include "instance/orphan.hpp"
 #include "instance/ring_channel.hpp"
 #include "proto/answerer.hpp"
 #include "util/service.hpp"
@@ -13,6 +14,8 @@
 
 #include <boost/asio/experimental/parallel_group.hpp>
 #include <optional>
+#include <sys/stat.h>
+#include <utility>
 #include <vector>
 
 // GCC 12 takes the operator delete of an inlined coroutine frame for a stranger's.
@@ -89,6 +92,52 @@ class Answers final : public proto::Questioned {
     Instance& instance_;
 };
 
+/// Ends the instance once nobody needs it (orphan.hpp).
+class Company {
+  public:
+    Company(const InstanceOptions& options, RuntimeDeps deps, const Guests& guests)
+        : options_(options)
+        , deps_(deps)
+        , guests_(guests)
+        , image_(at_path()) {}
+
+    void look(bool manager) {
+        const auto there = manager ? image_ : at_path(); // while there is a manager it does not matter
+        const Orphan::Facts facts{.manager = manager, .guest = guests_.present(), .image = !image_ || there == image_};
+        switch (orphan_.look(facts, deps_.clock.now())) {
+        case Orphan::Verdict::nothing:
+            break;
+        case Orphan::Verdict::begins:
+            deps_.log.warning(
+                "vTPM {}: there is no manager, no guest, and at {} not the image that is open here; if it "
+                "stays so for {} s this instance ends",
+                options_.uuid, options_.state_path,
+                std::chrono::duration_cast<std::chrono::seconds>(Orphan::patience).count());
+            break;
+        case Orphan::Verdict::ends:
+            deps_.log.error(
+                "vTPM {}: nobody needs this instance any more (no manager, no guest, no image at {}): it ends",
+                options_.uuid, options_.state_path);
+            deps_.stop.request();
+            break;
+        }
+    }
+
+  private:
+    using Place = std::pair<dev_t, ino_t>;
+    [[nodiscard]] std::optional<Place> at_path() const {
+        struct stat st {};
+        return ::stat(options_.state_path.c_str(), &st) == 0 ? std::optional(Place{st.st_dev, st.st_ino})
+                                                             : std::nullopt;
+    }
+
+    const InstanceOptions& options_;
+    RuntimeDeps deps_;
+    const Guests& guests_;
+    const std::optional<Place> image_; ///< as it is opened; nullopt: it cannot be told
+    Orphan orphan_;
+};
+
 /// From the image that was found to the end.
 Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps deps, FoundImage found, BlockIo& io,
                                   XenAccess& xen, Guests& guests) {
@@ -147,6 +196,7 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
             deps.clock, deps.log);
         handover->start();
     }
+    Company company(options, deps, guests);
     Answers answers(instance);
     std::optional<proto::Answerer> answerer;
     if (auto questions = question_connector(options.manager, deps.clock)) {
@@ -156,7 +206,8 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
                                                 .connect = std::move(*questions),
                                                 .questioned = answers,
                                                 .clock = deps.clock,
-                                                .log = deps.log});
+                                                .log = deps.log,
+                                                .tried = [&company](bool there) { company.look(there); }});
         answerer->start();
     }
     co_await serve(options, deps, instance, guests);

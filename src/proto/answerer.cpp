@@ -122,6 +122,9 @@ Task<> Answerer::run() {
 /// The connection first: as long as there is no manager, the vTPM's own link is left alone.
 Task<Result<void>> Answerer::attach(std::unique_ptr<Channel>& channel) {
     auto connected = co_await parts_.connect();
+    if (parts_.tried) {
+        parts_.tried(connected.has_value());
+    }
     if (!connected) {
         co_return make_error(Errc::unavailable, "{}", connected.error().message); // as a manager that starts
     }

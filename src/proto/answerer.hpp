@@ -9,6 +9,8 @@
 #include "util/fifo_lock.hpp"
 #include "util/task_group.hpp"
 
+#include <functional>
+
 namespace vtpmd::proto {
 
 /// What is asked.
@@ -44,6 +46,7 @@ class Answerer {
         Questioned& questioned;
         Clock& clock;
         const Log& log;
+        std::function<void(bool there)> tried = {}; ///< the manager, and whether somebody listens there
     };
     explicit Answerer(Parts parts);
 
