@@ -6,6 +6,7 @@
 #include "manager/command_line.hpp"
 #include "manager/run.hpp"
 #include "manager/xen_words.hpp"
+#include "util/last_words.hpp"
 #include "util/runtime.hpp"
 #include "util/secret_bytes.hpp"
 #include "util/service.hpp"
@@ -39,6 +40,7 @@ using Root = std::function<Task<Result<void>>(RuntimeDeps)>;
 
 int fail(const Error& e) {
     std::fprintf(stderr, "vtpmd: %s\n", e.message.c_str());
+    leave_last_words(e.message);
     return exit_code(e.code);
 }
 
@@ -112,6 +114,7 @@ int run(const Root& root, const Log& log) {
     if (!outcome || outcome->has_error()) {
         Error e = outcome ? outcome->error() : make_error(Errc::canceled, "ended without an outcome");
         log.error("{}", e.message);
+        leave_last_words(e.message);
         return exit_code(e.code);
     }
     log.info("ended in good order");

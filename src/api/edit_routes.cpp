@@ -7,18 +7,21 @@ namespace {
 
 Task<Result<Response>> edit_vtpm(Call call) {
     if (call.body.empty()) {
-        co_return make_error(Errc::usage, "say what to change: name, group");
+        co_return make_error(Errc::usage, "say what to change: name, group, autostart");
     }
     auto group = uuid_of(call.body, "group");
     if (!group) {
         co_return group.error();
     }
-    if (*group && call.body.contains("name")) {
-        co_return make_error(Errc::usage, "name and group are changed one at a time, so that either is done or not");
+    if (call.body.size() > 1) {
+        co_return make_error(Errc::usage, "name, group and autostart are changed one at a time, so that either is done "
+                                          "or not");
     }
+    const boost::json::value* autostart = call.body.if_contains("autostart");
     Task<Result<manager::VtpmInfo>> change =
-        *group ? call.control.move(call.uuid, **group)
-               : call.control.rename(call.uuid, std::string(text_of(call.body, "name", "")));
+        autostart != nullptr ? call.control.autostart(call.uuid, autostart->get_bool())
+        : *group             ? call.control.move(call.uuid, **group)
+                             : call.control.rename(call.uuid, std::string(text_of(call.body, "name", "")));
     auto changed = co_await std::move(change);
     if (!changed) {
         co_return changed.error();
@@ -28,7 +31,8 @@ Task<Result<Response>> edit_vtpm(Call call) {
 
 constexpr Field edit_fields[] = {
     {"name", "string", false, "its new name (POST /v1/vtpms); empty takes it away"},
-    {"group", "string", false, "the UUID of another group, as long as it has saved nothing; not together with name"},
+    {"group", "string", false, "the UUID of another group, as long as it has saved nothing; alone"},
+    {"autostart", "boolean", false, "whether it runs whenever the manager does; nothing is started or stopped now"},
 };
 
 } // namespace

@@ -44,6 +44,8 @@ struct Route {
 [[nodiscard]] Response vtpm_answer(unsigned status, const manager::VtpmInfo& v);
 /// And for changes of a vTPM (edit_routes.cpp).
 [[nodiscard]] std::vector<Route> edit_routes();
+/// Its instance (power_routes.cpp).
+[[nodiscard]] std::vector<Route> power_routes();
 /// And for backups (backup_routes.cpp).
 [[nodiscard]] std::vector<Route> backup_routes();
 

@@ -19,6 +19,14 @@ constexpr std::size_t list_stride = 500;
 /// Bytes of one in a list; more if it has a name.
 constexpr std::size_t usual_size = 200;
 
+/// In OpenAPI's words.
+bool is_of_type(const json::value& v, std::string_view type) {
+    if (type == "boolean") {
+        return v.is_bool();
+    }
+    return type == "integer" ? v.is_int64() : v.is_string();
+}
+
 /// Text at once: a list has tens of thousands of them. Nothing in it but a name needs an escape.
 void add_json(std::string& out, const VtpmInfo& v) {
     const auto add = [&out](std::string_view before, std::string_view value) { out.append(before).append(value); };
@@ -45,7 +53,7 @@ void add_json(std::string& out, const VtpmInfo& v) {
     if (v.reset != 0) {
         add_number(R"(,"reset":)", v.reset);
     }
-    out += '}';
+    out += v.autostart ? R"(,"autostart":true})" : R"(,"autostart":false})";
 }
 
 Task<Result<Response>> get_host(Call call) {
@@ -104,7 +112,17 @@ Task<Result<Response>> show_vtpm(Call call) {
     if (!v) {
         co_return v.error();
     }
-    co_return vtpm_answer(200, *v);
+    auto detail = call.control.detail(call.uuid);
+    if (!detail) {
+        co_return detail.error();
+    }
+    Response out = vtpm_answer(200, *v);
+    json::object more{{"image", detail->image}, {"socket", detail->socket}, {"why", detail->why}};
+    more["last_error"] = detail->last_error;
+    more["last_error_time"] = whole(detail->last_error_time);
+    out.body.resize(out.body.rfind('}'));
+    out.body += ',' + json::serialize(more).substr(1) + '\n';
+    co_return out;
 }
 
 Task<Result<Response>> create_vtpm(Call call) {
@@ -146,22 +164,6 @@ Task<Result<Response>> reset_vtpm(Call call) {
     auto reset = co_await call.control.reset(call.uuid);
     if (!reset) {
         co_return reset.error();
-    }
-    co_return co_await show_vtpm(std::move(call));
-}
-
-Task<Result<Response>> start_vtpm(Call call) {
-    auto started = co_await call.control.start(call.uuid);
-    if (!started) {
-        co_return started.error();
-    }
-    co_return co_await show_vtpm(std::move(call));
-}
-
-Task<Result<Response>> stop_vtpm(Call call) {
-    auto stopped = co_await call.control.stop(call.uuid);
-    if (!stopped) {
-        co_return stopped.error();
     }
     co_return co_await show_vtpm(std::move(call));
 }
@@ -213,15 +215,13 @@ std::vector<Route> all_routes() {
         {{"GET", "/v1/vtpms/{uuid}", "One vTPM", {}}, show_vtpm},
         {{"DELETE", "/v1/vtpms/{uuid}", "Deletes a vTPM for good, leaving a tombstone", {}}, delete_vtpm},
         {{"POST", "/v1/vtpms/{uuid}/reset", "Resets it to factory: its next start makes a fresh TPM", {}}, reset_vtpm},
-        {{"POST", "/v1/vtpms/{uuid}/start", "Keeps an instance running for it", {}}, start_vtpm},
-        {{"POST", "/v1/vtpms/{uuid}/stop", "Ends the instance that the manager keeps for it", {}}, stop_vtpm},
         {{"GET", "/v1/seal", "What the store is sealed to, and the PCRs as they are", {}}, get_seal},
         {{"GET", "/v1/freshness", "Rollback protection and the wear of the counter", {}}, get_freshness},
         {{"GET", "/metrics", "Figures in Prometheus' text format", {}}, get_metrics},
         {{"GET", "/openapi.json", "This description (OpenAPI 3.0)", {}}, get_description},
     };
     for (const std::vector<Route>& more :
-         {edit_routes(), top_routes(), quote_routes(), group_routes(), backup_routes()}) {
+         {edit_routes(), power_routes(), top_routes(), quote_routes(), group_routes(), backup_routes()}) {
         all.insert(all.end(), more.begin(), more.end());
     }
     return all;
@@ -326,8 +326,9 @@ Result<json::object> parse_body(std::string_view text, std::span<const Field> fi
             return make_error(Errc::usage, "unknown field \"{}\"; known here: {}",
                               printable(std::string_view(member.key())), known.empty() ? "none" : known);
         }
-        if (!member.value().is_string()) {
-            return make_error(Errc::usage, "{}: expected a string, found {}", field->name,
+        if (!is_of_type(member.value(), field->type)) {
+            return make_error(Errc::usage, "{}: expected a{} {}, found {}", field->name,
+                              field->type.starts_with('i') ? "n" : "", field->type,
                               std::string_view(json::to_string(member.value().kind())));
         }
     }

@@ -2,6 +2,7 @@
 
 #include "tpm/header.hpp"
 #include "util/secret_bytes.hpp"
+#include "util/unix_socket.hpp"
 
 #include <sys/socket.h>
 
@@ -164,6 +165,7 @@ Task<> SocketServer::accept_loop(Port& port, GuestStream::Measure measure, Conve
             service_.shutdown(); // deaf is worse than down: a service manager starts us again
             co_return;
         }
+        close_on_exec(socket.native_handle());
         if (port.open.size() >= options_.connection_limit) {
             ++counters_.over_limit;
             warn(fmt::format("a connection over the limit of {} was closed", options_.connection_limit));

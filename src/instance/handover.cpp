@@ -3,6 +3,7 @@
 #include "proto/messages.hpp"
 #include "proto/stream_channel.hpp"
 #include "util/deadline.hpp"
+#include "util/unix_socket.hpp"
 #include "util/wire.hpp"
 
 #include <boost/asio/generic/stream_protocol.hpp>
@@ -122,6 +123,7 @@ Task<> HandoverServer::accept_loop() {
             (void)co_await clock_.sleep_for(accept_retry);
             continue;
         }
+        close_on_exec(socket.native_handle());
         proto::StreamOptions options;
         options.peer = listener_.name();
         auto channel = proto::make_stream_channel(std::move(socket), clock_, std::move(options));

@@ -5,6 +5,9 @@
 #include "util/text.hpp"
 #include "util/unix_socket.hpp"
 
+#include <algorithm>
+#include <initializer_list>
+
 namespace vtpmd::manager {
 
 namespace {
@@ -43,6 +46,9 @@ constexpr OptionSpec specs[] = {
      "start every registered vTPM that has an image in the state directory (--spawn=UUID: only that one); with "
      "--xen=guests one for each device, and beside them only those named",
      true},
+    {"stop-instances", "",
+     "when the manager is stopped its instances end too; else they go on for their guests, and the next manager takes "
+     "them up"},
     {"state-dir", "DIR", "where spawned instances keep their images (default /var/lib/vtpmd)"},
     {"run-dir", "DIR", "where spawned instances put their guests' sockets (default /run/vtpmd)"},
     {"xen", "guests|vtpms",
@@ -126,10 +132,18 @@ Result<void> parse_policy(const CommandLine& line, ManagerOptions& out) {
     return {};
 }
 
+bool is_one_of(std::string_view text, std::initializer_list<std::string_view> words) {
+    return std::ranges::count(words, text) != 0;
+}
+
 Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
     out.spawn.enabled = line.has("spawn");
     for (const std::string& text : line.all("spawn")) {
-        if (text == "all" || text == "true") {
+        if (is_one_of(text, {"", "all", "true", "yes", "on", "1"})) {
+            continue;
+        }
+        if (is_one_of(text, {"false", "no", "off", "0"})) {
+            out.spawn.enabled = false;
             continue;
         }
         auto uuid = parse_uuid(text);
@@ -234,7 +248,8 @@ Result<ManagerOptions> parse_options(const CommandLine& line) {
     ManagerOptions out;
     for (auto [name, target] : {std::pair{"create", &out.create},
                                 {"allow-zero-pcrs", &out.allow_zero_pcrs},
-                                {"auto-create", &out.auto_create}}) {
+                                {"auto-create", &out.auto_create},
+                                {"stop-instances", &out.spawn.stop_instances}}) {
         auto value = line.flag(name);
         if (!value) {
             return value.error();

@@ -13,6 +13,7 @@
 #include "util/secret_bytes.hpp"
 #include "util/uuid.hpp"
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -27,7 +28,8 @@ enum class VtpmState {
     stopped,  ///< no instance has it open
     starting, ///< the manager keeps an instance running for it, which has no process or has not opened it yet
     running,  ///< open, in an instance that the manager keeps
-    open      ///< open, in an instance that was started by somebody else
+    open,     ///< open, in an instance that was started by somebody else
+    unknown   ///< a process has it, or may have it, that has not come to this manager (yet)
 };
 [[nodiscard]] constexpr std::string_view to_string(VtpmState s) noexcept {
     switch (s) {
@@ -41,6 +43,8 @@ enum class VtpmState {
         return "running";
     case VtpmState::open:
         return "open";
+    case VtpmState::unknown:
+        break;
     }
     return "unknown";
 }
@@ -54,7 +58,21 @@ struct VtpmInfo {
     std::uint64_t created = 0; ///< seconds since 1970
     std::uint64_t saves = 0;   ///< of its state, since it was made (a reset counts as one)
     std::uint64_t reset = 0;   ///< when it was last reset to factory, seconds since 1970; 0: never
-    int pid = 0;               ///< of the instance that the manager started; 0: none
+    int pid = 0;               ///< of its instance; 0: none, or not known
+    bool autostart = false;    ///< it is to run whenever the manager does
+};
+/// What show tells beside that.
+struct VtpmDetail {
+    std::string image;      ///< where its instance has its state, if the manager started it or would
+    std::string socket;     ///< where its guest connects, if the manager starts it
+    std::string why;        ///< why it does not run, or is not known; empty: nothing to say
+    std::string last_error; ///< why its instance ended, or was not started, the last time; empty: it was not so
+    std::uint64_t last_error_time = 0; ///< seconds since 1970
+};
+/// How an instance is started.
+struct StartOrder {
+    bool once = false;                             ///< not again after the manager or the host was restarted
+    std::optional<std::chrono::seconds> wait = {}; ///< for it to serve: success means that it does
 };
 
 struct NewVtpm {
@@ -198,10 +216,16 @@ class Control {
     /// To factory: its next start makes a fresh TPM, the old state does not come back. Errc::not_found, tombstone, busy while it
     /// is open; pcr_mismatch: its group is closed; usage: it is still to come back from another host.
     virtual Task<Result<void>> reset(Uuid uuid) = 0;
-    /// Keeps an instance running for it; one that was never started is made. Errc::busy if somebody else has it open.
-    virtual Task<Result<void>> start(Uuid uuid) = 0;
-    /// In good order; returns when it has ended. Errc::busy if the manager did not start it, timed_out while it ends.
-    virtual Task<Result<void>> stop(Uuid uuid) = 0;
+    /// What is known beyond vtpm(). Errc::not_found, tombstone.
+    [[nodiscard]] virtual Result<VtpmDetail> detail(const Uuid& uuid) const = 0;
+    /// Keeps an instance running for it, from now on; one that was never started is made. Errc::busy if somebody else has it
+    /// open; with wait the reason why it does not serve, or timed_out.
+    virtual Task<Result<void>> start(Uuid uuid, StartOrder order) = 0;
+    /// In good order, whoever started it; success means that nothing has it open. `keep_autostart`: it runs again with the next
+    /// manager. Errc::busy: it belongs to a guest's device, or its process is not known; timed_out while it ends.
+    virtual Task<Result<void>> stop(Uuid uuid, bool keep_autostart) = 0;
+    /// Whether it runs whenever the manager does; starts and stops nothing now.
+    virtual Task<Result<VtpmInfo>> autostart(Uuid uuid, bool on) = 0;
 
     /// A deep quote (quote/deep_quote.hpp) of a vTPM that runs. Errc::usage: the nonce or PCRs; unavailable: it does not run, or its
     /// TPM is off; unsupported: its group has no attestation key, or its instance cannot be asked; timed_out, closed: its

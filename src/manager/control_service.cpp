@@ -4,12 +4,16 @@
 #include "util/text.hpp"
 
 #include <algorithm>
+#include <csignal>
 
 namespace vtpmd::manager {
 
 namespace {
 /// For an instance to save and end; it is not killed then.
 constexpr auto stop_patience = std::chrono::seconds(20);
+constexpr auto process_look = std::chrono::milliseconds(20);
+
+std::string process_text(pid_t pid) { return pid == 0 ? std::string() : fmt::format(" (process {})", pid); }
 } // namespace
 
 ControlService::ControlService(Parts parts)
@@ -30,11 +34,15 @@ HostInfo ControlService::host() const {
 }
 
 VtpmState ControlService::state_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {
+    const bool kept = parts_.supervisor.pid_of(uuid) != 0;
     if (parts_.service.is_open(uuid)) {
-        return parts_.supervisor.pid_of(uuid) != 0 ? VtpmState::running : VtpmState::open;
+        return kept ? VtpmState::running : VtpmState::open;
     }
     if (parts_.supervisor.in_charge(uuid)) {
-        return VtpmState::starting;
+        return parts_.supervisor.is_unknown(uuid) ? VtpmState::unknown : VtpmState::starting;
+    }
+    if (parts_.processes.in_use(uuid)) {
+        return VtpmState::unknown;
     }
     return vtpm.has_key() ? VtpmState::stopped : VtpmState::fresh;
 }
@@ -42,6 +50,7 @@ VtpmState ControlService::state_of(const Uuid& uuid, const Registry::Vtpm& vtpm)
 VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {
     const auto* group = parts_.vault.registry().group(vtpm.group);
     const auto* reset = parts_.vault.registry().reset(uuid);
+    const pid_t kept = parts_.supervisor.pid_of(uuid);
     return {.uuid = uuid,
             .name = std::string(parts_.vault.registry().name(uuid)),
             .version = vtpm.version,
@@ -50,7 +59,8 @@ VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) c
             .created = vtpm.created,
             .saves = vtpm.sequence,
             .reset = reset != nullptr ? reset->when : 0,
-            .pid = parts_.supervisor.pid_of(uuid)};
+            .pid = kept != 0 ? kept : parts_.processes.find(uuid).pid,
+            .autostart = parts_.wanted.has(uuid)};
 }
 
 std::vector<Uuid> ControlService::vtpms() const {
@@ -89,7 +99,42 @@ Result<void> ControlService::check_at_rest(const Uuid& uuid) const {
     if (parts_.supervisor.in_charge(uuid)) {
         return make_error(Errc::busy, "vTPM {} is in use: its instance is kept running", uuid);
     }
+    if (auto use = parts_.processes.in_use_now(uuid)) {
+        return make_error(Errc::busy, "vTPM {} is in use, or may be: {}", uuid, use->why);
+    }
     return {};
+}
+
+Result<VtpmDetail> ControlService::detail(const Uuid& uuid) const {
+    auto found = find(uuid);
+    if (!found) {
+        return found.error();
+    }
+    VtpmDetail out{.image = parts_.supervisor.image_of(uuid)};
+    if (auto charge = parts_.supervisor.kept(uuid)) {
+        out.socket = charge->guest;
+        constexpr std::string_view scheme = "socket:unix:";
+        out.socket.erase(0, out.socket.starts_with(scheme) ? scheme.size() : 0);
+    }
+    if (const LastFailure* failure = parts_.supervisor.last_failure(uuid)) {
+        out.last_error = failure->why;
+        out.last_error_time = failure->when;
+    }
+    const VtpmState state = state_of(uuid, **found);
+    const auto use = parts_.processes.in_use_now(uuid);
+    if (parts_.service.is_open(uuid)) {
+        return out;
+    }
+    if (use) {
+        out.why = use->why;
+    } else if (state == VtpmState::starting) {
+        out.why = out.last_error.empty() ? "its instance is being started" : "its instance ended; it is started again";
+    } else if (!out.last_error.empty()) {
+        out.why = "its instance ended, and starting it again would not help";
+    } else {
+        out.why = parts_.wanted.has(uuid) ? "it was not started by this manager" : "nobody started it";
+    }
+    return out;
 }
 
 Result<VtpmInfo> ControlService::vtpm(const Uuid& uuid) const {
@@ -156,7 +201,11 @@ Task<Result<void>> ControlService::remove(Uuid uuid) {
     if (auto rests = check_at_rest(uuid); !rests) {
         co_return rests;
     }
-    co_return co_await parts_.service.remove(uuid, TombstoneRecord::Reason::deleted);
+    auto removed = co_await parts_.service.remove(uuid, TombstoneRecord::Reason::deleted);
+    if (removed) {
+        (void)co_await parts_.wanted.set(uuid, false); // one that stays names nothing
+    }
+    co_return removed;
 }
 
 Task<Result<void>> ControlService::reset(Uuid uuid) {
@@ -166,38 +215,133 @@ Task<Result<void>> ControlService::reset(Uuid uuid) {
     co_return co_await parts_.service.reset(uuid);
 }
 
-Task<Result<void>> ControlService::start(Uuid uuid) {
+Task<Result<void>> ControlService::start(Uuid uuid, StartOrder order) {
     auto found = find(uuid);
     if (!found) {
         co_return found.error();
     }
-    if (parts_.supervisor.in_charge(uuid)) {
-        co_return Result<void>{}; // as it was asked for
+    const bool wanted_before = parts_.wanted.has(uuid);
+    const bool in_charge = parts_.supervisor.in_charge(uuid);
+    if (!in_charge) {
+        if (parts_.service.is_open(uuid)) {
+            co_return make_error(Errc::busy, "vTPM {} is open, in an instance that this manager did not start{}", uuid,
+                                 process_text(parts_.processes.find(uuid).pid));
+        }
+        if (auto use = parts_.processes.in_use_now(uuid); use && use->pid != 0) {
+            co_return make_error(Errc::busy, "vTPM {} is in use: {}", uuid, use->why);
+        }
     }
-    if (parts_.service.is_open(uuid)) {
-        co_return make_error(Errc::busy, "vTPM {} is open, in an instance that this manager did not start", uuid);
+    if (!order.once && (!in_charge || parts_.supervisor.kept(uuid))) {
+        auto marked = co_await parts_.wanted.set(uuid, true);
+        if (!marked) {
+            co_return marked;
+        }
     }
-    const bool fresh = !(*found)->has_key();
-    parts_.supervisor.keep(uuid, fresh ? std::optional((*found)->version) : std::nullopt);
-    co_return Result<void>{};
+    if (!parts_.supervisor.in_charge(uuid)) { // it may be by now
+        found = find(uuid);
+        if (!found) {
+            co_return found.error();
+        }
+        const bool fresh = !(*found)->has_key();
+        parts_.supervisor.keep(uuid, fresh ? std::optional((*found)->version) : std::nullopt);
+    }
+    if (!order.wait) {
+        co_return Result<void>{};
+    }
+    auto serving = co_await wait_serving(uuid, parts_.supervisor.kept(uuid), *order.wait);
+    if (!serving && !in_charge && !wanted_before && !parts_.supervisor.in_charge(uuid)) {
+        (void)co_await parts_.wanted.set(uuid, false); // whoever was told that it failed starts it anew
+    }
+    co_return serving;
 }
 
-Task<Result<void>> ControlService::stop(Uuid uuid) {
+Task<Result<void>> ControlService::wait_serving(Uuid uuid, std::shared_ptr<Charge> charge, Clock::duration patience) {
+    const auto deadline = parts_.clock.now() + patience;
+    const std::size_t failures = charge ? charge->failures : 0;
+    for (;;) {
+        if (parts_.service.is_ready(uuid)) {
+            co_return Result<void>{};
+        }
+        const LastFailure* failure = parts_.supervisor.last_failure(uuid);
+        const bool failed = !charge || charge->ended.requested() || charge->failures != failures;
+        if (failed && failure != nullptr) {
+            co_return make_error(Errc::unavailable, "vTPM {}: {}{}", uuid, failure->why,
+                                 failure->final ? "" : " (it is tried again)");
+        }
+        if (failed || parts_.clock.now() >= deadline) {
+            co_return make_error(Errc::timed_out, "vTPM {} does not serve yet", uuid);
+        }
+        if (auto stopped = co_await parts_.clock.sleep_for(process_look)) {
+            co_return make_error(Errc::canceled, "vTPM {}: the manager stops", uuid);
+        }
+    }
+}
+
+Task<Result<void>> ControlService::stop(Uuid uuid, bool keep_autostart) {
     if (auto found = find(uuid); !found) {
         co_return found.error();
     }
+    if (!keep_autostart) {
+        auto marked = co_await parts_.wanted.set(uuid, false);
+        if (!marked) {
+            co_return marked;
+        }
+    }
     auto charge = parts_.supervisor.kept(uuid);
-    if (!charge) {
-        if (parts_.service.is_open(uuid) || parts_.supervisor.in_charge(uuid)) {
+    const bool kept = charge != nullptr;
+    if (kept) {
+        parts_.supervisor.release(*charge);
+        auto ended = co_await parts_.supervisor.wait_ended(std::move(charge), stop_patience);
+        if (!ended) {
+            co_return ended;
+        }
+    }
+    if (parts_.supervisor.in_charge(uuid)) {
+        co_return make_error(Errc::busy, "vTPM {} is open, in an instance that belongs to a guest's device", uuid);
+    }
+    co_return co_await end_process(uuid, kept);
+}
+
+/// Until nothing has it. The process that has one which this manager does not keep, as its link told, is asked to end.
+Task<Result<void>> ControlService::end_process(Uuid uuid, bool asked) {
+    const auto deadline = parts_.clock.now() + stop_patience;
+    for (;;) {
+        const ProcessHandle process = parts_.processes.find(uuid);
+        const auto use = parts_.processes.in_use_now(uuid);
+        if (!parts_.service.is_open(uuid) && !use) {
+            co_return Result<void>{};
+        }
+        if (process.known() && !asked) {
+            asked = true;
+            process.signal(SIGTERM);
+        }
+        if (parts_.service.is_open(uuid) && !process.known() && !asked) {
             co_return make_error(Errc::busy,
-                                 "vTPM {} is open, in an instance that belongs to a guest's device or was "
-                                 "started by somebody else",
+                                 "vTPM {} is open, in an instance that belongs to another domain or PID namespace: end "
+                                 "it there",
                                  uuid);
         }
-        co_return Result<void>{};
+        if (parts_.clock.now() >= deadline) {
+            co_return make_error(asked ? Errc::timed_out : Errc::busy, "vTPM {} runs still: {}{}", uuid,
+                                 use ? use->why : "its link stands",
+                                 asked ? "; it was asked to end"
+                                       : fmt::format("; `fuser {}` tells which", parts_.supervisor.image_of(uuid)));
+        }
+        if (auto stopped = co_await parts_.clock.sleep_for(process_look)) {
+            co_return make_error(Errc::canceled, "vTPM {}: the manager stops", uuid);
+        }
     }
-    parts_.supervisor.release(*charge);
-    co_return co_await parts_.supervisor.wait_ended(std::move(charge), stop_patience);
+}
+
+Task<Result<VtpmInfo>> ControlService::autostart(Uuid uuid, bool on) {
+    if (auto found = find(uuid); !found) {
+        co_return found.error();
+    }
+    auto marked = co_await parts_.wanted.set(uuid, on);
+    if (!marked) {
+        co_return marked.error();
+    }
+    co_return vtpm(uuid);
 }
 
 Task<Result<SealInfo>> ControlService::seal() {

@@ -1,6 +1,7 @@
 // Control over the real parts.
 #pragma once
 
+#include "manager/autostart.hpp"
 #include "manager/certifier.hpp"
 #include "manager/control.hpp"
 #include "manager/deep_quotes.hpp"
@@ -25,6 +26,9 @@ class ControlService final : public Control {
         DeepQuotes& quotes;
         const GuestTotals& guests;
         Certifier& certifier;
+        Processes& processes;
+        Autostart& wanted;
+        Clock& clock;
         std::string store_path;
     };
     explicit ControlService(Parts parts);
@@ -37,8 +41,10 @@ class ControlService final : public Control {
     Task<Result<VtpmInfo>> move(Uuid uuid, Uuid group) override;
     Task<Result<void>> remove(Uuid uuid) override;
     Task<Result<void>> reset(Uuid uuid) override;
-    Task<Result<void>> start(Uuid uuid) override;
-    Task<Result<void>> stop(Uuid uuid) override;
+    [[nodiscard]] Result<VtpmDetail> detail(const Uuid& uuid) const override;
+    Task<Result<void>> start(Uuid uuid, StartOrder order) override;
+    Task<Result<void>> stop(Uuid uuid, bool keep_autostart) override;
+    Task<Result<VtpmInfo>> autostart(Uuid uuid, bool on) override;
     Task<Result<Bytes>> quote(Uuid uuid, QuoteOrder order) override;
     [[nodiscard]] std::vector<GroupStatus> groups() const override;
     [[nodiscard]] Result<GroupStatus> group(const Uuid& uuid) const override;
@@ -59,8 +65,10 @@ class ControlService final : public Control {
     [[nodiscard]] VtpmState state_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] VtpmInfo info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] Result<const Registry::Vtpm*> find(const Uuid& uuid) const;
-    /// Errors of find(); busy: the manager keeps an instance running for it.
+    /// Errors of find(); busy: the manager keeps an instance running for it, or a process has it or may have it.
     [[nodiscard]] Result<void> check_at_rest(const Uuid& uuid) const;
+    Task<Result<void>> end_process(Uuid uuid, bool asked);
+    Task<Result<void>> wait_serving(Uuid uuid, std::shared_ptr<Charge> charge, Clock::duration patience);
     [[nodiscard]] Result<GroupId> find_group(const Uuid& uuid) const;
 
     Parts parts_;

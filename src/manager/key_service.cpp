@@ -366,6 +366,9 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         }
         log.info("vTPM {} opened by {}", request.uuid, peer());
         opened_ = true;
+        if (service_.parts_.opened && info_.process.pid != 0) {
+            service_.parts_.opened(request.uuid, info_.process);
+        }
         co_return proto::HelloReply{.known = true,
                                     .has_record = vtpm->has_key(),
                                     .may_create = service_.options_.auto_create,
@@ -442,6 +445,11 @@ void KeyService::stop() {
     for (Session* session : sessions_) {
         session->end_when_idle();
     }
+}
+
+bool KeyService::is_ready(const Uuid& uuid) const {
+    const auto it = holders_.find(uuid);
+    return it != holders_.end() && it->second != nullptr && it->second->questions().has_value();
 }
 
 std::vector<Uuid> KeyService::open_vtpms() const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "manager/counters.hpp"
+#include "manager/processes.hpp"
 #include "manager/question_link.hpp"
 #include "manager/vault.hpp"
 #include "proto/server.hpp"
@@ -25,6 +26,8 @@ struct LinkInfo {
     bool named_by_transport = false;
     /// Tells whether the peer is gone, though nobody may have read the end of the stream yet. Empty: not known.
     std::function<bool()> peer_gone;
+    /// The process at the other end, if it is one of this host's.
+    ProcessHandle process = {};
     /// Answer to GET_BOOT_HASH: SHA-1 of the peer's XSM label (WIRE: "kernel hash"). A process on this host, or a Xen without
     /// XSM, has no label, so zeros, which no configured kernel hash can be.
     proto::BootHash boot_hash{};
@@ -47,6 +50,8 @@ class KeyService {
         std::function<Task<Result<Bytes>>(const Uuid&, const proto::BootHash&, proto::OldQuoteRequest)> old_quote = {};
         /// What an instance reports of its guest's commands. Empty: nobody wants to know. An error ends the connection.
         std::function<Result<void>(const Uuid&, proto::Report)> report = {};
+        /// A process of this host has opened the vTPM by its link.
+        std::function<void(const Uuid&, const ProcessHandle&)> opened = {};
         /// A vTPM was deleted, or has migrated away. Empty: nobody wants to know.
         std::function<void(const Uuid&)> gone = {};
         /// A certificate for the vTPM's endorsement key (Certifier::certify). Empty: none are given.
@@ -91,6 +96,8 @@ class KeyService {
     Task<Result<void>> reset(Uuid uuid);
 
     [[nodiscard]] bool is_open(const Uuid& uuid) const { return holders_.contains(uuid); }
+    /// Its instance can be asked, which it offers once its TPM serves.
+    [[nodiscard]] bool is_ready(const Uuid& uuid) const;
     [[nodiscard]] std::vector<Uuid> open_vtpms() const;
     [[nodiscard]] std::size_t open_count() const noexcept { return holders_.size(); }
     [[nodiscard]] std::size_t link_count() const noexcept { return sessions_.size(); }

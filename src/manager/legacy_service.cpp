@@ -2,8 +2,6 @@
 
 #include "util/unix_socket.hpp"
 
-#include <sys/stat.h>
-
 namespace vtpmd::manager {
 
 namespace legacy = proto::legacy;
@@ -21,11 +19,6 @@ std::string startup_of(legacy::Start start) {
     default:
         return "clear";
     }
-}
-
-bool is_socket(const std::string& path) {
-    struct stat st {};
-    return ::lstat(path.c_str(), &st) == 0 && S_ISSOCK(st.st_mode);
 }
 
 Error no_such_number(std::uint32_t number) {

@@ -147,9 +147,10 @@ void Listener::admit(Protocol::socket socket) {
         return;
     }
     int fd = socket.native_handle(); // open as long as the session asks
+    const ProcessHandle process = peer_process(fd);
     proto::StreamOptions stream{.peer = std::move(who)};
     auto channel = proto::make_stream_channel(std::move(socket), parts_.clock, std::move(stream));
-    LinkInfo link{.made_for = std::nullopt, .peer_gone = [fd] { return peer_hung_up(fd); }};
+    LinkInfo link{.made_for = std::nullopt, .peer_gone = [fd] { return peer_hung_up(fd); }, .process = process};
     std::string name = channel->peer();
     parts_.links.spawn(std::move(name), parts_.service.serve(std::move(channel), std::move(link)));
 }

@@ -40,8 +40,8 @@ void add_buckets(Metric& m, const std::array<std::uint64_t, N>& counts, const st
 void add_vtpms(Families& f, const ControlService& control) {
     const std::map<VtpmState, std::size_t> states = control.count_states();
     Metric& m = f.add("vtpmd_vtpms", "gauge", "Registered vTPMs by state");
-    for (VtpmState s :
-         {VtpmState::fresh, VtpmState::stopped, VtpmState::starting, VtpmState::running, VtpmState::open}) {
+    for (VtpmState s : {VtpmState::fresh, VtpmState::stopped, VtpmState::starting, VtpmState::running, VtpmState::open,
+                        VtpmState::unknown}) {
         const auto it = states.find(s);
         m.samples.push_back({.labels = fmt::format("state=\"{}\"", to_string(s)),
                              .value = it == states.end() ? 0 : static_cast<double>(it->second)});

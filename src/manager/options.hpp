@@ -44,6 +44,7 @@ struct SpawnOptions {
     std::vector<Uuid> only;
     std::string state_dir = "/var/lib/vtpmd"; ///< images, UUID.img
     std::string run_dir = "/run/vtpmd";       ///< guests' sockets, UUID.sock
+    bool stop_instances = false;              ///< they end with the manager, when it is stopped in good order
     std::string executable = "/proc/self/exe";
     std::optional<TpmVersion> tpm_version;    ///< of TPMs that are made when a new UUID is served
     std::vector<std::string> extra_arguments; ///< passed on to every instance (--log-level and the like)

@@ -16,6 +16,7 @@
 #include "util/service.hpp"
 #include "util/when_free.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <sys/stat.h>
@@ -50,6 +51,13 @@ class Manager {
         , deps_(deps)
         , vault_(std::move(vault))
         , spawner_(make_spawner(deps.executor))
+        , processes_(
+              options_.spawn.run_dir,
+              [this](const Uuid& uuid) {
+                  return spawner_->image_in_use(fmt::format("{}/{}.img", options_.spawn.state_dir, uuid));
+              },
+              deps.clock, deps.log)
+        , wanted_(deps.executor, options_.spawn.state_dir)
         , tasks_(deps.executor, deps.log)
         , links_(deps.executor, deps.log)
         , groups_({.executor = deps.executor, .vault = *vault_, .root = root, .log = deps.log})
@@ -71,7 +79,16 @@ class Manager {
                        return deep_quotes_.make_old(vtpm, label, std::move(request));
                    },
                .report = [this](const Uuid& vtpm, proto::Report report) { return take_report(vtpm, report); },
-               .gone = [this](const Uuid& vtpm) { guest_totals_.forget(vtpm); },
+               .opened =
+                   [this](const Uuid& vtpm, const ProcessHandle& process) {
+                       processes_.opened(vtpm, process);
+                       supervisor_.met(vtpm, process);
+                   },
+               .gone =
+                   [this](const Uuid& vtpm) {
+                       guest_totals_.forget(vtpm);
+                       supervisor_.forget(vtpm);
+                   },
                .certify = [this](const Uuid& vtpm,
                                  proto::CertifyRequest claim) { return certifier_.certify(vtpm, std::move(claim)); },
                .administer = [this](Bytes frame) { return administration_.run(std::move(frame)); }})
@@ -82,7 +99,9 @@ class Manager {
                .clock = deps.clock,
                .log = deps.log,
                .serve_link = [this](UniqueFd fd, const Uuid& uuid,
-                                    pid_t pid) { serve_spawned_link(listener_parts(), std::move(fd), uuid, pid); }})
+                                    pid_t pid) { serve_spawned_link(listener_parts(), std::move(fd), uuid, pid); },
+               .processes = &processes_,
+               .unix_time = unix_time})
         , control_({.vault = *vault_,
                     .root = root,
                     .service = service_,
@@ -91,6 +110,9 @@ class Manager {
                     .quotes = deep_quotes_,
                     .guests = guest_totals_,
                     .certifier = certifier_,
+                    .processes = processes_,
+                    .wanted = wanted_,
+                    .clock = deps.clock,
                     .store_path = options_.store_path})
         , administration_(
               {.admin = options_.admin, .new_vtpms = options_.spawn.tpm_version.value_or(TpmVersion::tpm12)},
@@ -105,7 +127,7 @@ class Manager {
                .vault = *vault_,
                .service = service_,
                .supervisor = supervisor_,
-               .stop = [this](Uuid uuid) { return control_.stop(uuid); },
+               .stop = [this](Uuid uuid) { return control_.stop(uuid, false); },
                .remove = [this](Uuid uuid) { return control_.remove(uuid); },
                .clock = deps.clock,
                .log = deps.log}) {}
@@ -147,13 +169,7 @@ class Manager {
         if (xen_rings_) {
             tasks_.spawn("vTPM domains", xen_rings_->run());
         }
-        if (options_.spawn.enabled && (!options_.xen.guests || !options_.spawn.only.empty())) {
-            for (const Uuid& uuid : supervisor_.choose(vault_->registry())) {
-                if (!vault_->registry().number_of(uuid)) { // a toolstack opens those
-                    supervisor_.keep(uuid);
-                }
-            }
-        }
+        start_instances();
         deps_.log.info("{}: {} vTPMs", options_.store_path, vault_->registry().vtpm_count());
         deps_.log.info("Waiting for commands from vTPMs");
         notify_ready(fmt::format("{} vTPMs", vault_->registry().vtpm_count()));
@@ -163,6 +179,40 @@ class Manager {
     }
 
   private:
+    /// Those that run already first, as they were started; then those that are to run.
+    void start_instances() {
+        const Registry& registry = vault_->registry();
+        const auto left = processes_.take_up();
+        for (const auto& [uuid, vtpm] : registry.vtpms()) {
+            processes_.look(uuid);
+        }
+        for (const Processes::Found& found : left) {
+            const bool device = found.spawned && found.spawned->guest.starts_with("xen:"); // comes with its device
+            if (found.spawned && !device && registry.find(found.uuid) != nullptr && processes_.in_use(found.uuid)) {
+                supervisor_.keep(found.uuid, {.guest = found.spawned->guest, .startup = found.spawned->startup});
+            }
+        }
+        if (!wanted_.read()) {
+            deps_.log.error("{}; what was to be started with the manager is not", wanted_.read().error().message);
+        }
+        std::vector<Uuid> wanted(wanted_.all().begin(), wanted_.all().end());
+        if (options_.spawn.enabled && (!options_.xen.guests || !options_.spawn.only.empty())) {
+            for (const Uuid& uuid : supervisor_.choose(registry)) {
+                if (!registry.number_of(uuid)) { // a toolstack opens those
+                    wanted.push_back(uuid);
+                }
+            }
+        }
+        for (const Uuid& uuid : wanted) {
+            const Registry::Vtpm* vtpm = registry.find(uuid);
+            const bool named = std::ranges::count(options_.spawn.only, uuid) != 0;
+            if ((vtpm == nullptr && !named) || supervisor_.in_charge(uuid)) {
+                continue;
+            }
+            const bool fresh = vtpm != nullptr && !vtpm->has_key() && wanted_.has(uuid);
+            supervisor_.keep(uuid, fresh ? std::optional(vtpm->version) : std::nullopt);
+        }
+    }
     Result<void> take_report(const Uuid& vtpm, const proto::Report& report) {
         const auto* known = vault_->registry().find(vtpm);
         return known != nullptr ? guest_totals_.take(vtpm, known->version, report) : Result<void>{};
@@ -311,8 +361,12 @@ class Manager {
             co_await xen_guests_->stop();
             xen_guests_.reset();
         }
-        // Instances first: they save what they are at.
-        co_await supervisor_.stop(children_patience);
+        // Guests go on: their instances wait for the next manager. Those that are to end save what they are at first.
+        if (options_.spawn.stop_instances) {
+            co_await supervisor_.stop(children_patience);
+        } else {
+            co_await supervisor_.leave();
+        }
         if (xen_rings_) {
             co_await xen_rings_->stop();
         }
@@ -355,6 +409,8 @@ class Manager {
     RuntimeDeps deps_;
     std::unique_ptr<Vault> vault_;
     std::unique_ptr<Spawner> spawner_;
+    Processes processes_;
+    Autostart wanted_;
     TaskGroup tasks_; ///< the listener, and the lazy freshness steps
     TaskGroup links_; ///< one task a connection
     Groups groups_;

@@ -10,10 +10,13 @@ namespace vtpmd::manager {
 
 namespace {
 
-/// How often an image that another process has is looked at again; only while there is one.
+/// How often an image that a process has which is not known is looked at again; only while there is one.
 constexpr auto adoption_look = std::chrono::seconds(1);
 
 std::string describe(const ExitStatus& status) {
+    if (status.unknown) {
+        return "how is not known: another manager started it";
+    }
     return status.signal != 0 ? fmt::format("killed by signal {}", status.signal)
                               : fmt::format("exit code {}", status.code);
 }
@@ -88,6 +91,7 @@ void Supervisor::keep(Uuid uuid, Keeping how) {
     charge->create = how.create;
     charge->startup = std::move(how.startup);
     kept_[uuid] = charge;
+    failures_.erase(uuid);
     auto run = [](Supervisor& self, std::shared_ptr<Charge> of) -> Task<> {
         struct Forget {
             std::unordered_map<Uuid, std::shared_ptr<Charge>>& kept;
@@ -110,15 +114,65 @@ std::shared_ptr<Charge> Supervisor::kept(const Uuid& uuid) const {
 bool Supervisor::in_charge(const Uuid& uuid) const { return kept_.contains(uuid) || charges_.contains(uuid); }
 
 pid_t Supervisor::pid_of(const Uuid& uuid) const {
-    auto it = children_.find(uuid);
-    return it == children_.end() ? 0 : it->second->pid();
+    auto it = running_.find(uuid);
+    return it == running_.end() ? 0 : it->second->process->pid();
+}
+
+bool Supervisor::is_unknown(const Uuid& uuid) const {
+    const auto [begin, end] = charges_.equal_range(uuid);
+    return std::any_of(begin, end, [](const auto& entry) {
+        const auto state = entry.second->machine.state();
+        return state == Machine::State::unknown || state == Machine::State::leaving;
+    });
+}
+
+const LastFailure* Supervisor::last_failure(const Uuid& uuid) const {
+    auto it = failures_.find(uuid);
+    return it == failures_.end() ? nullptr : &it->second;
+}
+
+void Supervisor::tell(Charge& charge, Machine::Event event) {
+    const Machine::Action action = charge.machine.on(event);
+    if (action == Machine::Action::none) {
+        return;
+    }
+    if (charge.watched) {
+        charge.process->signal(SIGTERM); // the one thing that a machine whose process is watched can want
+        return;
+    }
+    charge.news = action;
+    if (charge.wake) {
+        charge.wake->cancel();
+    }
 }
 
 void Supervisor::release(Charge& charge) {
     charge.released.request();
-    if (auto it = children_.find(charge.uuid); charge.pid != 0 && it != children_.end()) {
-        it->second->signal(SIGTERM);
+    tell(charge, Machine::Event::released);
+}
+
+void Supervisor::met(const Uuid& uuid, const ProcessHandle& process) {
+    if (!process.known() || running_.contains(uuid)) {
+        return; // its own child, most often
     }
+    const auto it = charges_.find(uuid); // of several, one is served at a time, and is the first
+    using S = Machine::State;
+    if (it == charges_.end()) {
+        return;
+    }
+    Charge& charge = *it->second;
+    const S state = charge.machine.state();
+    if (state == S::unknown || state == S::leaving || state == S::waiting) {
+        take_up(charge, process);
+        tell(charge, Machine::Event::met);
+    }
+}
+
+void Supervisor::take_up(Charge& charge, const ProcessHandle& process) {
+    ++counters_.adopted;
+    charge.process = parts_.spawner.adopt(process);
+    running_[charge.uuid] = &charge;
+    parts_.log.info("vTPM {}: its instance, pid {}, runs already; taken up", charge.uuid, process.pid);
 }
 
 Task<Result<void>> Supervisor::wait_ended(std::shared_ptr<Charge> charge, Clock::duration patience) {
@@ -126,110 +180,187 @@ Task<Result<void>> Supervisor::wait_ended(std::shared_ptr<Charge> charge, Clock:
     std::string what = fmt::format("vTPM {}: the end of its instance", charge->uuid);
     (void)co_await with_deadline(parts_.clock, patience, what, std::move(ended));
     if (!charge->ended.requested()) {
-        co_return make_error(Errc::timed_out, "{} has not come yet", what);
+        co_return make_error(Errc::timed_out, "{} has not come yet{}", what,
+                             charge->process ? fmt::format(" (pid {})", charge->process->pid())
+                                             : fmt::format(": a process that is not known has its image, {}; fuser "
+                                                           "tells which",
+                                                           image_of(charge->uuid)));
     }
     co_return Result<void>{};
 }
 
-/// True if it is time to stop.
-Task<bool> Supervisor::pause(Charge& charge, Clock::duration d) {
-    Task<Result<void>> stop = until(charge.released);
-    (void)co_await with_deadline(parts_.clock, d, "pause", std::move(stop));
-    co_return charge.released.requested();
-}
+struct Supervisor::Life {
+    unsigned failures = 0; ///< in a row
+    Clock::duration wait{};
+    Clock::time_point begun{};
+};
 
-/// False if it is time to stop.
-Task<bool> Supervisor::wait_until_free(Charge& charge) {
-    const Uuid& uuid = charge.uuid;
-    const std::string image = image_of(uuid);
-    if (!parts_.spawner.image_in_use(image)) {
-        co_return true;
-    }
-    ++counters_.adopted;
-    parts_.log.info("vTPM {}: its instance is running already; left alone", uuid);
-    while (parts_.spawner.image_in_use(image)) {
-        bool stop = co_await pause(charge, adoption_look);
-        if (stop) {
-            co_return false;
+Supervisor::Machine::Event Supervisor::look(Charge& charge) {
+    if (parts_.processes != nullptr) {
+        if (const ProcessHandle process = parts_.processes->find(charge.uuid); process.known()) {
+            take_up(charge, process);
+            return Machine::Event::met;
         }
     }
-    parts_.log.info("vTPM {}: the instance that was running already has ended", uuid);
-    co_return true;
+    const bool given_up = abandoning_ && charge.machine.state() == Machine::State::leaving;
+    if (given_up || !parts_.spawner.image_in_use(image_of(charge.uuid))) {
+        return Machine::Event::image_free;
+    }
+    if (charge.machine.state() == Machine::State::looking) {
+        parts_.log.info("vTPM {}: a process has its image already; waiting for it to come by its link, or to end",
+                        charge.uuid);
+    }
+    return Machine::Event::image_used;
 }
 
-Task<Result<Supervisor::Outcome>> Supervisor::run_child(Charge& charge) {
+Supervisor::Machine::Event Supervisor::start(Charge& charge, Life& life) {
     const Uuid& uuid = charge.uuid;
     auto link = make_link();
-    if (!link) {
-        co_return link.error();
-    }
-    auto child = parts_.spawner.spawn(options_.executable, arguments_of(charge), std::move(link->second));
+    auto child = link ? parts_.spawner.spawn(options_.executable, arguments_of(charge), std::move(link->second))
+                      : Result<std::unique_ptr<Child>>(link.error());
     if (!child) {
-        co_return child.error();
+        // What keeps a process from being started (memory, descriptors) is like a failure of it.
+        (void)judge(charge, life, {.code = EX_OSERR}, {}, child.error().message);
+        return Machine::Event::not_started;
     }
     ++counters_.started;
-    parts_.log.info("vTPM {}: instance started, pid {}", uuid, (*child)->pid());
-    children_[uuid] = child->get();
-    charge.pid = (*child)->pid();
-    struct Forget {
-        std::unordered_map<Uuid, Child*>& children;
-        Charge& charge;
-        ~Forget() {
-            children.erase(charge.uuid);
-            charge.pid = 0;
-        }
-    } forget{children_, charge};
-    parts_.serve_link(std::move(link->first), uuid, (*child)->pid());
-
-    const auto begun = parts_.clock.now();
-    auto status = co_await (*child)->wait();
-    if (!status) {
-        co_return status.error();
+    charge.process = std::move(*child);
+    running_[uuid] = &charge;
+    const pid_t pid = charge.process->pid();
+    parts_.log.info("vTPM {}: instance started, pid {}", uuid, pid);
+    if (parts_.processes != nullptr) {
+        parts_.processes->started(uuid, charge.process->handle(), {.guest = charge.guest, .startup = charge.startup});
     }
-    co_return Outcome{.status = *status, .served = parts_.clock.now() - begun};
+    parts_.serve_link(std::move(link->first), uuid, pid);
+    return Machine::Event::started;
+}
+
+Task<Supervisor::Machine::Event> Supervisor::watch(std::shared_ptr<Charge> charge, Life& life) {
+    life.begun = parts_.clock.now();
+    charge->watched = true;
+    auto status = co_await charge->process->wait();
+    if (!status && status.error().code == Errc::canceled) {
+        throw boost::system::system_error(asio::error::operation_aborted); // it goes on without us
+    }
+    std::string why = status ? describe(*status) : status.error().message;
+    if (status && charge->process) {
+        if (const std::string words = charge->process->last_words(); !words.empty() && *status != ExitStatus{}) {
+            why += ": " + words;
+        }
+    }
+    charge->watched = false;
+    charge->process.reset();
+    running_.erase(charge->uuid);
+    if (parts_.processes != nullptr) {
+        parts_.processes->ended(charge->uuid);
+    }
+    const ExitStatus how = status ? *status : ExitStatus{.code = EX_OSERR};
+    co_return judge(*charge, life, how, parts_.clock.now() - life.begun, std::move(why));
+}
+
+/// Whether it is started again, and when.
+Supervisor::Machine::Event Supervisor::judge(Charge& charge, Life& life, ExitStatus status, Clock::duration served,
+                                             std::string why) {
+    const Uuid& uuid = charge.uuid;
+    if (charge.released.requested()) {
+        parts_.log.info("vTPM {}: instance ended ({})", uuid, why);
+        return Machine::Event::ended;
+    }
+    const auto verdict = policy_.after(status, served, life.failures);
+    life.failures = verdict.failures;
+    life.wait = verdict.wait;
+    if (status == ExitStatus{}) {
+        parts_.log.info("vTPM {}: instance ended in good order; starting it for the next guest", uuid);
+        return Machine::Event::ended;
+    }
+    ++counters_.failed;
+    ++charge.failures;
+    failures_[uuid] = {.why = why, .when = parts_.unix_time ? parts_.unix_time() : 0, .final = verdict.give_up};
+    if (verdict.give_up) {
+        ++counters_.given_up;
+        parts_.log.error("vTPM {}: instance ended ({}); trying again would not help", uuid, why);
+        return Machine::Event::ended_for_good;
+    }
+    parts_.log.warning("vTPM {}: instance ended ({}); starting it again in {} s", uuid, why, verdict.wait.count());
+    return Machine::Event::ended;
+}
+
+/// nullopt: there is news.
+Task<std::optional<Supervisor::Machine::Event>> Supervisor::pause(std::shared_ptr<Charge> charge, Clock::duration d) {
+    auto until_news = [](std::shared_ptr<asio::steady_timer> wake) -> Task<Result<void>> {
+        (void)co_await wake->async_wait(use_tuple);
+        co_return Result<void>{};
+    };
+    charge->wake = std::make_shared<asio::steady_timer>(parts_.executor, asio::steady_timer::time_point::max());
+    Task<Result<void>> news = until_news(charge->wake);
+    (void)co_await with_deadline(parts_.clock, d, "pause", std::move(news));
+    charge->wake.reset();
+    const auto state = co_await asio::this_coro::cancellation_state;
+    if (state.cancelled() != asio::cancellation_type::none) {
+        throw boost::system::system_error(asio::error::operation_aborted); // nothing is started any more
+    }
+    co_return charge->news ? std::nullopt : std::optional(Machine::Event::pause_over);
 }
 
 Task<bool> Supervisor::serve(std::shared_ptr<Charge> charge) {
     struct Listed {
-        std::unordered_multimap<Uuid, Charge*>& charges;
+        Supervisor& self;
+        Charge& charge;
         std::unordered_multimap<Uuid, Charge*>::iterator entry;
-        ~Listed() { charges.erase(entry); }
-    } listed{charges_, charges_.emplace(charge->uuid, charge.get())};
-    const Uuid& uuid = charge->uuid;
-    unsigned failures = 0;
-    while (!stopping_ && !charge->released.requested()) {
-        bool free = co_await wait_until_free(*charge);
-        if (!free) {
+        ~Listed() {
+            self.charges_.erase(entry);
+            if (charge.process) { // cancelled: it goes on
+                self.running_.erase(charge.uuid);
+            }
+            charge.watched = false;
+        }
+    } listed{*this, *charge, charges_.emplace(charge->uuid, charge.get())};
+    using A = Machine::Action;
+    Life life;
+    A todo = stopping_ ? A::finish : A::look;
+    while (todo != A::finish) {
+        if (charge->news) {
+            todo = *std::exchange(charge->news, std::nullopt);
+            continue;
+        }
+        std::optional<Machine::Event> event;
+        switch (todo) {
+        case A::look:
+            event = look(*charge);
+            break;
+        case A::start:
+            event = start(*charge, life);
+            break;
+        case A::signal:
+            charge->process->signal(SIGTERM);
+            event = co_await watch(charge, life);
+            break;
+        case A::watch:
+            event = co_await watch(charge, life);
+            break;
+        case A::pause: {
+            const bool looks = charge->machine.state() != Machine::State::waiting;
+            event = co_await pause(charge, looks ? Clock::duration(adoption_look) : Clock::duration(life.wait));
             break;
         }
-        auto outcome = co_await run_child(*charge);
-        if (!outcome && outcome.error().code == Errc::canceled) {
+        case A::none:
+        case A::finish:
             break;
         }
-        // What keeps a process from being started (memory, descriptors) is like a failure of it.
-        const ExitStatus status = outcome ? outcome->status : ExitStatus{.code = EX_OSERR};
-        const std::string why = outcome ? describe(status) : outcome.error().message;
-        if (charge->released.requested()) {
-            parts_.log.info("vTPM {}: instance ended ({})", uuid, why);
-            break;
+        if (event) {
+            todo = charge->machine.on(*event);
         }
-        const auto verdict = policy_.after(status, outcome ? outcome->served : Clock::duration{}, failures);
-        failures = verdict.failures;
-        if (status == ExitStatus{}) {
-            parts_.log.info("vTPM {}: instance ended in good order; starting it for the next guest", uuid);
-        } else if (verdict.give_up) {
-            ++counters_.failed;
-            ++counters_.given_up;
-            parts_.log.error("vTPM {}: instance ended ({}); trying again would not help, see its message", uuid, why);
-            co_return false;
-        } else {
-            ++counters_.failed;
-            parts_.log.warning("vTPM {}: instance ended ({}); starting it again in {} s", uuid, why,
-                               verdict.wait.count());
-        }
-        (void)co_await pause(*charge, verdict.wait);
     }
-    co_return true;
+    co_return charge->machine.state() != Machine::State::given_up;
+}
+
+Task<> Supervisor::leave() {
+    stopping_ = true;
+    if (!running_.empty()) {
+        parts_.log.info("{} instances go on without the manager; the next one finds them", running_.size());
+    }
+    group_.cancel();
+    co_await group_.join();
 }
 
 Task<> Supervisor::stop(Clock::duration patience) {
@@ -247,10 +378,11 @@ Task<> Supervisor::stop(Clock::duration patience) {
         if (auto stopped = co_await self.parts_.clock.sleep_for(d)) {
             co_return;
         }
-        for (auto& [uuid, child] : self.children_) {
-            self.parts_.log.warning("vTPM {}: instance pid {} does not stop; killing it", uuid, child->pid());
-            child->signal(SIGKILL);
+        for (auto& [uuid, charge] : self.running_) {
+            self.parts_.log.warning("vTPM {}: instance pid {} does not stop; killing it", uuid, charge->process->pid());
+            charge->process->signal(SIGKILL);
         }
+        self.abandoning_ = true;
     };
     TaskGroup killer(parts_.executor, parts_.log);
     killer.spawn("kill", kill_later(*this, patience));

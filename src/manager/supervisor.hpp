@@ -1,11 +1,14 @@
-// --spawn: keeps an instance running for every vTPM that has its image in the state directory.
+// Keeps instances running, for whoever wants them: --spawn, autostart, `vtpmctl start`, Xen's devices.
 //
-// Instances outlive a manager that dies (their guests go on) and come back to the listening socket. So an image that is in use
-// is not started: its instance is left alone ("adopted") until it lets go of the image, and only then replaced by a child.
+// Instances outlive their manager, however it ends (their guests go on), and come back to the listening socket. So an image that is
+// in use is not started: its process is taken up as soon as it is known (processes.hpp), watched and stopped as a child is, and
+// replaced by a child once it has ended. managed_instance.hpp has the machine; this does what it says.
 #pragma once
 
 #include "manager/child_process.hpp"
+#include "manager/managed_instance.hpp"
 #include "manager/options.hpp"
+#include "manager/processes.hpp"
 #include "manager/registry.hpp"
 #include "util/clock.hpp"
 #include "util/log.hpp"
@@ -41,7 +44,21 @@ struct Charge {
     std::optional<TpmVersion> create; ///< it was registered on purpose and has no state yet: made as this
     StopSignal released;              ///< it is wanted no more
     StopSignal ended;                 ///< keep() is done with it
-    pid_t pid = 0;                    ///< of the child that runs; 0: none
+
+    // The supervisor's.
+    ManagedInstance machine;
+    std::unique_ptr<Child> process;              ///< that runs
+    bool watched = false;                        ///< serve() waits for its end
+    std::optional<ManagedInstance::Action> news; ///< what an event from outside asks serve() to do
+    std::shared_ptr<asio::steady_timer> wake;    ///< of serve(), while it pauses
+    std::size_t failures = 0;                    ///< since it is kept, all
+};
+
+/// Why an instance ended other than in good order, or was not started.
+struct LastFailure {
+    std::string why;
+    std::uint64_t when = 0; ///< seconds since 1970
+    bool final = false;     ///< it is not tried again
 };
 
 class Supervisor {
@@ -54,6 +71,8 @@ class Supervisor {
         const Log& log;
         /// Serves the manager's end of a child's socket.
         std::function<void(UniqueFd, const Uuid&, pid_t)> serve_link;
+        Processes* processes = nullptr; ///< null: only the images' locks tell
+        std::function<std::uint64_t()> unix_time = {};
     };
     Supervisor(SpawnOptions options, std::string listen_path, Parts parts);
 
@@ -73,8 +92,18 @@ class Supervisor {
     [[nodiscard]] std::shared_ptr<Charge> kept(const Uuid& uuid) const;
     /// True if any charge has it, a Xen device's among them.
     [[nodiscard]] bool in_charge(const Uuid& uuid) const;
-    /// Of the child that runs; 0: none.
+    /// Of the process that runs, a child or one that was taken up; 0: none, or not known.
     [[nodiscard]] pid_t pid_of(const Uuid& uuid) const;
+    /// It is in charge, and a process that is not known (yet) has its image.
+    [[nodiscard]] bool is_unknown(const Uuid& uuid) const;
+    /// An instance came by its link.
+    void met(const Uuid& uuid, const ProcessHandle& process);
+    [[nodiscard]] std::string image_of(const Uuid& uuid) const;
+    [[nodiscard]] bool image_held(const Uuid& uuid) { return parts_.spawner.image_in_use(image_of(uuid)); }
+    /// Since it was last asked to start; null: none.
+    [[nodiscard]] const LastFailure* last_failure(const Uuid& uuid) const;
+    /// It is gone for good.
+    void forget(const Uuid& uuid) { failures_.erase(uuid); }
     /// Keeps an instance running until release(). False if it ended before, in a way that trying again does not cure. A
     /// caller that is cancelled leaves the instance running, for another manager to find. One charge a vTPM at a time.
     Task<bool> serve(std::shared_ptr<Charge> charge);
@@ -82,21 +111,26 @@ class Supervisor {
     void release(Charge& charge);
     /// Until keep() is done with it. Errc::timed_out.
     Task<Result<void>> wait_ended(std::shared_ptr<Charge> charge, Clock::duration patience);
-    /// SIGTERM to all children; returns when they are gone, at the latest `patience` later by SIGKILL.
+    /// SIGTERM to all processes; returns when they are gone, at the latest `patience` later by SIGKILL.
     Task<> stop(Clock::duration patience);
-
-    [[nodiscard]] std::size_t running() const noexcept { return children_.size(); }
+    /// Leaves them to the next manager; returns at once.
+    Task<> leave();
+    /// How many processes leave() would leave.
+    [[nodiscard]] std::size_t running() const noexcept { return running_.size(); }
     [[nodiscard]] const SupervisorCounters& counters() const noexcept { return counters_; }
 
   private:
-    Task<bool> wait_until_free(Charge& charge);
-    struct Outcome {
-        ExitStatus status;
-        Clock::duration served{};
-    };
-    Task<Result<Outcome>> run_child(Charge& charge);
-    Task<bool> pause(Charge& charge, Clock::duration d);
-    [[nodiscard]] std::string image_of(const Uuid& uuid) const;
+    using Machine = ManagedInstance;
+    struct Life; ///< what serve() remembers between steps
+    /// What happened while the machine's last word was done.
+    Machine::Event look(Charge& charge);
+    Machine::Event start(Charge& charge, Life& life);
+    void take_up(Charge& charge, const ProcessHandle& process);
+    Task<Machine::Event> watch(std::shared_ptr<Charge> charge, Life& life);
+    Task<std::optional<Machine::Event>> pause(std::shared_ptr<Charge> charge, Clock::duration d);
+    Machine::Event judge(Charge& charge, Life& life, ExitStatus status, Clock::duration served, std::string why);
+    /// An event from outside serve().
+    void tell(Charge& charge, Machine::Event event);
     [[nodiscard]] std::vector<std::string> arguments_of(const Charge& charge) const;
 
     const SpawnOptions options_;
@@ -108,7 +142,9 @@ class Supervisor {
     std::unordered_multimap<Uuid, Charge*> charges_;
     std::unordered_map<Uuid, std::shared_ptr<Charge>> kept_;
     bool stopping_ = false;
-    std::unordered_map<Uuid, Child*> children_;
+    bool abandoning_ = false;                   ///< stop() waits no longer for those whose process is not known
+    std::unordered_map<Uuid, Charge*> running_; ///< those that have a process
+    std::unordered_map<Uuid, LastFailure> failures_;
     SupervisorCounters counters_;
 };
 

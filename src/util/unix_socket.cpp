@@ -3,9 +3,11 @@
 #include "util/fd.hpp"
 
 #include <cerrno>
+#include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -63,6 +65,13 @@ bool peer_has_ended(int fd) {
     return ::poll(&ended, 1, 0) == 1;
 }
 
+bool is_socket(const std::string& path) {
+    struct stat st {};
+    return ::lstat(path.c_str(), &st) == 0 && S_ISSOCK(st.st_mode);
+}
+
+void close_on_exec(int fd) { (void)::fcntl(fd, F_SETFD, FD_CLOEXEC); }
+
 Task<> accept_each(asio::local::stream_protocol::acceptor& acceptor, Clock& clock, const Log& log, std::string whom,
                    std::function<void(asio::local::stream_protocol::socket)> admit) {
     RateLimit shortages;
@@ -84,6 +93,7 @@ Task<> accept_each(asio::local::stream_protocol::acceptor& acceptor, Clock& cloc
         if (ec) {
             throw boost::system::system_error(ec, "accepting " + whom);
         }
+        close_on_exec(socket.native_handle()); // Asio calls accept(2)
         admit(std::move(socket));
     }
 }

@@ -20,6 +20,11 @@ namespace vtpmd {
 /// while where it still works on what a killed process asked of a disk. False if it cannot be told (another PID namespace).
 [[nodiscard]] bool peer_has_ended(int fd);
 
+/// There is a socket at `path`.
+[[nodiscard]] bool is_socket(const std::string& path);
+/// For descriptors that other people's code makes: no program that this process starts has them.
+void close_on_exec(int fd);
+
 /// Accepts until cancelled, and hands each connection to `admit`. What makes accept() fail for a while only (want of descriptors or
 /// memory, a peer that left at once) is waited out, and logged as "accepting `whom`"; anything else is thrown. The references
 /// outlive the task, and so does what `admit` has.

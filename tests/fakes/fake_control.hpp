@@ -67,8 +67,26 @@ class FakeControl final : public manager::Control {
         co_return outcome;
     }
     Task<Result<void>> reset(Uuid uuid) override { co_return asked("reset", uuid); }
-    Task<Result<void>> start(Uuid uuid) override { co_return asked("start", uuid); }
-    Task<Result<void>> stop(Uuid uuid) override { co_return asked("stop", uuid); }
+    manager::VtpmDetail details; ///< of every vTPM
+    [[nodiscard]] Result<manager::VtpmDetail> detail(const Uuid& uuid) const override {
+        auto known = vtpm(uuid);
+        return known ? Result<manager::VtpmDetail>(details) : Result<manager::VtpmDetail>(known.error());
+    }
+    Task<Result<void>> start(Uuid uuid, manager::StartOrder order) override {
+        co_return asked(fmt::format("start{}{}", order.once ? " once" : "",
+                                    order.wait ? fmt::format(" wait {}", order.wait->count()) : ""),
+                        uuid);
+    }
+    Task<Result<void>> stop(Uuid uuid, bool keep_autostart) override {
+        co_return asked(keep_autostart ? "stop keep" : "stop", uuid);
+    }
+    Task<Result<manager::VtpmInfo>> autostart(Uuid uuid, bool on) override {
+        if (auto no = asked(on ? "autostart on" : "autostart off", uuid); !no) {
+            co_return no.error();
+        }
+        all[uuid].autostart = on;
+        co_return all[uuid];
+    }
     Task<Result<Bytes>> quote(Uuid uuid, manager::QuoteOrder order) override {
         auto outcome = asked(
             fmt::format("quote {} of {} on {} for {} bytes;", uuid, order.pcrs, order.host_pcrs, order.nonce.size()),

@@ -25,6 +25,7 @@ struct FakeProcess {
     std::vector<int> signals;
     bool obedient = true; ///< ends on SIGTERM
     std::optional<ExitStatus> status;
+    std::string last_words;
     asio::steady_timer ended;
 };
 
@@ -49,6 +50,9 @@ class FakeChild final : public Child {
         }
     }
 
+    [[nodiscard]] manager::ProcessHandle handle() const override { return {.pid = p_->pid, .pidfd = nullptr}; }
+    [[nodiscard]] std::string last_words() const override { return p_->last_words; }
+
   private:
     std::shared_ptr<FakeProcess> p_;
 };
@@ -70,11 +74,19 @@ class FakeSpawner final : public Spawner {
         processes.push_back(p);
         return std::make_unique<FakeChild>(p);
     }
+    std::unique_ptr<Child> adopt(manager::ProcessHandle process) override {
+        auto p = std::make_shared<FakeProcess>(executor);
+        p->pid = process.pid;
+        p->obedient = obedient;
+        adopted.push_back(p);
+        return std::make_unique<FakeChild>(p);
+    }
     bool image_in_use(const std::string& path) override { return in_use.contains(path); }
     bool image_exists(const std::string& path) override { return images.contains(path); }
 
     asio::any_io_executor executor;
     std::vector<std::shared_ptr<FakeProcess>> processes;
+    std::vector<std::shared_ptr<FakeProcess>> adopted;
     std::set<std::string> in_use, images;
     bool refuse = false;
     bool obedient = true;

@@ -58,10 +58,14 @@ class Legacy(harness.Case):
             self.assertEqual(guest.nv_read12(DATA, 8), b"for good")
             self.assertEqual(guest.pcr_read12(10), pcr)
 
-        # A restart of the manager takes the instances along, and keeps the table.
+        # A restart of the manager leaves the instances to their guests, and keeps the table.
         manager.process.terminate()
         manager.options += ["--spawn"]
         manager.start()
+        with self.guest(7) as guest:
+            self.assertEqual(guest.pcr_read12(10), pcr)
+        self.assertEqual(self.open(7), FAIL)  # it is open still
+        self.assertEqual(self.close(7), SUCCESS)
         self.assertFalse(os.path.exists(self.path("run", "vtpm-7.sock")))  # it waits for its toolstack
         self.assertEqual(self.open(8, kind=1), SUCCESS)
         self.assertEqual(self.open(7), SUCCESS)

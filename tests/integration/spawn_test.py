@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""--spawn: the manager starts the instances it knows, starts one again that died, and takes them along when it stops."""
+"""--spawn: the manager starts the instances it knows, starts one again that died, and with --stop-instances takes them along when it
+stops."""
 import os
 import signal
 import socket
@@ -38,7 +39,7 @@ class Spawn(harness.Case):
         heard.bind(self.path("notify"))
         heard.settimeout(harness.PATIENCE)
         os.mkdir(self.path("run"))
-        manager.options += ["--spawn", f"--run-dir={self.path('run')}"]
+        manager.options += ["--spawn", "--stop-instances", f"--run-dir={self.path('run')}"]
         with mock.patch.dict(os.environ, {"NOTIFY_SOCKET": self.path("notify")}):
             manager.start()
         self.assertIn(b"READY=1", heard.recv(4096))
@@ -58,7 +59,7 @@ class Spawn(harness.Case):
             instance.process.terminate()
         manager.process.terminate()
 
-        manager.options += ["--spawn", f"--run-dir={self.path('run')}"]
+        manager.options += ["--spawn", "--stop-instances", f"--run-dir={self.path('run')}"]
         os.mkdir(self.path("run"))
         manager.start()
         harness.wait_until(lambda: set(self.children_of(manager.process)) == set(uuids), "three instances")
@@ -94,7 +95,7 @@ class Spawn(harness.Case):
         for uuid in uuids:
             harness.Instance(self, manager, uuid=uuid, name=uuid).start(create=True).process.terminate()
         manager.process.terminate()
-        manager.options += [f"--spawn={uuids[1]}", f"--run-dir={self.path('run')}"]
+        manager.options += [f"--spawn={uuids[1]}", "--stop-instances", f"--run-dir={self.path('run')}"]
         os.mkdir(self.path("run"))
         manager.start()
         with tpm.Client(harness.connect(self.path("run", uuids[1] + ".sock"))) as guest:

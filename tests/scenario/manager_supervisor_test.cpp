@@ -5,7 +5,10 @@
 #include "fake_spawner.hpp"
 #include "loop.hpp"
 
+#include <algorithm>
+#include <array>
 #include <csignal>
+#include <fcntl.h>
 #include <sys/socket.h>
 
 namespace manager_supervisor_test {
@@ -40,6 +43,9 @@ struct Rig {
         loop.clock.advance(d);
         loop.settle();
     }
+    void hold(unsigned n) { spawner.in_use.insert(fmt::format("/var/lib/vtpmd/{}.img", uuid_of(n))); }
+    /// Any process that lives.
+    static ProcessHandle somebody() { return open_process(::getpid()); }
     FakeProcess& last() { return *spawner.processes.back(); }
     std::size_t started() const { return spawner.processes.size(); }
 
@@ -114,17 +120,124 @@ TEST_SUITE("manager supervisor") {
         CHECK(rig.supervisor.counters().given_up == 1);
         CHECK(rig.loop.logged("trying again would not help"));
     }
-    TEST_CASE("an instance that outlived the last manager is left alone until it lets go of the image") {
+    TEST_CASE("an instance that outlived the last manager is left alone until it is known, or lets go of the image") {
         Rig rig;
-        const std::string image = fmt::format("/var/lib/vtpmd/{}.img", uuid_of(1));
-        rig.spawner.in_use.insert(image);
+        rig.hold(1);
         rig.supervisor.keep(uuid_of(1));
         rig.pass(1h);
         CHECK(rig.started() == 0);
-        CHECK(rig.supervisor.counters().adopted == 1);
+        CHECK(rig.supervisor.is_unknown(uuid_of(1)));
+        CHECK(rig.supervisor.pid_of(uuid_of(1)) == 0);
         rig.spawner.in_use.clear();
         rig.pass(2s);
         CHECK(rig.started() == 1);
+    }
+    TEST_CASE("one that comes by its link is taken up: watched, and replaced by a child once it has ended") {
+        Rig rig;
+        rig.hold(1);
+        rig.supervisor.keep(uuid_of(1));
+        rig.pass(10s);
+        rig.supervisor.met(uuid_of(2), rig.somebody()); // not in charge
+        rig.supervisor.met(uuid_of(1), {});             // of another PID namespace
+        CHECK(rig.supervisor.is_unknown(uuid_of(1)));
+        rig.supervisor.met(uuid_of(1), rig.somebody());
+        rig.loop.settle();
+        CHECK(rig.supervisor.pid_of(uuid_of(1)) == ::getpid());
+        CHECK(rig.supervisor.counters().adopted == 1);
+        CHECK(rig.supervisor.running() == 1);
+        rig.pass(1h);
+        CHECK(rig.started() == 0);
+        rig.spawner.in_use.clear();
+        rig.spawner.adopted.back()->end({.unknown = true});
+        rig.loop.settle();
+        CHECK(rig.supervisor.pid_of(uuid_of(1)) == 0);
+        REQUIRE(rig.supervisor.last_failure(uuid_of(1)) != nullptr);
+        rig.pass(1s);
+        CHECK(rig.started() == 1);
+        rig.supervisor.met(uuid_of(1), rig.somebody()); // its own child's link
+        CHECK(rig.supervisor.pid_of(uuid_of(1)) == rig.last().pid);
+    }
+    TEST_CASE("one that was taken up is stopped by a signal; one that is not known yet, once it is") {
+        Rig rig;
+        for (const bool known : {true, false}) {
+            rig.hold(1);
+            rig.supervisor.keep(uuid_of(1));
+            rig.loop.settle();
+            auto charge = rig.supervisor.kept(uuid_of(1));
+            if (known) {
+                rig.supervisor.met(uuid_of(1), rig.somebody());
+                rig.loop.settle();
+            }
+            rig.supervisor.release(*charge);
+            rig.loop.settle();
+            CHECK(charge->ended.requested() == known);
+            if (!known) {
+                auto stopping = rig.loop.start(rig.supervisor.wait_ended(charge, 5s));
+                rig.loop.settle();
+                rig.pass(5s);
+                REQUIRE(stopping->done);
+                CHECK(stopping->value->error().message.find("fuser") != std::string::npos);
+                rig.supervisor.met(uuid_of(1), rig.somebody());
+                rig.loop.settle();
+            }
+            CHECK(rig.spawner.adopted.back()->signals == std::vector<int>{SIGTERM});
+            CHECK(charge->ended.requested());
+            CHECK(rig.supervisor.kept(uuid_of(1)) == nullptr);
+        }
+        CHECK(rig.started() == 0);
+    }
+    TEST_CASE("one that is wanted no more and is not known lets go of the image") {
+        Rig rig;
+        rig.hold(1);
+        rig.supervisor.keep(uuid_of(1));
+        rig.loop.settle();
+        auto charge = rig.supervisor.kept(uuid_of(1));
+        rig.supervisor.release(*charge);
+        rig.pass(1h);
+        CHECK_FALSE(charge->ended.requested());
+        rig.spawner.in_use.clear();
+        rig.pass(1s);
+        CHECK(charge->ended.requested());
+        CHECK(rig.started() == 0);
+    }
+    TEST_CASE("leave: every process goes on, and nothing is signalled") {
+        Rig rig;
+        rig.supervisor.keep(uuid_of(1));
+        rig.hold(2);
+        rig.supervisor.keep(uuid_of(2));
+        rig.loop.settle();
+        rig.supervisor.met(uuid_of(2), rig.somebody());
+        rig.hold(3);
+        rig.supervisor.keep(uuid_of(3));
+        rig.loop.settle();
+        rig.supervisor.keep(uuid_of(4));
+        rig.loop.settle();
+        rig.last().end({.code = EX_TEMPFAIL}); // and one that waits to be started again
+        rig.loop.settle();
+        rig.loop.run(rig.supervisor.leave());
+        CHECK(rig.loop.logged("2 instances go on without the manager"));
+        CHECK(rig.spawner.processes.front()->signals.empty());
+        CHECK(rig.spawner.adopted.back()->signals.empty());
+        CHECK(rig.supervisor.running() == 0);
+        rig.pass(1h);
+        CHECK(rig.started() == 2);
+    }
+    TEST_CASE("what an instance says when it ends is known") {
+        Rig rig;
+        rig.supervisor.keep(uuid_of(1));
+        rig.loop.settle();
+        CHECK(rig.supervisor.last_failure(uuid_of(1)) == nullptr);
+        rig.last().last_words = "there is no image";
+        rig.last().end({.code = EX_NOINPUT});
+        rig.loop.settle();
+        const LastFailure* failure = rig.supervisor.last_failure(uuid_of(1));
+        REQUIRE(failure != nullptr);
+        CHECK(failure->why == "exit code 66: there is no image");
+        CHECK(failure->final);
+        CHECK_FALSE(rig.supervisor.in_charge(uuid_of(1)));
+        rig.supervisor.keep(uuid_of(1));
+        CHECK(rig.supervisor.last_failure(uuid_of(1)) == nullptr);
+        rig.loop.settle();
     }
     TEST_CASE("one that cannot be started is tried again") {
         Rig rig;
@@ -164,6 +277,9 @@ TEST_SUITE("manager supervisor") {
         rig.loop.settle();
         auto stopping = rig.loop.start(rig.supervisor.stop(20s));
         rig.loop.settle();
+        CHECK_FALSE(stopping->done); // it may become known yet
+        rig.pass(20s);
+        rig.pass(1s);
         CHECK(stopping->done);
         CHECK(rig.started() == 1);
     }
@@ -195,6 +311,46 @@ TEST_SUITE("manager supervisor") {
         REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
         UniqueFd third(ends[0]);
         CHECK(spawner->spawn("/nowhere/vtpmd", {}, UniqueFd(ends[1])).error().code == Errc::not_found);
+    }
+    TEST_CASE("a child has its link, its last words and nothing else, whatever this process has open") {
+        fakes::Loop loop;
+        auto spawner = make_spawner(loop.io.get_executor());
+        // As a library leaves it: not close-on-exec.
+        const UniqueFd leaky(::open("/dev/null", O_RDONLY)); // NOLINT(android-cloexec-open)
+        REQUIRE(leaky);
+        std::vector<UniqueFd> many;
+        for (int i = 0; i < 40; ++i) {
+            many.emplace_back(::dup(leaky.get())); // NOLINT(android-cloexec-dup)
+        }
+        int ends[2] = {-1, -1};
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+        UniqueFd mine(ends[0]);
+        // The shell's `echo` makes no descriptor of its own; the glob has one while it reads the folder.
+        auto child = spawner->spawn("/bin/sh", {"-c", "echo /proc/$$/fd/* >&3"}, UniqueFd(ends[1]));
+        REQUIRE(child);
+        REQUIRE(loop.run((*child)->wait()));
+        std::array<char, 4096> text{};
+        const ssize_t got = ::recv(mine.get(), text.data(), text.size(), 0);
+        REQUIRE(got > 0);
+        const std::string listed(text.data(), static_cast<std::size_t>(got));
+        for (const int fd : {0, 1, 2, 3, 4}) {
+            CHECK(listed.find(fmt::format("/fd/{}", fd)) != std::string::npos);
+        }
+        CHECK_MESSAGE(std::ranges::count(listed, ' ') <= 5, listed); // one more: the glob's
+        CHECK((*child)->last_words().empty());
+    }
+    TEST_CASE("last words: bounded, printable, and read when the child has ended") {
+        fakes::Loop loop;
+        auto spawner = make_spawner(loop.io.get_executor());
+        int ends[2] = {-1, -1};
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+        UniqueFd mine(ends[0]);
+        auto child = spawner->spawn(
+            "/bin/sh", {"-c", "printf 'no\\033[2J image' >&$VTPMD_LAST_WORDS; head -c 4096 /dev/zero >&4; exit 66"},
+            UniqueFd(ends[1]));
+        REQUIRE(child);
+        REQUIRE(loop.run((*child)->wait()));
+        CHECK((*child)->last_words() == "no [2J image");
     }
 }
 

@@ -13,6 +13,7 @@ void rename(const Options& o);
 void move(const Options& o);
 void start(const Options& o);
 void stop(const Options& o);
+void autostart(const Options& o);
 void reset(const Options& o);
 void remove(const Options& o);
 void quote(const Options& o);

@@ -9,6 +9,7 @@
 #include <boost/json.hpp>
 #include <cstdio>
 #include <fmt/format.h>
+#include <optional>
 #include <sysexits.h>
 
 namespace vtpmctl {
@@ -73,9 +74,72 @@ void move(const Options& o) {
     print(o, ask(o, "PATCH", "/v1/vtpms/" + vtpm_word(o), json::serialize(body)));
 }
 
-void start(const Options& o) { print(o, ask(o, "POST", "/v1/vtpms/" + vtpm_word(o) + "/start")); }
+void start(const Options& o) {
+    constexpr std::uint64_t longest = 100; // this program waits for an answer not much longer
+    json::object body{{"once", o.has("once")}};
+    auto timeout = vtpmd::parse_number(o.one("timeout").value_or("60"), longest);
+    if (!timeout || *timeout == 0) {
+        o.refuse(fmt::format("--timeout: expected 1 to {} seconds", longest));
+    }
+    if (o.has("timeout") && !o.has("wait")) {
+        o.refuse("--timeout is of use with --wait only");
+    }
+    if (o.has("wait")) {
+        body["wait"] = static_cast<std::int64_t>(*timeout);
+    }
+    print(o, ask(o, "POST", "/v1/vtpms/" + vtpm_word(o) + "/start", json::serialize(body)));
+}
 
-void stop(const Options& o) { print(o, ask(o, "POST", "/v1/vtpms/" + vtpm_word(o) + "/stop")); }
+namespace {
+
+std::string stop_one(const Options& o, const std::string& uuid) {
+    const json::object body{{"keep_autostart", o.has("keep-autostart")}};
+    return ask(o, "POST", "/v1/vtpms/" + uuid + "/stop", json::serialize(body));
+}
+
+/// All are tried; whatever fails is told of, and the last failure is the outcome.
+void stop_all(const Options& o) {
+    std::optional<Failure> failure;
+    const json::value found = json::parse(ask(o, "GET", "/v1/vtpms"));
+    for (const json::value& v : found.at("vtpms").as_array()) {
+        const std::string state = text_of(v.at("state"));
+        if (state != "running" && state != "starting") {
+            continue;
+        }
+        const std::string uuid = text_of(v.at("uuid"));
+        try {
+            (void)stop_one(o, uuid);
+        } catch (const Failure& f) {
+            std::fprintf(stderr, "vtpmctl: %s: %s\n", uuid.c_str(), f.message.c_str());
+            failure = f;
+        }
+    }
+    if (failure) {
+        fail(failure->status, "not all were stopped, see above");
+    }
+}
+
+} // namespace
+
+void stop(const Options& o) {
+    if (o.has("all") == !o.words.empty()) {
+        o.refuse("name one vTPM, or give --all");
+    }
+    if (o.has("all")) {
+        stop_all(o);
+    } else {
+        print(o, stop_one(o, vtpm_word(o)));
+    }
+}
+
+void autostart(const Options& o) {
+    const std::string& word = o.words[1];
+    if (word != "on" && word != "off") {
+        o.refuse(fmt::format("expected on or off, found '{}'", vtpmd::printable(word)));
+    }
+    const json::object body{{"autostart", word == "on"}};
+    print(o, ask(o, "PATCH", "/v1/vtpms/" + vtpm_word(o), json::serialize(body)));
+}
 
 void reset(const Options& o) {
     const std::string uuid = vtpm_word(o);

@@ -70,7 +70,10 @@ void print_fields(const json::object& o) {
             for (const json::value& one : v.get_array()) {
                 std::printf("%-18s %s\n", name.c_str(), text_of(one).c_str());
             }
-        } else if (const std::string text = name == "created" || name == "reset" ? time_text(v) : text_of(v);
+        } else if (const std::string text =
+                       name == "created" || name == "reset" || (name == "last_error_time" && text_of(v) != "0")
+                           ? time_text(v)
+                           : text_of(v);
                    text.find('\n') != std::string::npos) {
             std::printf("%s\n%s", name.c_str(), text.c_str());
         } else if (!text.empty()) {

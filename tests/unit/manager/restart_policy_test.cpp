@@ -19,7 +19,11 @@ TEST_SUITE("manager") {
         CHECK(good.wait == 0s);
         CHECK(good.failures == 0);
         CHECK(policy.after({.code = EX_DATAERR}, 1h, 0).give_up);
-        CHECK(policy.after({.code = EX_USAGE}, 1s, 0).give_up);
+        for (const int code : {EX_USAGE, EX_NOINPUT, EX_NOPERM, EX_CONFIG}) {
+            CHECK(policy.after({.code = code}, 1s, 0).give_up);
+            CHECK_FALSE(policy.after({.code = code, .unknown = true}, 1s, 0).give_up);
+        }
+        CHECK(policy.after({.unknown = true}, 1s, 0).wait == policy.first); // how it ended is not known
 
         unsigned failures = 0;
         std::chrono::seconds last{0};
