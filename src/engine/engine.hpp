@@ -2,7 +2,8 @@
 // is the only one that includes its headers.
 //
 // Persistence is staged: when a command changes the permanent state, libtpms hands the new blob over inside execute();
-// the engine keeps it until take_staged(). The caller makes it durable and only then gives the guest its answer.
+// the engine keeps it until take_staged(). The caller makes it durable and only then gives the guest its answer. The clock of a
+// TPM 2.0 counts as such a change whenever it is set or told and has moved by more than TPM_PT_CLOCK_UPDATE.
 #pragma once
 
 #include "tpm/version.hpp"
@@ -24,6 +25,8 @@ struct EngineState {
     /// Not libtpms': of a state that came from another host and may not run before that has let go of it, what to show there
     /// (instance/handover.hpp).
     SecretBytes unconfirmed;
+    /// Not libtpms' either: what is remembered of the state that was given out last (instance/life.hpp).
+    SecretBytes given_out;
 };
 
 /// Longest command and response that the TPM tells its users of.

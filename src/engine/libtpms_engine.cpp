@@ -2,6 +2,7 @@
 // `current`; everything else is in the object.
 #include "engine/engine.hpp"
 
+#include "tpm/clock.hpp"
 #include "tpm/header.hpp"
 #include "util/fd.hpp"
 
@@ -124,6 +125,7 @@ class LibtpmsEngine final : public Engine {
   private:
     Result<void> validate_and_init();
     void note_failure(TPM_RESULT rc);
+    void stage_clock();
     [[nodiscard]] bool stage(SecretBytes& kept, ByteView data);
     [[nodiscard]] Result<void> running_or_error(std::string_view what) const;
 
@@ -292,10 +294,24 @@ Bytes LibtpmsEngine::execute(ByteView command, std::uint8_t locality) {
     if (response_ != nullptr) {
         cleanse({reinterpret_cast<std::byte*>(response_), size});
     }
+    if (version_ == TpmVersion::tpm20 && tpm::tells_clock(tpm::peek_header(command).code) &&
+        tpm::peek_header(out).code == 0) {
+        stage_clock();
+    }
     if (rc != TPM_SUCCESS || tpm::peek_header(out).code == tpm::refusal_code(version_, tpm::Refusal::failure)) {
         note_failure(rc);
     }
     return out;
+}
+
+/// libtpms keeps the clock in its NV memory, every 4,096 ms (TPM_PT_CLOCK_UPDATE) and when it is set, but stores that memory only
+/// when something else has changed. Whoever was told the clock must not see it go back further than that.
+void LibtpmsEngine::stage_clock() {
+    TpmBuffer now;
+    if (TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &now.data, &now.size) == TPM_SUCCESS && now.size != 0 &&
+        !permanent_.equals(now.view())) {
+        staged_ = stage(permanent_, now.view()) || staged_;
+    }
 }
 
 /// A TPM in failure mode answers every command so; libtpms says why the first time only.
