@@ -115,10 +115,10 @@ Bytes be32_answer(std::uint32_t value) {
     return control_answer(ControlResult::success, body.view());
 }
 
-Task<Result<void>> do_command(ControlRequest request, TpmService& service, EndpointState& endpoint) {
+Task<Result<void>> do_command(ControlRequest request, TpmService& service, EndpointState& endpoint, ControlPeer peer) {
     switch (request.command) {
     case ControlCommand::init:
-        co_return co_await service.init((request.flags & init_delete_volatile) != 0);
+        co_return co_await service.init((request.flags & init_delete_volatile) != 0, peer);
     case ControlCommand::stop:
         co_return co_await service.stop();
     case ControlCommand::hash_start:
@@ -135,7 +135,7 @@ Task<Result<void>> do_command(ControlRequest request, TpmService& service, Endpo
         if (request.type == 0 || request.type > blob_types || (request.flags & state_encrypted) != 0) {
             co_return make_error(Errc::usage, "a state blob of type {} with flags {}", request.type, request.flags);
         }
-        co_return co_await service.set_blob(request.type, std::move(request.data));
+        co_return co_await service.set_blob(request.type, std::move(request.data), peer);
     case ControlCommand::set_locality:
         if (request.value > highest_locality) {
             Error e = make_error(Errc::tpm, "locality {}", request.value);
@@ -176,7 +176,7 @@ std::uint32_t control_capabilities(const EndpointState& endpoint) noexcept {
            ~(endpoint.state_blobs ? 0 : state_blobs);
 }
 
-Task<Bytes> carry_out(ControlRequest request, TpmService& service, EndpointState& endpoint) {
+Task<Bytes> carry_out(ControlRequest request, TpmService& service, EndpointState& endpoint, ControlPeer peer) {
     const bool blob =
         request.command == ControlCommand::get_stateblob || request.command == ControlCommand::set_stateblob;
     if (!allowed(request.command, service.running()) || (blob && !endpoint.state_blobs)) {
@@ -202,7 +202,7 @@ Task<Bytes> carry_out(ControlRequest request, TpmService& service, EndpointState
     case ControlCommand::set_buffersize:
         co_return co_await set_buffersize(request, service);
     default: {
-        auto done = co_await do_command(std::move(request), service, endpoint);
+        auto done = co_await do_command(std::move(request), service, endpoint, peer);
         co_return control_answer(result_of(done));
     }
     }

@@ -2,6 +2,7 @@
 
 #include "util/wire.hpp"
 
+#include <algorithm>
 #include <optional>
 
 namespace vtpmd::guest {
@@ -56,10 +57,12 @@ Result<std::size_t> control_size(ByteView so_far) {
     }
     in.skip(fixed - command_code_size - 4);
     const std::uint32_t n = in.be32();
-    const std::size_t limit = hash ? hash_data_limit : state_blob_limit;
-    if (n > limit) {
+    if (hash) {
+        return fixed + std::min<std::size_t>(n, hash_data_piece);
+    }
+    if (n > state_blob_limit) {
         return make_error(Errc::too_large, "control command {} with {} bytes of data; at most {} are taken", command, n,
-                          limit);
+                          state_blob_limit);
     }
     return fixed + n;
 }
@@ -87,9 +90,12 @@ Result<ControlRequest> parse_control(ByteView request) {
     case ControlCommand::lock_storage:
         out.value = in.be32();
         break;
-    case ControlCommand::hash_data:
-        out.data = to_bytes(in.bytes(in.be32()));
+    case ControlCommand::hash_data: {
+        const std::uint32_t n = in.be32();
+        out.data = to_bytes(in.bytes(std::min<std::size_t>(n, hash_data_piece)));
+        out.more = n - out.data.size();
         break;
+    }
     case ControlCommand::get_stateblob:
         out.flags = in.be32();
         out.type = in.be32();

@@ -8,7 +8,7 @@
 //    4   GET_TPMESTABLISHED  -                                           u8 bit, 3 zeros
 //    5   SET_LOCALITY        u8                                          -
 //    6   HASH_START          -                                           -
-//    7   HASH_DATA           u32 n (at most 4096), n bytes               -
+//    7   HASH_DATA           u32 n, n bytes                              -
 //    8   HASH_END            -                                           -
 //    9   CANCEL_TPM_CMD      -                                           -
 //   10   STORE_VOLATILE      -                                           -
@@ -21,6 +21,8 @@
 //   17   SET_BUFFERSIZE      u32 size (0 asks)                           u32 size, u32 min, u32 max
 //   18   GET_INFO            u64 flags, u32 offset, u32 pad              u32 total, u32 n, n bytes of JSON
 //   19   LOCK_STORAGE        u32 retries                                 -
+//
+// HASH_DATA may be of any length: it is hashed as it comes, piece by piece, and answered once.
 //
 // There is no framing: a client sends one request and waits for its answer. Some (QEMU) send a u8 as the four bytes of the
 // C union it stands in, so what is in the buffer behind a complete request belongs to it and is dropped.
@@ -68,7 +70,8 @@ enum class ControlResult : std::uint32_t {
 inline constexpr std::uint32_t init_delete_volatile = 1;
 inline constexpr std::uint32_t state_decrypted = 1;
 inline constexpr std::uint32_t state_encrypted = 2;
-inline constexpr std::size_t hash_data_limit = 4096;
+/// So much of a HASH_DATA is taken at once; the rest comes in further pieces of this size (ControlRequest::more).
+inline constexpr std::size_t hash_data_piece = 4096;
 /// Over the largest blob that libtpms makes (a TPM 2.0's permanent state with all its NV memory full).
 inline constexpr std::size_t state_blob_limit = std::size_t{512} * 1024;
 inline constexpr std::size_t info_chunk_limit = std::size_t{3} * 1024;
@@ -79,13 +82,14 @@ struct ControlRequest {
     std::uint32_t type = 0;   ///< GET_STATEBLOB, SET_STATEBLOB
     std::uint32_t offset = 0; ///< GET_STATEBLOB, GET_INFO
     std::uint32_t value =
-        0;      ///< SET_LOCALITY, RESET_TPMESTABLISHED: locality; SET_BUFFERSIZE: size; LOCK_STORAGE: retries
-    Bytes data; ///< HASH_DATA, SET_STATEBLOB
+        0;                ///< SET_LOCALITY, RESET_TPMESTABLISHED: locality; SET_BUFFERSIZE: size; LOCK_STORAGE: retries
+    Bytes data;           ///< HASH_DATA, SET_STATEBLOB
+    std::size_t more = 0; ///< HASH_DATA: bytes that follow behind this request
 };
 
 /// How many bytes the request that begins with `so_far` has in all, as far as that can be told yet: if it is more than
-/// so_far.size(), read on and ask again; if not, the request is complete. The u32 of an unknown command is complete.
-/// Errc::too_large for a length field over its limit.
+/// so_far.size(), read on and ask again; if not, the request is complete. The u32 of an unknown command is complete,
+/// and so is a HASH_DATA with its first piece. Errc::too_large for a length field over its limit.
 [[nodiscard]] Result<std::size_t> control_size(ByteView so_far);
 
 /// A complete request. Errc::unsupported: no such command.

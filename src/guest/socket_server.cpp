@@ -4,6 +4,7 @@
 #include "util/secret_bytes.hpp"
 #include "util/unix_socket.hpp"
 
+#include <algorithm>
 #include <sys/socket.h>
 
 namespace vtpmd::guest {
@@ -192,6 +193,9 @@ Task<> SocketServer::connection(Port& port, Place place, Converse converse) {
         }
     } leave{port, place, data_};
     auto ended = co_await (this->*converse)(*place);
+    if (&port == &control_ && !options_.sets_outlive_connections) {
+        service_.control_gone(peer_of(*place));
+    }
     if (device_model_ == &*place) {
         co_await device_model_gone();
     }
@@ -242,15 +246,24 @@ Task<Result<void>> SocketServer::converse_control(GuestStream& stream) {
             }
             co_return std::move(request).error();
         }
-        stream.drop_pending(); // see control_codec.hpp
         ++counters_.control_requests;
         auto parsed = parse_control(*request);
         cleanse(*request);
-        bool shut_down = false;
+        const bool shut_down = parsed && parsed->command == ControlCommand::shutdown;
+        const std::size_t more = parsed ? parsed->more : 0;
+        if (more == 0) {
+            stream.drop_pending(); // see control_codec.hpp
+        }
         Bytes answer;
         if (parsed) {
-            shut_down = parsed->command == ControlCommand::shutdown;
             answer = co_await control_request(stream, std::move(*parsed));
+            if (more != 0) {
+                auto all = co_await rest_of_hash_data(stream, more, std::move(answer));
+                if (!all) {
+                    co_return std::move(all).error();
+                }
+                answer = std::move(*all);
+            }
         } else {
             warn(parsed.error().message);
             answer = control_answer(ControlResult::bad_ordinal);
@@ -267,11 +280,33 @@ Task<Result<void>> SocketServer::converse_control(GuestStream& stream) {
     co_return Result<void>{};
 }
 
+/// What follows of a HASH_DATA. It is read to its end also if it is refused: else nobody would know where the next request begins.
+Task<Result<Bytes>> SocketServer::rest_of_hash_data(GuestStream& stream, std::size_t more, Bytes answer) {
+    const Bytes success = control_answer(ControlResult::success);
+    while (more != 0) {
+        auto piece = co_await stream.receive_more(std::min(more, hash_data_piece));
+        if (!piece) {
+            co_return std::move(piece).error();
+        }
+        more -= piece->size();
+        if (answer == success) {
+            ControlRequest next{.command = ControlCommand::hash_data, .data = std::move(*piece)};
+            answer = co_await control_request(stream, std::move(next));
+        }
+    }
+    stream.drop_pending();
+    co_return answer;
+}
+
+ControlPeer SocketServer::peer_of(const GuestStream& stream) const {
+    return {options_.sets_outlive_connections ? static_cast<const void*>(this) : &stream};
+}
+
 Task<Bytes> SocketServer::control_request(GuestStream& stream, ControlRequest request) {
     if (request.command == ControlCommand::set_datafd && state_.data_descriptor) {
         return take_data_socket(stream);
     }
-    return carry_out(std::move(request), service_, state_);
+    return carry_out(std::move(request), service_, state_, peer_of(stream));
 }
 
 /// SET_DATAFD: the socket that came beside the request is where commands come from, as long as this connection lasts.

@@ -26,8 +26,10 @@ struct SocketListeners {
     std::optional<Listener> control;
 };
 struct SocketServerOptions {
-    std::string name;                    ///< the endpoint, for the log
-    bool state_blobs = true;             ///< see EndpointState
+    std::string name;        ///< the endpoint, for the log
+    bool state_blobs = true; ///< see EndpointState
+    /// What is set (SET_STATEBLOB) is not its connection's but the endpoint's, as for swtpm_ioctl, which makes one for each blob.
+    bool sets_outlive_connections = false;
     bool terminate = false;              ///< ask the service to shut down when a connection for commands ends
     std::size_t connection_limit = 1024; ///< commands and control each; what comes beyond is closed at once
     Clock::duration accept_pause = std::chrono::milliseconds(100); ///< after EMFILE and its like
@@ -68,6 +70,8 @@ class SocketServer {
     Task<> connection(Port& port, Place place, Converse converse);
     Task<Result<void>> converse_commands(GuestStream& stream);
     Task<Result<void>> converse_control(GuestStream& stream);
+    Task<Result<Bytes>> rest_of_hash_data(GuestStream& stream, std::size_t more, Bytes answer);
+    [[nodiscard]] ControlPeer peer_of(const GuestStream& stream) const;
     Task<Bytes> control_request(GuestStream& stream, ControlRequest request);
     Task<Bytes> take_data_socket(GuestStream& stream);
     Task<> device_model_gone();

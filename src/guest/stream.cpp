@@ -110,6 +110,23 @@ Task<Result<Bytes>> GuestStream::rest(std::size_t wanted) {
     }
 }
 
+Task<Result<Bytes>> GuestStream::receive_more(std::size_t size) {
+    if (size <= filled_) {
+        co_return take(size);
+    }
+    co_return co_await with_deadline(clock_, stall_limit, "the rest of a request", exactly(size));
+}
+
+Task<Result<Bytes>> GuestStream::exactly(std::size_t wanted) {
+    while (filled_ < wanted) {
+        auto more = co_await fill(wanted);
+        if (!more) {
+            co_return std::move(more).error();
+        }
+    }
+    co_return take(wanted);
+}
+
 /// Asio has no recvmsg(): wait for the socket, then take what there is.
 Task<Result<void>> GuestStream::fill_with_descriptors() {
     for (;;) {

@@ -38,6 +38,8 @@ class GuestStream {
     /// One request. Errc::closed at a clean end, protocol if it comes inside a request, timed_out for a stalled one,
     /// too_large (from the measure; the bytes read so far are in pending()), canceled.
     Task<Result<Bytes>> receive();
+    /// The next `size` bytes (not 0), whatever they are: what a request said that follows it. Errors as of receive().
+    Task<Result<Bytes>> receive_more(std::size_t size);
     Task<Result<void>> send(ByteView answer);
     /// Forgets what was received behind the last request.
     void drop_pending() noexcept { filled_ = 0; }
@@ -56,6 +58,7 @@ class GuestStream {
     /// The beginning of the next request, if it comes at once.
     bool spin();
     Task<Result<Bytes>> rest(std::size_t wanted);
+    Task<Result<Bytes>> exactly(std::size_t wanted);
     Bytes take(std::size_t size);
     Task<Result<void>> send_rest(ByteView data);
 

@@ -16,6 +16,12 @@ namespace vtpmd::guest {
 /// Longest TPM command or response (libtpms' buffer).
 inline constexpr std::size_t command_limit = 4096;
 
+/// A connection of a control channel, for as long as it lasts. The default is nobody's.
+struct ControlPeer {
+    const void* id = nullptr;
+    friend bool operator==(const ControlPeer&, const ControlPeer&) = default;
+};
+
 class TpmService {
   public:
     virtual ~TpmService() = default;
@@ -34,8 +40,9 @@ class TpmService {
 
     /// Power cycle (CMD_INIT): PCRs reset, then TPM_Startup as the mode says; or, where volatile state was stored or set, back
     /// into that. As with swtpm `delete_volatile` says what becomes of stored state afterwards: here it is used up either way.
-    virtual Task<Result<void>> init(bool delete_volatile) = 0;
-    /// Power off (CMD_STOP): commands get an error until init().
+    /// `peer`: whose state is to be used, if it has set one.
+    virtual Task<Result<void>> init(bool delete_volatile, ControlPeer peer) = 0;
+    /// Power off (CMD_STOP, a device model that is gone): commands get an error until init(). A TPM in use is shut down in order.
     virtual Task<Result<void>> stop() = 0;
     /// Ends the instance in good order (CMD_SHUTDOWN).
     virtual void shutdown() = 0;
@@ -56,7 +63,10 @@ class TpmService {
 
     /// State blobs of the control channel: 1 permanent, 2 volatile, 3 save-state.
     virtual Task<Result<Bytes>> get_blob(std::uint32_t type) = 0;
-    virtual Task<Result<void>> set_blob(std::uint32_t type, Bytes blob) = 0;
+    /// What is set is its connection's: it stands beside the TPM's own state until an INIT with it has succeeded.
+    virtual Task<Result<void>> set_blob(std::uint32_t type, Bytes blob, ControlPeer peer) = 0;
+    /// The connection has ended: what it has set is forgotten.
+    virtual void control_gone(ControlPeer peer) = 0;
 };
 
 } // namespace vtpmd::guest

@@ -40,8 +40,12 @@ Task<Result<void>> Committer::write_slot() {
             }
         }
     } restage{*this};
+    if (staged->permanent.empty()) {
+        co_return make_error(Errc::corrupt, "there is no permanent state to save"); // never: it would be lost
+    }
     staged->volatile_state = volatile_.clone();
     staged->unconfirmed = unconfirmed_.clone();
+    staged->given_out = given_out_.clone();
     const SecretBytes blob = encode_state(engine_.version(), *staged);
     auto key = co_await image_.prepare(blob.view());
     if (!key) {
@@ -73,6 +77,11 @@ Task<Result<void>> Committer::offer_key() {
 void Committer::keep_volatile(SecretBytes state) {
     volatile_ = std::move(state);
     engine_.staged_failed(); // the same permanent state has to be written again, with this beside it
+}
+
+void Committer::keep_given_out(SecretBytes given) {
+    given_out_ = std::move(given);
+    engine_.staged_failed();
 }
 
 void Committer::keep_unconfirmed(SecretBytes token) {

@@ -36,6 +36,12 @@ class Committer {
     /// Of a state that came from another host: not to be run before that is asked (empty: it may run). As above.
     void keep_unconfirmed(SecretBytes token);
     [[nodiscard]] const SecretBytes& unconfirmed() const { return unconfirmed_; }
+    /// What is remembered of the state that was given out last (empty: nothing). As above.
+    void keep_given_out(SecretBytes given);
+    [[nodiscard]] const SecretBytes& kept_given_out() const { return given_out_; }
+    /// Something of a moment that passes with the next command is kept beside the state.
+    [[nodiscard]] bool keeps_a_moment() const { return !volatile_.empty() || !given_out_.empty(); }
+    void keep_stored_given_out(SecretBytes given) { given_out_ = std::move(given); }
     /// Of what the disk has already.
     void keep_stored_unconfirmed(SecretBytes token) { unconfirmed_ = std::move(token); }
     /// The same, of what the disk has already.
@@ -54,6 +60,7 @@ class Committer {
     std::optional<SecretBytes> in_doubt_; ///< the key of a slot that is written and perhaps not yet the manager's
     SecretBytes volatile_;
     SecretBytes unconfirmed_;
+    SecretBytes given_out_;
 };
 
 } // namespace vtpmd::instance

@@ -76,12 +76,14 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
     const bool device_model = std::holds_alternative<guest::QemuEndpoint>(endpoint);
     // No one authenticates a peer on TCP: it does not get the TPM's secrets.
     const bool state_blobs = !std::holds_alternative<guest::TcpEndpoint>(endpoint);
+    // Where any state may be set, or there is none yet, swtpm_ioctl's way is served: a connection for each blob.
+    const bool sets_outlive_connections = (options.allow_rollback || options.incoming) && !device_model;
     if (sockets_.empty() && (options.listen_commands || (device_model && options.listen_control))) {
         auto adopted = adopt_endpoint(options, name, device_model);
         if (!adopted) {
             co_return std::move(adopted).error();
         }
-        sockets_.push_back({std::move(name), std::move(*adopted), state_blobs});
+        sockets_.push_back({std::move(name), std::move(*adopted), state_blobs, sets_outlive_connections});
         co_return Result<void>{};
     }
     auto bind = [&] { return try_listeners(endpoint, options.socket_group); };
@@ -89,7 +91,7 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
     if (!listeners) {
         co_return std::move(listeners).error();
     }
-    sockets_.push_back({std::move(name), std::move(*listeners), state_blobs});
+    sockets_.push_back({std::move(name), std::move(*listeners), state_blobs, sets_outlive_connections});
     co_return Result<void>{};
 }
 
@@ -139,6 +141,7 @@ void Guests::serve(guest::TpmService& service) {
         guest::SocketServerOptions server;
         server.name = socket.name;
         server.state_blobs = socket.state_blobs;
+        server.sets_outlive_connections = socket.sets_outlive_connections;
         server.terminate = terminate_;
         servers_.push_back(std::make_unique<guest::SocketServer>(
             deps_.executor, std::move(server), std::move(socket.listeners), service, deps_.clock, deps_.log));

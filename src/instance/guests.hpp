@@ -42,6 +42,7 @@ class Guests {
         std::string name;
         guest::SocketListeners listeners;
         bool state_blobs = true;
+        bool sets_outlive_connections = false;
     };
     Task<Result<void>> open_socket(InstanceOptions& options, guest::Endpoint endpoint);
     Result<void> open_xen(const InstanceOptions& options, const guest::XenEndpoint& endpoint);

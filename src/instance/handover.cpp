@@ -6,15 +6,13 @@
 #include "util/unix_socket.hpp"
 #include "util/wire.hpp"
 
-#include <boost/asio/generic/stream_protocol.hpp>
-
 namespace vtpmd::instance {
 
 namespace {
 
 constexpr Clock::duration question_limit = std::chrono::seconds(5);
 constexpr Clock::duration retry_pause = std::chrono::milliseconds(200);
-constexpr Clock::duration accept_retry = std::chrono::milliseconds(100);
+constexpr std::size_t peer_limit = 64;
 
 bool may_be_cured(Errc code) {
     switch (code) {
@@ -95,8 +93,8 @@ Task<Result<void>> take_over(std::string path, TakeRequest request, Clock& clock
 
 HandoverServer::HandoverServer(asio::any_io_executor executor, guest::Listener listener, Decide decide, Clock& clock,
                                const Log& log)
-    : executor_(executor)
-    , listener_(std::move(listener))
+    : listener_(std::move(listener))
+    , acceptor_(executor)
     , decide_(std::move(decide))
     , clock_(clock)
     , log_(log)
@@ -110,31 +108,39 @@ Task<> HandoverServer::stop() {
 }
 
 Task<> HandoverServer::accept_loop() {
+    acceptor_.assign(asio::local::stream_protocol(), listener_.take_fd().release());
+    return accept_each(acceptor_, clock_, log_, "at --handover",
+                       [this](asio::local::stream_protocol::socket socket) { admit(std::move(socket)); });
+}
+
+void HandoverServer::admit(asio::local::stream_protocol::socket socket) {
+    if (peers_ >= peer_limit) {
+        if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
+            log_.warning("--handover: a connection over the limit of {} was closed ({} such lines held back)",
+                         peer_limit, verdict.suppressed);
+        }
+        return;
+    }
+    proto::StreamOptions options;
+    options.peer = listener_.name();
+    ++peers_;
+    group_.spawn("a peer of --handover",
+                 converse(proto::make_stream_channel(std::move(socket), clock_, std::move(options))));
+}
+
+Task<> HandoverServer::converse(std::unique_ptr<proto::Channel> channel) {
     co_await asio::this_coro::throw_if_cancelled(false);
-    asio::basic_socket_acceptor<asio::local::stream_protocol> acceptor(executor_);
-    acceptor.assign(asio::local::stream_protocol(), listener_.take_fd().release());
-    for (;;) {
-        asio::local::stream_protocol::socket socket(executor_);
-        auto [ec] = co_await acceptor.async_accept(socket, use_tuple);
-        if (ec == asio::error::operation_aborted) {
-            co_return;
-        }
-        if (ec) {
-            (void)co_await clock_.sleep_for(accept_retry);
-            continue;
-        }
-        close_on_exec(socket.native_handle());
-        proto::StreamOptions options;
-        options.peer = listener_.name();
-        auto channel = proto::make_stream_channel(std::move(socket), clock_, std::move(options));
-        auto answered = co_await answer_one(*channel);
-        channel->close();
-        if (!answered && answered.error().code == Errc::canceled) {
-            co_return;
-        }
-        if (auto verdict = limit_.allow(clock_.now()); !answered && verdict.allowed) {
-            log_.warning("--handover: {} ({} such lines held back)", answered.error().message, verdict.suppressed);
-        }
+    struct Leave {
+        std::size_t& peers;
+        ~Leave() { --peers; }
+    } leave{peers_};
+    auto answered = co_await answer_one(*channel);
+    channel->close();
+    if (answered || answered.error().code == Errc::canceled) {
+        co_return;
+    }
+    if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
+        log_.warning("--handover: {} ({} such lines held back)", answered.error().message, verdict.suppressed);
     }
 }
 

@@ -25,6 +25,7 @@
 
 #include <array>
 #include <functional>
+#include <memory>
 #include <optional>
 
 namespace vtpmd::instance {
@@ -47,7 +48,7 @@ struct TakeRequest {
 /// Asks the old host at `path` until it says yes or no; a connection that breaks, or is not there, is tried again for `patience`.
 Task<Result<void>> take_over(std::string path, TakeRequest request, Clock& clock, Clock::duration patience);
 
-/// The old host's side: one question after another.
+/// The old host's side. Several may be connected; one that is silent holds up nobody, and is let go after a while.
 class HandoverServer {
   public:
     using Decide = std::function<Task<Result<void>>(TakeRequest)>;
@@ -58,14 +59,17 @@ class HandoverServer {
 
   private:
     Task<> accept_loop();
+    void admit(asio::local::stream_protocol::socket socket);
+    Task<> converse(std::unique_ptr<proto::Channel> channel);
     Task<Result<void>> answer_one(proto::Channel& channel);
 
-    asio::any_io_executor executor_;
     guest::Listener listener_; ///< for its file
+    asio::local::stream_protocol::acceptor acceptor_;
     const Decide decide_;
     Clock& clock_;
     const Log& log_;
     RateLimit limit_;
+    std::size_t peers_ = 0;
     TaskGroup group_;
 };
 

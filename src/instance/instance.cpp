@@ -13,6 +13,15 @@ bool is_quote(TpmVersion version, std::uint32_t code) {
            (version == TpmVersion::tpm12 && code == tpm::ord::vendor_parent_sign_ek);
 }
 
+/// Of a command that the TPM took.
+Event event_of(TpmVersion version, std::uint32_t code) {
+    const bool old = version == TpmVersion::tpm12;
+    if (code == (old ? tpm::ord::startup : tpm::cc::startup)) {
+        return Event::startup;
+    }
+    return code == (old ? tpm::ord::save_state : tpm::cc::shutdown) ? Event::shutdown : Event::command;
+}
+
 } // namespace
 
 Instance::Instance(InstanceConfig config, InstanceParts parts)
@@ -25,6 +34,7 @@ Instance::Instance(InstanceConfig config, InstanceParts parts)
     , request_shutdown_(std::move(parts.request_shutdown))
     , figures_(parts.executor, parts.engine.version(), counters_)
     , committer_(parts.engine, parts.image, parts.manager, counters_)
+    , life_(config_.allow_rollback)
     , confirm_incoming_(std::move(parts.confirm_incoming))
     , lock_(parts.executor)
     , group_(parts.executor, parts.log) {}
@@ -45,7 +55,7 @@ Task<Bytes> Instance::execute(Bytes command, std::uint8_t locality) {
         co_return refuse(*refusal);
     }
     // Nearly every command ends here, without a hop.
-    if (!committer_.dirty() && committer_.kept_volatile().empty() && tpm::cost(version(), command) == tpm::Cost::fast) {
+    if (!committer_.dirty() && !committer_.keeps_a_moment() && tpm::cost(version(), command) == tpm::Cost::fast) {
         Bytes answer = run(command, locality);
         cleanse(command);
         if (!committer_.dirty()) {
@@ -70,7 +80,7 @@ void Instance::note(const Arrival& arrival, ByteView answer) {
 }
 
 Task<Bytes> Instance::slow_command(Turn turn, Arrival arrival, Bytes command, std::uint8_t locality) {
-    drop_kept_volatile();
+    forget_the_moment();
     auto settled = co_await settle();
     if (!settled) {
         ++counters_.failed_not_durable;
@@ -113,14 +123,13 @@ Task<Bytes> Instance::settle_answer(Turn turn, Arrival arrival, Bytes answer) {
 
 Bytes Instance::run(ByteView command, std::uint8_t locality) {
     ++counters_.commands;
-    given_out_ = {};
     const std::uint32_t ordinal = tpm::peek_header(command).code;
     Bytes answer = engine_.execute(command, locality);
     const bool success = tpm::peek_header(answer).code == 0;
     if (!success) {
         ++counters_.tpm_errors;
     }
-    shut_down_ = success && ordinal == (version() == TpmVersion::tpm12 ? tpm::ord::save_state : tpm::cc::shutdown);
+    life_.happened(success ? event_of(version(), ordinal) : Event::command);
     return answer;
 }
 
@@ -154,10 +163,14 @@ Task<Result<void>> Instance::settle() {
     co_return settled;
 }
 
-/// Registers that were stored are those of a moment that is about to pass: they must never come back.
-void Instance::drop_kept_volatile() {
+/// Registers that were stored, and what is known of those that were given out, are of a moment that is about to pass: they must
+/// never come back.
+void Instance::forget_the_moment() {
     if (!committer_.kept_volatile().empty()) {
         committer_.keep_volatile({});
+    }
+    if (!committer_.kept_given_out().empty()) {
+        committer_.keep_given_out({});
     }
 }
 
@@ -169,35 +182,37 @@ Task<Result<void>> Instance::to_the_end(std::string what, Task<Result<void>> ope
     co_return std::move(*done);
 }
 
-Task<Result<void>> Instance::with_tpm(std::string what, Step step) {
+Task<Result<void>> Instance::with_tpm(std::string what, Event event, Step step) {
     auto turn = co_await lock_.acquire();
     if (!turn) {
         co_return std::move(turn).error();
     }
-    if (!engine_.running()) {
-        co_return make_error(Errc::unsupported, "{}: the TPM is powered off", what);
+    if (auto may = life_.may(event); !may) {
+        co_return in_context(std::move(may).error(), what);
     }
-    co_return co_await to_the_end(std::move(what), do_step(std::move(*turn), std::move(step)));
+    co_return co_await to_the_end(std::move(what), do_step(std::move(*turn), event, std::move(step)));
 }
 
-Task<Result<void>> Instance::do_step(Turn turn, Step step) {
+Task<Result<void>> Instance::do_step(Turn turn, Event event, Step step) {
     const Turn held = std::move(turn);
     auto settled = co_await settle();
     if (!settled) {
         co_return settled;
     }
-    auto done = step();
-    if (!done) {
-        co_return done;
+    if (event == Event::measurement) {
+        forget_the_moment();
     }
-    co_return co_await settle();
+    life_.happened(event); // also what the TPM refuses counts: nobody has looked into it
+    auto done = step();
+    auto after = co_await settle();
+    co_return done ? std::move(after) : std::move(done);
 }
 
 // --- the control channel's other wishes ---
 
 Task<Result<bool>> Instance::established() {
     bool set = false;
-    auto done = co_await with_tpm("tpmEstablished", [this, &set]() -> Result<void> {
+    auto done = co_await with_tpm("tpmEstablished", Event::look, [this, &set]() -> Result<void> {
         set = engine_.established();
         return {};
     });
@@ -208,26 +223,25 @@ Task<Result<bool>> Instance::established() {
 }
 
 Task<Result<void>> Instance::reset_established(std::uint8_t locality) {
-    return with_tpm("resetting tpmEstablished", [this, locality] { return engine_.reset_established(locality); });
+    return with_tpm("resetting tpmEstablished", Event::measurement,
+                    [this, locality] { return engine_.reset_established(locality); });
 }
 
 Task<Result<void>> Instance::hash_start() {
-    return with_tpm("a hash sequence", [this] {
-        drop_kept_volatile();
-        return engine_.hash_start();
-    });
+    return with_tpm("a hash sequence", Event::measurement, [this] { return engine_.hash_start(); });
 }
 
 Task<Result<void>> Instance::hash_data(Bytes data) {
-    return with_tpm("a hash sequence", [this, d = std::move(data)] { return engine_.hash_data(d); });
+    return with_tpm("a hash sequence", Event::measurement,
+                    [this, d = std::move(data)] { return engine_.hash_data(d); });
 }
 
 Task<Result<void>> Instance::hash_end() {
-    return with_tpm("a hash sequence", [this] { return engine_.hash_end(); });
+    return with_tpm("a hash sequence", Event::measurement, [this] { return engine_.hash_end(); });
 }
 
 Task<Result<void>> Instance::store_volatile() {
-    return with_tpm("storing the registers", [this]() -> Result<void> {
+    return with_tpm("storing the registers", Event::store, [this]() -> Result<void> {
         auto now = engine_.snapshot();
         if (!now) {
             return std::move(now).error();
@@ -242,8 +256,8 @@ Task<Result<guest::TpmService::BufferSize>> Instance::buffer_size(std::uint32_t 
     if (!turn) {
         co_return std::move(turn).error();
     }
-    if (wanted != 0 && engine_.running()) {
-        co_return make_error(Errc::unsupported, "the buffer size is set while the TPM is powered off");
+    if (auto may = life_.may(Event::resize); wanted != 0 && !may) {
+        co_return may.error();
     }
     const auto now = engine_.buffer_size(wanted);
     co_return BufferSize{now.size, now.min, now.max};

@@ -16,8 +16,10 @@
 #include "instance/committer.hpp"
 #include "instance/guest_figures.hpp"
 #include "instance/handover.hpp"
+#include "instance/life.hpp"
 #include "instance/options.hpp"
 #include "instance/screen.hpp"
+#include "tpm/commands.hpp"
 #include "util/fifo_lock.hpp"
 #include "util/log.hpp"
 #include "util/shielded.hpp"
@@ -77,8 +79,8 @@ class Instance final : public guest::TpmService {
     void cancel() override;
     [[nodiscard]] TpmVersion version() const override { return engine_.version(); }
     [[nodiscard]] bool running() const override { return engine_.running(); }
-    [[nodiscard]] bool handed_over() const override { return taken_.has_value(); }
-    Task<Result<void>> init(bool delete_volatile) override;
+    [[nodiscard]] bool handed_over() const override { return life_.owner() == Owner::elsewhere; }
+    Task<Result<void>> init(bool delete_volatile, guest::ControlPeer peer) override;
     Task<Result<void>> stop() override;
     void shutdown() override { request_shutdown_(); }
     Task<Result<bool>> established() override;
@@ -90,7 +92,8 @@ class Instance final : public guest::TpmService {
     Task<Result<BufferSize>> buffer_size(std::uint32_t wanted) override;
     Task<std::string> info(std::uint64_t flags) override;
     Task<Result<Bytes>> get_blob(std::uint32_t type) override;
-    Task<Result<void>> set_blob(std::uint32_t type, Bytes blob) override;
+    Task<Result<void>> set_blob(std::uint32_t type, Bytes blob, guest::ControlPeer peer) override;
+    void control_gone(guest::ControlPeer peer) override;
 
     [[nodiscard]] const InstanceCounters& counters() const noexcept { return counters_; }
     [[nodiscard]] GuestFigures& figures() noexcept { return figures_; }
@@ -115,27 +118,40 @@ class Instance final : public guest::TpmService {
     Task<Result<Bytes>> operator_quote(Turn turn, proto::AskQuote question);
     Task<Bytes> settle_answer(Turn turn, Arrival arrival, Bytes answer);
     /// Takes a turn and runs `step` on the TPM between settling what there is and settling what it changed.
-    Task<Result<void>> with_tpm(std::string what, Step step);
-    Task<Result<void>> do_step(Turn turn, Step step);
-    Task<Result<void>> do_init(Turn turn);
+    Task<Result<void>> with_tpm(std::string what, Event event, Step step);
+    Task<Result<void>> do_step(Turn turn, Event event, Step step);
+    Task<Result<void>> do_init(Turn turn, guest::ControlPeer peer);
+    Task<Result<void>> start_over();
+    Task<Result<void>> start_with(Origin origin, guest::ControlPeer peer);
     Task<Result<void>> do_stop(Turn turn);
     Task<Result<void>> do_hand_over(Turn turn, TakeRequest request);
     Task<Result<void>> confirm();
-    [[nodiscard]] Result<void> may_power_on() const;
-    [[nodiscard]] Result<void> may_set_state() const;
+    Task<Result<void>> settle_first(Turn turn);
     /// Runs `operation` to its end in the group whatever happens to the caller.
     Task<Result<void>> to_the_end(std::string what, Task<Result<void>> operation);
 
-    Task<Result<void>> power_on(const EngineState& state, bool must_save);
+    /// How the power comes.
+    struct PowerOn {
+        const EngineState& state;
+        Origin origin = Origin::own;
+        bool must_save = false; ///< the disk does not have this state
+        bool try_only = false;  ///< what is kept beside the state stays: the power goes again at once
+    };
+    Task<Result<void>> power_on(PowerOn how);
+    /// Ends the running TPM's power in order and holds what the next one starts with. `cycle`: as Life::ending().
+    Task<Result<void>> power_off(bool cycle);
+    Task<Result<void>> end_power(bool cycle);
+    void shut_down(tpm::StartupMode mode);
+    void remember_given_out();
     Result<void> start_tpm(const EngineState& state);
     [[nodiscard]] bool may_resume(const EngineState& state) const;
     Task<Result<void>> preset_host_pcrs();
     Result<void> hold_state();
     Task<Result<void>> settle();
     Task<Result<void>> orderly_end(bool keep_registers);
-    Task<Result<void>> last_save();
+    Task<Result<void>> last_save(std::string_view what);
     void retire(EngineState& state);
-    void drop_kept_volatile();
+    void forget_the_moment();
     Bytes run(ByteView command, std::uint8_t locality);
     Bytes refuse(tpm::Refusal why);
     void warn(std::string_view what);
@@ -152,15 +168,13 @@ class Instance final : public guest::TpmService {
     InstanceCounters counters_;
     GuestFigures figures_;
     Committer committer_;
-    EngineState held_; ///< while powered off: what the TPM starts with next
+    Life life_;
+    EngineState held_;             ///< while powered off: what the TPM starts with next
+    bool disk_may_differ_ = false; ///< held_ has to be saved again: another state may have come to the disk
+    EngineState came_;             ///< what life_'s setter has set
+    SecretBytes given_registers_;  ///< as long as life_ says that they were given out
     const std::function<Task<Result<void>>(store::Digest)> confirm_incoming_;
-    std::array<std::optional<store::Digest>, 3> given_out_; ///< the blobs since the TPM did something last
-    std::array<store::Digest, 3> set_{};                    ///< the blobs that came
-    std::optional<store::Digest> taken_;                    ///< another host has it: what that had to show
-    bool at_home_ = false;   ///< its state is this host's; only the operator can allow another
-    bool replaced_ = false;  ///< held_ came from outside (SET_STATEBLOB) and is not on the disk
     bool failing_ = false;   ///< the last attempt to settle failed (for the log)
-    bool shut_down_ = false; ///< the guest's last command was TPM2_Shutdown or TPM_SaveState
     bool resumed_ = false;   ///< the last start brought back saved registers
     bool made_here_ = false; ///< this process made the TPM, with its endorsement key (1.2)
     unsigned runs_ = 0;      ///< power-ons with a guest; 1: the first since the process began

@@ -6,16 +6,6 @@
 
 namespace vtpmd::instance {
 
-Result<void> Instance::may_power_on() const {
-    if (taken_) {
-        return make_error(Errc::tombstone, "another host has this vTPM");
-    }
-    if (!at_home_ && !replaced_ && committer_.unconfirmed().empty()) {
-        return make_error(Errc::permission, "--incoming: its state has not come from the other host yet");
-    }
-    return {};
-}
-
 /// The state that came is on the disk: the host that had it is to let go of it before it runs.
 Task<Result<void>> Instance::confirm() {
     if (!confirm_incoming_) {
@@ -30,6 +20,7 @@ Task<Result<void>> Instance::confirm() {
             co_return in_context(std::move(said).error(), "the host that this vTPM comes from has not let go of it");
         }
     }
+    life_.confirmed();
     committer_.keep_unconfirmed({});
     auto settled = co_await settle();
     if (settled) {
@@ -51,16 +42,15 @@ Task<Result<void>> Instance::do_hand_over(Turn turn, TakeRequest request) {
     if (request.uuid != config_.uuid) {
         co_return make_error(Errc::permission, "this is vTPM {}, not {}", config_.uuid, request.uuid);
     }
-    if (taken_) {
-        if (*taken_ == request.token) {
-            co_return Result<void>{};
-        }
-        co_return make_error(Errc::permission, "vTPM {} was handed over with another state", config_.uuid);
+    auto may = life_.may_take(request.token);
+    if (!may) {
+        co_return std::move(may).error();
     }
-    if (!engine_.running() || !given_out_[0] || !given_out_[1] || !given_out_[2] ||
-        handover_token({*given_out_[0], *given_out_[1], *given_out_[2]}) != request.token || committer_.dirty()) {
-        co_return make_error(Errc::permission, "vTPM {} has gone on since it gave out that state, or never gave it out",
-                             config_.uuid);
+    if (!*may) {
+        co_return Result<void>{}; // it was let go of already
+    }
+    if (committer_.dirty()) {
+        co_return make_error(Errc::permission, "vTPM {} has a change that is not on its disk yet", config_.uuid);
     }
     auto gone = co_await manager_.handed_over();
     while (!gone && gone.error().code == Errc::unavailable) {
@@ -73,8 +63,8 @@ Task<Result<void>> Instance::do_hand_over(Turn turn, TakeRequest request) {
         log_.error("vTPM {}: not handed over: {}", config_.uuid, gone.error().message);
         co_return gone;
     }
-    taken_ = request.token;
     engine_.power_off();
+    life_.taken(request.token);
     held_ = EngineState{};
     log_.info("vTPM {}: another host has it now", config_.uuid);
     co_return Result<void>{};
@@ -85,59 +75,62 @@ Task<Result<Bytes>> Instance::get_blob(std::uint32_t type) {
     if (!turn) {
         co_return std::move(turn).error();
     }
-    if (!engine_.running()) {
-        co_return make_error(Errc::unsupported, "state is read while the TPM is powered on");
+    if (auto may = life_.may(Event::give); !may) {
+        co_return may.error();
+    }
+    if (committer_.dirty()) { // what could be lost is not given out
+        auto settled = co_await to_the_end("a commit", settle_first(std::move(*turn)));
+        if (!settled) {
+            co_return std::move(settled).error();
+        }
+        co_return co_await get_blob(type);
     }
     auto now = engine_.snapshot();
     if (!now) {
         co_return std::move(now).error();
     }
+    if (type == 2) {
+        // The registers hold a time: asked for twice, an unchanged TPM gives the same.
+        if (life_.gave(2) && !given_registers_.empty()) {
+            now->volatile_state = given_registers_.clone();
+        } else {
+            given_registers_ = now->volatile_state.clone();
+        }
+    }
     const SecretBytes& blob = type == 1 ? now->permanent : type == 2 ? now->volatile_state : now->save_state;
-    given_out_[type - 1] = store::sha256({blob.view()});
+    life_.gave(type, store::sha256({blob.view()}), now->save_state.empty());
     co_return to_bytes(blob.view());
 }
 
-Task<Result<void>> Instance::set_blob(std::uint32_t type, Bytes blob) {
+Task<Result<void>> Instance::settle_first(Turn turn) {
+    const Turn held = std::move(turn);
+    co_return co_await settle();
+}
+
+Task<Result<void>> Instance::set_blob(std::uint32_t type, Bytes blob, guest::ControlPeer peer) {
     auto turn = co_await lock_.acquire();
     if (!turn) {
         co_return std::move(turn).error();
     }
-    if (engine_.running()) {
-        co_return make_error(Errc::unsupported, "state is set while the TPM is powered off");
-    }
-    if (auto may = may_set_state(); !may) {
+    const auto digest = store::sha256({blob});
+    if (auto may = life_.may_set(type, digest); !may) {
         warn(may.error().message);
         co_return may;
     }
-    if (type == 1 && blob.empty()) {
-        co_return make_error(Errc::usage, "an empty permanent state"); // it would make a fresh TPM
+    if (life_.set(peer, type, digest)) {
+        came_ = EngineState{};
     }
-    if (!replaced_) {
-        held_.volatile_state.clear(); // of the TPM that this one replaces
-        held_.save_state.clear();
-        set_.fill(store::sha256({}));
-    }
-    set_[type - 1] = store::sha256({blob});
-    SecretBytes& into = type == 1 ? held_.permanent : type == 2 ? held_.volatile_state : held_.save_state;
+    SecretBytes& into = type == 1 ? came_.permanent : type == 2 ? came_.volatile_state : came_.save_state;
     into = SecretBytes(blob);
     cleanse(blob);
-    replaced_ = true;
     co_return Result<void>{};
 }
 
-Result<void> Instance::may_set_state() const {
-    if (taken_) {
-        return make_error(Errc::tombstone, "another host has this vTPM");
+void Instance::control_gone(guest::ControlPeer peer) {
+    if (life_.gone(peer)) {
+        came_ = EngineState{};
+        log_.info("vTPM {}: a restore was broken off; the TPM stays as it was", config_.uuid);
     }
-    if (at_home_ && !config_.allow_rollback) {
-        return make_error(Errc::permission,
-                          "a state from outside was refused: it would put the TPM back to what it was; "
-                          "--rollback=allow lets snapshots do that");
-    }
-    if (at_home_) {
-        log_.warning("vTPM {}: its state is replaced from outside (--rollback=allow)", config_.uuid);
-    }
-    return {};
 }
 
 } // namespace vtpmd::instance

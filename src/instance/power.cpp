@@ -2,8 +2,11 @@
 
 #include "instance/host_pcrs.hpp"
 #include "instance/manufacture.hpp"
+#include "instance/state_blob.hpp"
 #include "tpm/commands.hpp"
 #include "util/deadline.hpp"
+
+#include <utility>
 
 namespace vtpmd::instance {
 
@@ -24,15 +27,28 @@ Task<Result<void>> Instance::start(EngineState state) {
     if (config_.incoming && !unconfirmed && !state.permanent.empty()) {
         co_return make_error(Errc::exists, "--incoming: this vTPM has a state of its own here; leave the option out");
     }
-    at_home_ = !config_.incoming;
     if (config_.incoming && !unconfirmed) {
+        life_.expect();
         co_return Result<void>{}; // nothing is made or kept before its state comes
+    }
+    if (unconfirmed) {
+        life_.unconfirmed();
     }
     committer_.keep_stored_unconfirmed(std::move(state.unconfirmed));
     state.unconfirmed = {};
-    const bool firmware = config_.startup == Startup::none || config_.startup == Startup::wait;
-    if (!state.volatile_state.empty() && config_.startup != Startup::save && !firmware) {
-        retire(state); // stored registers are resumed only where that is asked for
+    std::optional<GivenOut> given;
+    if (!state.given_out.empty()) {
+        auto known = decode_given_out(state.given_out.view());
+        if (!known) {
+            co_return std::move(known).error();
+        }
+        given = *known;
+    }
+    // Registers are resumed only where that is asked for, and those that were given out only by a guest that comes back for them.
+    const bool resumed = config_.startup == Startup::save ||
+                         (config_.startup == Startup::none && !(given && given->power == Power::started));
+    if (!state.volatile_state.empty() && !resumed && config_.startup != Startup::wait) {
+        retire(state);
         must_save = true;
     }
     const bool as_libtpms_makes_it =
@@ -49,20 +65,28 @@ Task<Result<void>> Instance::start(EngineState state) {
     }
     if (config_.startup != Startup::wait) {
         ++runs_;
-        co_return co_await power_on(state, must_save);
+        committer_.keep_stored_given_out(std::move(state.given_out));
+        committer_.keep_stored(state.volatile_state.clone());
+        const PowerOn first{.state = state, .must_save = must_save};
+        co_return co_await power_on(first);
     }
     // Powered on once nevertheless: so a state that does not load is known now, and a new one is durable.
-    SecretBytes registers = std::move(state.volatile_state);
+    committer_.keep_stored(std::move(state.volatile_state));
     state.volatile_state = {};
-    committer_.keep_stored(registers.clone());
-    auto on = co_await power_on(state, must_save);
+    committer_.keep_stored_given_out(std::move(state.given_out));
+    const PowerOn trial{.state = state, .must_save = must_save, .try_only = true};
+    auto on = co_await power_on(trial);
     auto held = on ? hold_state() : on;
     engine_.power_off();
+    life_.lost_power();
+    if (given) {
+        life_.remember(*given);
+    }
     co_return held;
 }
 
 /// Nobody comes back for these registers: the TPM that had them is shut down in order now, as it would have been had nobody
-/// stored them.
+/// stored them, or given them out.
 void Instance::retire(EngineState& state) {
     if (version() == TpmVersion::tpm12) {
         state.volatile_state.clear();
@@ -79,32 +103,49 @@ void Instance::retire(EngineState& state) {
     state.volatile_state.clear();
 }
 
-Task<Result<void>> Instance::power_on(const EngineState& state, bool must_save) {
+Task<Result<void>> Instance::power_on(PowerOn how) {
     ++counters_.power_cycles;
-    shut_down_ = false;
-    auto on = engine_.power_on(state);
+    const auto given = life_.given_out();
+    auto on = engine_.power_on(how.state);
     if (!on) {
+        life_.lost_power();
         co_return on;
     }
-    if (must_save) {
+    if (how.origin == Origin::other_host) {
+        // On the disk together with the state, before the other host is asked.
+        committer_.keep_unconfirmed(SecretBytes(handover_token(life_.set_digests())));
+    }
+    if (how.must_save) {
         engine_.staged_failed();
     }
-    resumed_ = !state.volatile_state.empty();
-    if (resumed_) {
-        committer_.keep_volatile({}); // used up: a crash must not bring these registers back a second time
-    } else {
-        auto started = start_tpm(state);
+    if (!how.try_only) {
+        forget_the_moment(); // used up: a crash must not bring registers back a second time
+    }
+    resumed_ = !how.state.volatile_state.empty();
+    if (!resumed_) {
+        auto started = start_tpm(how.state);
+        if (started) {
+            started = co_await preset_host_pcrs(); // or its PCRs are not to be trusted
+        }
         if (!started) {
             engine_.power_off();
+            life_.lost_power();
             co_return started;
         }
-        auto preset = co_await preset_host_pcrs();
-        if (!preset) {
-            engine_.power_off(); // its PCRs are not to be trusted
-            co_return preset;
-        }
     }
-    co_return co_await settle();
+    auto settled = co_await settle();
+    if (!settled && how.origin != Origin::own) {
+        engine_.power_off();
+        life_.lost_power();
+        co_return settled;
+    }
+    life_.happened(Event::init);
+    if (resumed_ && !how.state.volatile_state.empty()) {
+        life_.resumed(how.origin, given ? given->power : Power::started);
+    } else if (config_.startup != Startup::none && config_.startup != Startup::wait) {
+        life_.happened(Event::startup);
+    }
+    co_return settled;
 }
 
 /// A TPM 2.0 keeps what TPM2_Shutdown(STATE) left in its permanent state: only it can tell.
@@ -161,55 +202,114 @@ Task<Result<void>> Instance::preset_host_pcrs() {
     co_return Result<void>{};
 }
 
-Task<Result<void>> Instance::init(bool /*delete_volatile*/) {
+Task<Result<void>> Instance::init(bool /*delete_volatile*/, guest::ControlPeer peer) {
     auto turn = co_await lock_.acquire();
     if (!turn) {
         co_return std::move(turn).error();
     }
-    co_return co_await to_the_end("a power cycle", do_init(std::move(*turn)));
+    co_return co_await to_the_end("a power cycle", do_init(std::move(*turn), peer));
 }
 
-Task<Result<void>> Instance::do_init(Turn turn) {
+Task<Result<void>> Instance::do_init(Turn turn, guest::ControlPeer peer) {
     const Turn held = std::move(turn);
-    if (auto may = may_power_on(); !may) {
-        co_return may;
+    auto origin = life_.origin(peer);
+    if (!origin) {
+        warn(origin.error().message);
+        if (life_.gone(peer)) {
+            came_ = EngineState{};
+        }
+        co_return std::move(origin).error();
     }
     auto settled = co_await settle();
     if (!settled) {
         co_return settled;
     }
-    given_out_ = {};
     if (engine_.running()) {
-        auto kept = hold_state();
-        if (!kept) {
-            co_return kept;
+        if (auto off = co_await power_off(true); !off) {
+            co_return off;
         }
-        engine_.power_off();
     }
-    if (replaced_ && !at_home_) {
-        // On the disk together with the state, before the other host is asked.
-        committer_.keep_unconfirmed(SecretBytes(handover_token(set_)));
+    Task<Result<void>> starting = *origin == Origin::own ? start_over() : start_with(*origin, peer);
+    auto on = co_await std::move(starting);
+    if (engine_.running()) {
+        held_ = EngineState{};
+        disk_may_differ_ = false;
+        log_.info("vTPM {}: power cycle", config_.uuid);
+    } else {
+        log_.error("vTPM {}: it cannot be powered on: {}", config_.uuid, on.error().message);
     }
-    made_here_ = made_here_ && !replaced_;
+    co_return on;
+}
+
+/// From its own state.
+Task<Result<void>> Instance::start_over() {
+    if (held_.permanent.empty()) { // libtpms would make another TPM
+        co_return make_error(Errc::corrupt, "there is no state to start with");
+    }
+    if (const auto given = life_.given_out(); given && given->power == Power::started) {
+        retire(held_); // its guest has not come back for these registers
+        disk_may_differ_ = true;
+    }
     ++runs_;
-    auto on = co_await power_on(held_, replaced_); // registers that were stored are used up by this
-    if (!committer_.unconfirmed().empty()) {
+    const PowerOn own{.state = held_, .must_save = disk_may_differ_};
+    auto on = co_await power_on(own);
+    if (life_.owner() != Owner::unconfirmed) {
+        co_return on;
+    }
+    if (on) {
+        on = co_await confirm();
+    }
+    if (!on) {
+        engine_.power_off(); // also where it only could not be saved: the other host may run it
+        life_.lost_power();
+    }
+    co_return on;
+}
+
+/// From a state that was set. If that fails the TPM stays as it was; of another host's, which has no other, what came is kept once it
+/// may be on the disk.
+Task<Result<void>> Instance::start_with(Origin origin, guest::ControlPeer peer) {
+    EngineState state = std::exchange(came_, EngineState{}); // its connection may end meanwhile
+    SecretBytes registers = committer_.kept_volatile().clone();
+    SecretBytes given = committer_.kept_given_out().clone();
+    ++runs_;
+    const PowerOn other{.state = state, .origin = origin, .must_save = true};
+    auto on = co_await power_on(other);
+    const bool loaded = on || committer_.dirty();
+    if (loaded) {
+        made_here_ = made_here_ && origin == Origin::given_out;
+        disk_may_differ_ = true;
+    }
+    if (loaded && origin == Origin::other_host) {
+        (void)life_.gone(peer);
+        life_.unconfirmed();
         if (on) {
             on = co_await confirm();
         }
         if (!on) {
             engine_.power_off(); // also where it only could not be saved: the other host may run it
+            life_.lost_power();
+            held_ = std::move(state);
         }
+        co_return on;
     }
-    if (engine_.running()) {
-        held_ = EngineState{};
-        replaced_ = false;
-        at_home_ = true;
-        set_ = {};
-        log_.info("vTPM {}: power cycle", config_.uuid);
-    } else {
-        log_.error("vTPM {}: it cannot be powered on: {}", config_.uuid, on.error().message);
+    if (!on) {
+        committer_.keep_stored(std::move(registers));
+        committer_.keep_stored_given_out(std::move(given));
+        if (loaded && !held_.permanent.empty() &&
+            engine_.power_on(EngineState{.permanent = held_.permanent.clone(),
+                                         .save_state = held_.save_state.clone(),
+                                         .volatile_state = {},
+                                         .unconfirmed = {},
+                                         .given_out = {}})) {
+            engine_.power_off(); // only so is what was loaded not staged any more
+        }
+        (void)life_.gone(peer); // it was tried
+        co_return on;
     }
+    log_.info("vTPM {}: {}", config_.uuid,
+              origin == Origin::given_out ? "it goes on from the state that it gave out last"
+                                          : "its state was replaced from outside (--rollback=allow)");
     co_return on;
 }
 
@@ -222,8 +322,53 @@ Result<void> Instance::hold_state() {
     held_.permanent = std::move(now->permanent);
     held_.save_state = std::move(now->save_state);
     held_.volatile_state = committer_.kept_volatile().clone();
-    replaced_ = false;
     return {};
+}
+
+Task<Result<void>> Instance::power_off(bool cycle) {
+    if (auto ended = co_await end_power(cycle); !ended) {
+        co_return ended;
+    }
+    if (auto kept = hold_state(); !kept) {
+        co_return kept;
+    }
+    engine_.power_off();
+    life_.happened(Event::stop);
+    co_return Result<void>{};
+}
+
+Task<Result<void>> Instance::end_power(bool cycle) {
+    switch (life_.ending(cycle)) {
+    case Ending::none:
+        break;
+    case Ending::orderly:
+        shut_down(tpm::StartupMode::clear);
+        break;
+    case Ending::keep_given:
+        remember_given_out();
+        break;
+    }
+    co_return co_await settle();
+}
+
+/// A TPM that refuses it was not started, or failed: there is nothing to save. A TPM 1.2 has no other order than being saved.
+void Instance::shut_down(tpm::StartupMode mode) {
+    if (version() == TpmVersion::tpm12 && mode == tpm::StartupMode::clear) {
+        return;
+    }
+    (void)engine_.execute(version() == TpmVersion::tpm12 ? tpm::save_state_command() : tpm::shutdown_command(mode), 0);
+    life_.happened(Event::shutdown);
+}
+
+void Instance::remember_given_out() {
+    const auto given = life_.given_out();
+    if (!given) {
+        return;
+    }
+    if (given->power == Power::started) {
+        committer_.keep_volatile(given_registers_.clone());
+    }
+    committer_.keep_given_out(encode_given_out(*given));
 }
 
 Task<Result<void>> Instance::stop() {
@@ -243,12 +388,11 @@ Task<Result<void>> Instance::do_stop(Turn turn) {
     if (!settled) {
         co_return settled;
     }
-    auto kept = hold_state();
-    if (kept) {
-        engine_.power_off();
+    auto off = co_await power_off(false);
+    if (off) {
         log_.info("vTPM {}: powered off", config_.uuid);
     }
-    co_return kept;
+    co_return off;
 }
 
 Task<Result<void>> Instance::close(bool keep_registers) {
@@ -258,6 +402,7 @@ Task<Result<void>> Instance::close(bool keep_registers) {
     if (engine_.running()) {
         ended = co_await orderly_end(keep_registers);
         engine_.power_off();
+        life_.lost_power();
     }
     turn->release();
     co_await group_.join();
@@ -271,35 +416,31 @@ Task<Result<void>> Instance::orderly_end(bool keep_registers) {
             co_return settled;
         }
     }
-    const bool firmware = config_.startup == Startup::none || config_.startup == Startup::wait;
-    if (firmware && !committer_.kept_volatile().empty()) {
-        co_return Result<void>{}; // STORE_VOLATILE: it is to go on from there
-    }
-    if (shut_down_) {
-        co_return Result<void>{}; // in the order that the guest chose: what it saved is still saved
-    }
-    if (keep_registers) {
+    const bool running = life_.power() == Power::on || life_.power() == Power::started;
+    if (keep_registers && running) {
         if (auto now = engine_.snapshot()) {
             committer_.keep_volatile(std::move(now->volatile_state));
-            co_return co_await last_save();
+            co_return co_await last_save("shut down in order");
         }
     }
-    const bool keep = config_.startup == Startup::save;
-    if (version() == TpmVersion::tpm12 && !keep) {
-        co_return Result<void>{}; // a TPM 1.2 has no other order than being saved
+    switch (life_.ending(false)) {
+    case Ending::none:
+        co_return Result<void>{};
+    case Ending::orderly:
+        shut_down(config_.startup == Startup::save ? tpm::StartupMode::state : tpm::StartupMode::clear);
+        co_return co_await last_save("shut down in order");
+    case Ending::keep_given:
+        remember_given_out();
+        co_return co_await last_save("suspended: what it gave out last cannot come back");
     }
-    const Bytes command = version() == TpmVersion::tpm12
-                              ? tpm::save_state_command()
-                              : tpm::shutdown_command(keep ? tpm::StartupMode::state : tpm::StartupMode::clear);
-    (void)engine_.execute(command, 0); // a TPM that refuses it was not started, or failed: there is nothing to save
-    co_return co_await last_save();
+    co_return Result<void>{};
 }
 
-Task<Result<void>> Instance::last_save() {
+Task<Result<void>> Instance::last_save(std::string_view what) {
     auto settled = co_await with_deadline(clock_, config_.stop_patience, "the last save", settle());
     if (!settled) {
         // No guest was told of anything that is lost: the next start is one after a power cut.
-        log_.warning("vTPM {}: could not be shut down in order: {}", config_.uuid, settled.error().message);
+        log_.warning("vTPM {}: could not be {}: {}", config_.uuid, what, settled.error().message);
     }
     co_return Result<void>{};
 }

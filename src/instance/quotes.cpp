@@ -14,8 +14,7 @@ Task<Bytes> Instance::owner_quote(Turn turn, Bytes command, std::uint8_t localit
     const Turn held = std::move(turn);
     ++counters_.commands;
     ++counters_.long_commands;
-    given_out_ = {};
-    shut_down_ = false;
+    life_.happened(Event::command);
     auto asked = authorise_as_owner(engine_, command, locality);
     auto settled = co_await settle(); // a wrong proof is counted, and that is durable before anybody is told
     if (!settled) {
@@ -46,8 +45,7 @@ Task<Bytes> Instance::own_quote(Turn turn, Bytes command) {
     const Turn held = std::move(turn);
     ++counters_.commands;
     ++counters_.long_commands;
-    given_out_ = {};
-    shut_down_ = false;
+    life_.happened(Event::command);
     if (tpm::peek_header(command).tag != tpm::st_no_sessions) {
         ++counters_.tpm_errors;
         co_return tpm::error_response(version(), tpm::rc20::auth_context);
@@ -88,13 +86,8 @@ Task<Result<Bytes>> Instance::quote_for_operator(proto::AskQuote question) {
 /// What its guest has left in the TPM to find again must not be touched.
 Task<Result<Bytes>> Instance::operator_quote(Turn turn, proto::AskQuote question) {
     const Turn held = std::move(turn);
-    const bool stored = !committer_.kept_volatile().empty() ||
-                        std::ranges::any_of(given_out_, [](const auto& blob) { return blob.has_value(); });
-    if (!engine_.running() || shut_down_ || stored) {
-        co_return make_error(Errc::unavailable, "its TPM {}; ask again when its guest runs",
-                             !engine_.running() ? "is powered off"
-                             : shut_down_       ? "was shut down by its guest"
-                                                : "was stored, for its guest to be suspended or moved");
+    if (auto may = life_.may(Event::operator_quote); !may) {
+        co_return may.error();
     }
     if (auto settled = co_await settle(); !settled) {
         co_return settled.error();

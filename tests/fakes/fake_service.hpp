@@ -21,7 +21,7 @@ class FakeService final : public guest::TpmService {
     void cancel() override { called = "cancel"; }
     [[nodiscard]] TpmVersion version() const override { return TpmVersion::tpm20; }
     [[nodiscard]] bool running() const override { return on; }
-    Task<Result<void>> init(bool delete_volatile) override {
+    Task<Result<void>> init(bool delete_volatile, guest::ControlPeer) override {
         on = true;
         return answer(delete_volatile ? "init(delete)" : "init");
     }
@@ -48,11 +48,14 @@ class FakeService final : public guest::TpmService {
         const std::string text = fmt::format("blob{}", type);
         co_return to_bytes(as_bytes(text));
     }
-    Task<Result<void>> set_blob(std::uint32_t type, Bytes blob) override {
+    Task<Result<void>> set_blob(std::uint32_t type, Bytes blob, guest::ControlPeer) override {
         return answer(fmt::format("set_blob {} {}", type, blob.size()));
     }
 
+    void control_gone(guest::ControlPeer) override { ++control_connections_gone; }
+
     bool on = true;
+    unsigned control_connections_gone = 0;
     unsigned commands = 0;
     std::uint32_t buffer = 4096;
     std::size_t answer_body = 0; ///< bytes of each answer beside its header and last byte

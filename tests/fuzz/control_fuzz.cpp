@@ -68,7 +68,7 @@ void run(ByteView input) {
         fuzz::fuzz_check(parsed.error().code == Errc::unsupported, "a request that is complete parses, or is unknown");
         return;
     }
-    const Bytes answer = loop.run(carry_out(std::move(*parsed), service, endpoint));
+    const Bytes answer = loop.run(carry_out(std::move(*parsed), service, endpoint, {}));
     fuzz::fuzz_check(answer.size() >= 4, "every request is answered");
     const bool error = WireReader(answer).be32() != 0;
     fuzz::fuzz_check(!error || answer.size() == 4, "an error is the result alone");

@@ -309,7 +309,7 @@ TEST_SUITE("deep quote") {
         const std::size_t before = guest.manager.old_quotes_asked.size();
         CHECK(ask_ek(guest.client.oiap(SecretBytes(hwtpm::Digest12{})).value()).error().detail == authfail);
         // The machine is reset: its next run.
-        REQUIRE(guest.loop.run(guest.vtpm->init(false)));
+        REQUIRE(guest.loop.run(guest.vtpm->init(false, {})));
         REQUIRE(tpm::check_response(
                     guest.transmit(tpm::startup_command(TpmVersion::tpm12, tpm::StartupMode::clear), {}).value(),
                     "starting")

@@ -83,6 +83,7 @@ struct Machine {
 };
 
 constexpr std::uint32_t rc_failure = 0x101;
+const guest::ControlPeer device_model{.id = &rc_failure};
 
 } // namespace
 
@@ -248,7 +249,7 @@ TEST_SUITE("instance") {
         CHECK_FALSE(m.vtpm->running());
         CHECK(m.send(FakeEngine::read) == rc_failure);
         CHECK(m.loop.run(m.vtpm->get_blob(1)).error().code != Errc{});
-        CHECK(m.loop.run(m.vtpm->init(true)));
+        CHECK(m.loop.run(m.vtpm->init(true, {})));
         CHECK(m.send(FakeEngine::read) == 0);
         CHECK(m.engine.value == 2);
     }
@@ -257,12 +258,12 @@ TEST_SUITE("instance") {
         Machine m;
         m.start();
         m.send(FakeEngine::add);
-        CHECK(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()))).error().code == Errc::unsupported);
+        CHECK(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()), device_model)).error().code == Errc::unsupported);
         REQUIRE(m.loop.run(m.vtpm->stop()));
-        CHECK(m.loop.run(m.vtpm->set_blob(1, Bytes{})).error().code == Errc::usage);
-        REQUIRE(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()))));
+        CHECK(m.loop.run(m.vtpm->set_blob(1, Bytes{}, device_model)).error().code == Errc::usage);
+        REQUIRE(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()), device_model)));
         m.engine.value = 70; // for the invariant's upper bound
-        REQUIRE(m.loop.run(m.vtpm->init(false)));
+        REQUIRE(m.loop.run(m.vtpm->init(false, device_model)));
         CHECK(m.restart_value() == 70);
     }
 
@@ -276,7 +277,7 @@ TEST_SUITE("instance") {
                 ->volatile_state.size();
         };
         CHECK(stored() == 8);
-        REQUIRE(m.loop.run(m.vtpm->init(false)));
+        REQUIRE(m.loop.run(m.vtpm->init(false, {})));
         CHECK(m.engine.registers == 33);
         CHECK(stored() == 0);
         REQUIRE(m.loop.run(m.vtpm->store_volatile()));
@@ -284,10 +285,10 @@ TEST_SUITE("instance") {
         CHECK(stored() == 0);
         m.engine.registers = 33;
         REQUIRE(m.loop.run(m.vtpm->store_volatile()));
-        REQUIRE(m.loop.run(m.vtpm->init(true))); // what QEMU sends to go on with the state it has set, and swtpm does
+        REQUIRE(m.loop.run(m.vtpm->init(true, {}))); // what QEMU sends to go on with the state it has set, and swtpm does
         CHECK(m.engine.registers == 33);
         CHECK(stored() == 0);
-        REQUIRE(m.loop.run(m.vtpm->init(true)));
+        REQUIRE(m.loop.run(m.vtpm->init(true, {})));
         CHECK(m.engine.registers == 0);
     }
 
@@ -345,10 +346,10 @@ TEST_SUITE("instance") {
             REQUIRE(m.loop.run(m.vtpm->start(std::move(state))));
             CHECK_FALSE(m.vtpm->running());
             CHECK(m.note(m.loop.run(m.vtpm->execute(FakeEngine::command(FakeEngine::add), 0))) == 0x101);
-            REQUIRE(m.loop.run(m.vtpm->init(false)));
+            REQUIRE(m.loop.run(m.vtpm->init(false, {})));
             CHECK(m.engine.registers == (stored ? 44 : 0));
             CHECK(m.engine.executed.empty()); // TPM2_Startup is the firmware's
-            REQUIRE(m.loop.run(m.vtpm->init(false)));
+            REQUIRE(m.loop.run(m.vtpm->init(false, {})));
             CHECK(m.engine.registers == 0);
         }
     }

@@ -89,7 +89,7 @@ TEST_SUITE("instance") {
         CHECK(decode_state(TpmVersion::tpm12, more).error().code == Errc::corrupt);
         CHECK(decode_state(TpmVersion::tpm20, blob.view()).error().code == Errc::mismatch);
         more = to_bytes(blob.view());
-        more[5] = std::byte{3};
+        more[5] = std::byte{4};
         CHECK(decode_state(TpmVersion::tpm12, more).error().code == Errc::version);
         const EngineState nothing;
         CHECK(decode_state(TpmVersion::tpm20, encode_state(TpmVersion::tpm20, nothing).view()).error().code ==
