@@ -103,6 +103,31 @@ class Control(harness.Case):
             told = guest.must("TPM2_GetCapability", tpm.TPM_ST_NO_SESSIONS, 0x17A, struct.pack(">III", 6, 0x11E, 1))
             self.assertEqual(struct.unpack(">II", told[-8:]), (0x11E, 3968))
 
+    def test_hash_data_of_any_length(self):
+        """One HASH_DATA is hashed as it comes, as by swtpm: the same PCR as in pieces, and the channel goes on."""
+        instance = self.begin(options=["--startup=none"])
+        data = bytes(range(256)) * 79 + b"odd"
+        values = []
+        for pieces in ([len(data)], [4096, 1, len(data) - 4097], [4097, len(data) - 4097], [4095, len(data) - 4095]):
+            with instance.control() as control:
+                control.must(control.STOP)
+                control.must(control.INIT, bytes(4))
+                with instance.client() as guest:
+                    guest.must("TPM2_Startup", tpm.TPM_ST_NO_SESSIONS, 0x144, bytes(2))
+                    control.must(6)
+                    at = 0
+                    for size in pieces:
+                        control.must(7, struct.pack(">I", size) + data[at:at + size])
+                        at += size
+                    control.must(8)
+                    values.append(guest.pcr_read(17))
+                # Refused as a whole, and what follows is still understood.
+                control.must(control.STOP)
+                self.assertEqual(control.call(7, struct.pack(">I", len(data)) + data)[0], 0x0A)
+                control.must(control.GET_CAPABILITY, answer=4)
+        self.assertEqual(len(set(values)), 1)
+        self.assertEqual(values[0], tpm.extended(bytes(32), hashlib.sha256(data).digest()))
+
     def test_malformed_control_commands(self):
         instance = self.begin()
         with instance.control() as control:

@@ -189,6 +189,45 @@ class Handover(Hosts):
         self.assertNotEqual(self.init(self.dest, 1), 0)
         self.assert_stayed()
 
+    def test_something_ran_after_the_blobs(self):
+        """What no command did counts as well: the device model's measurements, what it resets and stores."""
+        self.target()
+        for name, requests in {"a hash sequence": [(6, b""), (7, struct.pack(">I", 4) + b"abcd"), (8, b"")],
+                               "HASH_START alone": [(6, b"")],
+                               "RESET_TPMESTABLISHED": [(tpm.Control.RESET_TPMESTABLISHED, b"\x03")],
+                               "STORE_VOLATILE": [(tpm.Control.STORE_VOLATILE, b"")]}.items():
+            with self.subTest(name):
+                blobs = self.get_blobs(self.source)
+                with self.source.control() as control:
+                    for number, body in requests:
+                        control.must(number, body)
+                    if name == "HASH_START alone":
+                        control.must(8)
+                self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+                self.assertNotEqual(self.init(self.dest, 1), 0)
+        # And what only looks does not.
+        blobs = self.get_blobs(self.source)
+        with self.source.control() as control:
+            control.must(control.GET_TPMESTABLISHED, answer=4)
+            control.must(control.LOCK_STORAGE, bytes(4))
+        self.assertEqual(self.set_blobs(self.dest, blobs), 0)
+        self.assertEqual(self.init(self.dest, 1), 0)
+        self.assertFalse(self.runs(self.source))
+
+    def test_silent_peers_hold_up_nobody(self):
+        """Connections to --handover that never ask, in front of the one that does."""
+        self.target()
+        idle = [harness.connect(self.take) for _ in range(5)]
+        idle[0].sendall(b"\x01\xc1\x00")  # and one that has begun
+        self.assertEqual(self.set_blobs(self.dest, self.get_blobs(self.source)), 0)
+        self.assertEqual(self.init(self.dest, 1), 0)
+        self.assertTrue(self.runs(self.dest))
+        # A server that took one after the other would have let some go by now, each after its time.
+        for sock in idle:
+            sock.setblocking(False)
+            self.assertRaises(BlockingIOError, sock.recv, 1)
+            sock.close()
+
     def test_other_state_than_the_source_gave(self):
         self.target()
         first = self.get_blobs(self.source)
