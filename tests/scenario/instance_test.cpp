@@ -2,9 +2,11 @@
 // would find at that moment.
 #include "check.hpp"
 #include "fake_vtpm.hpp"
+#include "guest/control.hpp"
 #include "instance/instance.hpp"
 #include "instance/state_blob.hpp"
 #include "loop.hpp"
+#include "util/text.hpp"
 
 #include <algorithm>
 
@@ -258,7 +260,8 @@ TEST_SUITE("instance") {
         Machine m;
         m.start();
         m.send(FakeEngine::add);
-        CHECK(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()), device_model)).error().code == Errc::unsupported);
+        CHECK(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()), device_model)).error().code ==
+              Errc::unsupported);
         REQUIRE(m.loop.run(m.vtpm->stop()));
         CHECK(m.loop.run(m.vtpm->set_blob(1, Bytes{}, device_model)).error().code == Errc::usage);
         REQUIRE(m.loop.run(m.vtpm->set_blob(1, to_bytes(number_blob(70).view()), device_model)));
@@ -285,7 +288,8 @@ TEST_SUITE("instance") {
         CHECK(stored() == 0);
         m.engine.registers = 33;
         REQUIRE(m.loop.run(m.vtpm->store_volatile()));
-        REQUIRE(m.loop.run(m.vtpm->init(true, {}))); // what QEMU sends to go on with the state it has set, and swtpm does
+        REQUIRE(
+            m.loop.run(m.vtpm->init(true, {}))); // what QEMU sends to go on with the state it has set, and swtpm does
         CHECK(m.engine.registers == 33);
         CHECK(stored() == 0);
         REQUIRE(m.loop.run(m.vtpm->init(true, {})));
@@ -351,6 +355,93 @@ TEST_SUITE("instance") {
             CHECK(m.engine.executed.empty()); // TPM2_Startup is the firmware's
             REQUIRE(m.loop.run(m.vtpm->init(false, {})));
             CHECK(m.engine.registers == 0);
+        }
+    }
+
+    TEST_CASE("every control command and what it does to power, to what was stored and to what was given out") {
+        using C = guest::ControlCommand;
+        struct Row {
+            C command;
+            const char* body;
+            guest::ControlResult on, off; ///< results while running and while stopped
+            bool running_after;           ///< if it was running
+            bool takes;                   ///< the handover's TAKE still says yes behind it
+            bool stored;                  ///< registers that were stored are still on the disk
+        };
+        constexpr auto yes = guest::ControlResult::success;
+        constexpr auto bad = guest::ControlResult::bad_ordinal;
+        const Row table[] = {
+            {C::get_capability, "", yes, yes, true, true, true},
+            {C::init, "00000000", yes, yes, true, false, false},
+            {C::shutdown, "", yes, yes, true, true, true}, // the caller ends the instance
+            {C::get_established, "", yes, bad, true, true, true},
+            {C::set_locality, "00", yes, yes, true, true, true},
+            {C::hash_start, "", yes, bad, true, false, false},
+            {C::hash_data, "00000001aa", yes, bad, true, false, false},
+            {C::hash_end, "", yes, bad, true, false, false},
+            {C::cancel, "", yes, bad, true, true, true},
+            {C::store_volatile, "", yes, bad, true, false, true},
+            {C::reset_established, "03", yes, bad, true, false, false},
+            {C::get_stateblob, "000000010000000100000000", yes, bad, true, true, true},
+            {C::set_stateblob, "00000000000000010000000100", bad, yes, true, true, true},
+            {C::stop, "", yes, yes, false, true, true},
+            {C::get_config, "", yes, yes, true, true, true},
+            {C::set_datafd, "", bad, bad, true, true, true}, // the connection's, not the TPM's
+            {C::set_buffersize, "00000000", yes, yes, true, true, true},
+            {C::get_info,
+             "0000000000000001"
+             "00000000"
+             "00000000",
+             yes, yes, true, true, true},
+            {C::lock_storage, "00000000", yes, yes, true, true, true},
+        };
+        CHECK(std::size(table) == 19);
+        guest::EndpointState endpoint;
+        auto run = [&](Machine& m, const Row& row) {
+            WireWriter w;
+            const Bytes body = from_hex(row.body).value();
+            w.be32(static_cast<std::uint32_t>(row.command)).bytes(body);
+            auto request = guest::parse_control(w.view());
+            REQUIRE(request);
+            const Bytes answer = m.loop.run(guest::carry_out(std::move(*request), *m.vtpm, endpoint, device_model));
+            WireReader r(answer);
+            return static_cast<guest::ControlResult>(r.be32());
+        };
+        for (const Row& row : table) {
+            CAPTURE(static_cast<int>(row.command));
+            {
+                Machine m;
+                m.start();
+                REQUIRE(m.loop.run(m.vtpm->stop()));
+                CHECK(run(m, row) == row.off);
+                CHECK(m.vtpm->running() == (row.command == C::init));
+            }
+            {
+                Machine m;
+                m.start();
+                instance::BlobDigests blobs{};
+                for (std::uint32_t type = 1; type <= 3; ++type) {
+                    blobs[type - 1] = store::sha256({*m.loop.run(m.vtpm->get_blob(type))});
+                }
+                CHECK(run(m, row) == row.on);
+                CHECK(m.vtpm->running() == row.running_after);
+                const instance::TakeRequest take{Uuid{}, instance::handover_token(blobs)};
+                CHECK(m.loop.run(m.vtpm->hand_over(take)).has_value() == row.takes);
+                CHECK(m.vtpm->handed_over() == row.takes);
+                CHECK(m.manager.gone == row.takes);
+            }
+            {
+                Machine m(instance::Startup::wait);
+                EngineState state;
+                state.permanent = number_blob(5);
+                REQUIRE(m.loop.run(m.vtpm->start(std::move(state))));
+                REQUIRE(m.loop.run(m.vtpm->init(false, device_model)));
+                m.engine.registers = 33;
+                REQUIRE(m.loop.run(m.vtpm->store_volatile()));
+                CHECK(run(m, row) == row.on);
+                auto on_disk = instance::decode_state(TpmVersion::tpm20, m.image.stored(m.manager.record)->view());
+                CHECK(on_disk->volatile_state.empty() == !row.stored);
+            }
         }
     }
 
