@@ -50,6 +50,8 @@ class Possible {
         unknown_ = true;
         end();
     }
+    /// It has happened or had no need to: what is seen next is right.
+    void either() { end(); }
     [[nodiscard]] bool allows(const T& value) const { return std::ranges::find(values_, value) != values_.end(); }
     [[nodiscard]] bool quiet() const { return in_flight_ == 0; }
     [[nodiscard]] bool certain() const { return values_.size() == 1; }

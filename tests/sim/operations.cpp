@@ -71,6 +71,11 @@ bool is_trouble(Errc code) {
     }
 }
 
+/// Of what was deleted, also the tombstone may be gone: then the UUID is free, and its images stay what nobody can read.
+bool retired(const Possible<Presence>& presence, Presence seen) {
+    return seen == Presence::absent && presence.allows(Presence::deleted);
+}
+
 Uuid fill_uuid(std::uint64_t n) {
     Uuid u;
     u.bytes[0] = std::byte{0x66};
@@ -122,7 +127,7 @@ void World::check_restart() {
     }
     const manager::Registry& registry = manager_->vault->registry();
     auto look = [&](Possible<Presence>& presence, Presence seen, const std::string& what) {
-        if (!presence.allows(seen)) {
+        if (!presence.allows(seen) && !retired(presence, seen)) {
             broken(fmt::format("{} is {} after a restart, it was {}", what, static_cast<int>(seen),
                                static_cast<int>(presence.value())));
         }
@@ -137,7 +142,7 @@ void World::check_restart() {
     }
     for (auto& [uuid, f] : model_.fill) {
         const Presence seen = observed(uuid);
-        if (!f.presence.allows(seen)) {
+        if (!f.presence.allows(seen) && !retired(f.presence, seen)) {
             broken(fmt::format("fill vTPM {} is {} after a restart", uuid, static_cast<int>(seen)));
         }
         f.presence.seen(seen);
@@ -159,7 +164,7 @@ void World::watch() {
         if (!v.presence.all_outcomes_known()) {
             continue;
         }
-        if (!v.presence.allows(seen)) {
+        if (!v.presence.allows(seen) && !retired(v.presence, seen)) {
             broken(fmt::format("vTPM {} is {}, it was {}", n, static_cast<int>(seen),
                                static_cast<int>(v.presence.value())));
         }
@@ -334,17 +339,15 @@ void World::manage(const Step& s) {
         }
         const std::string name = name_of(s.c % 4);
         const bool was = v.presence.allows(Presence::there);
+        const bool in_group = v.group.allows(g), was_called = v.name.allows(name);
         v.presence.begin(Presence::there);
+        v.group.begin(g);
+        v.name.begin(name);
         run_in<void>(m.process, m.operations, m.service->enrol(uuid, TpmVersion::tpm20, *id, name),
                      [=, this, &v](Result<void> r, bool dead) {
                          const Outcome o = outcome_of(r.has_value(), result(r), dead);
-                         if (o == Outcome::yes) {
-                             v.group.set(g);
-                             v.name.set(name);
-                         } else if (o == Outcome::unknown) {
-                             v.group.also(g);
-                             v.name.also(name);
-                         }
+                         conclude(v.group, g, in_group, o);
+                         conclude(v.name, name, was_called, o);
                          conclude(v.presence, Presence::there, was, o);
                          if (!dead) {
                              judge("create", r);

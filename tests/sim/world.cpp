@@ -482,17 +482,21 @@ void World::start_instance(std::size_t n, bool twin, bool create) {
     const bool asks = create && !registered;
     if (asks) {
         v.presence.begin(Presence::there);
+        v.group.begin(0);
+        v.name.begin({});
     }
     const std::string path = fmt::format("{}{}.img", n, twin ? "-twin" : "");
     run_in<void>(i.process, i.operations, boot(i, uuids_[n], path, create),
                  [this, &i, &v, calm, asks, before](Result<void> outcome, bool dead) {
                      i.booting = false;
-                     if (asks) {
-                         if (outcome && !dead) {
-                             v.presence.acknowledged(Presence::there);
-                         } else {
-                             v.presence.unknown();
-                         }
+                     if (asks && outcome && !dead) {
+                         v.presence.acknowledged(Presence::there);
+                         v.group.either(); // it was there, or was made now
+                         v.name.either();
+                     } else if (asks) {
+                         v.presence.unknown();
+                         v.group.unknown();
+                         v.name.unknown();
                      }
                      if (dead) {
                          return;
