@@ -2,12 +2,25 @@
 #pragma once
 
 #include "util/asio.hpp"
+#include "util/uninterrupted.hpp"
 
 #include <boost/asio/thread_pool.hpp>
 #include <optional>
 #include <type_traits>
 
 namespace vtpmd {
+
+/// A loop that has this service does the work itself, in a turn of its own: for runs that are to be repeated exactly.
+/// asio::make_service<WorkOnLoop>(context).
+class WorkOnLoop final : public asio::execution_context::service {
+  public:
+    static inline asio::execution_context::id id;
+    explicit WorkOnLoop(asio::execution_context& context)
+        : asio::execution_context::service(context) {}
+
+  private:
+    void shutdown() override {}
+};
 
 class Worker {
   public:
@@ -22,6 +35,11 @@ class Worker {
     template <typename F>
     Task<std::invoke_result_t<F>> run(F work) {
         using R = std::invoke_result_t<F>;
+        const asio::any_io_executor here = co_await asio::this_coro::executor;
+        if (asio::has_service<WorkOnLoop>(asio::query(here, asio::execution::context))) {
+            co_await uninterrupted(a_turn(here));
+            co_return work();
+        }
         if (!pool_) {
             pool_.emplace(1);
         }
@@ -39,6 +57,10 @@ class Worker {
     }
 
   private:
+    static Task<bool> a_turn(asio::any_io_executor executor) {
+        co_await asio::post(executor, asio::use_awaitable);
+        co_return true;
+    }
     std::optional<asio::thread_pool> pool_;
 };
 

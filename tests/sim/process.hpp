@@ -4,6 +4,7 @@
 
 #include "fake_clock.hpp"
 #include "util/log.hpp"
+#include "util/worker.hpp"
 
 #include <deque>
 #include <functional>
@@ -17,7 +18,9 @@ struct Process {
         , clock(io.get_executor())
         , log(LogLevel::info, [this, tell = std::move(tell)](LogLevel level, std::string_view line) {
             tell(fmt::format("{}: {}{}", name, level == LogLevel::error ? "ERROR " : "", line));
-        }) {}
+        }) {
+        asio::make_service<WorkOnLoop>(io);
+    }
 
     const std::string name;
     asio::io_context io;
