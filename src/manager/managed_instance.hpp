@@ -1,18 +1,32 @@
 // The life of an instance under supervision. Pure: the supervisor tells it what happened and does what it says.
 //
-//                  | image_free    | image_used     | met             | started     | not_started    | ended         | ended_for_good | pause_over     | released
-//   ---------------+---------------+----------------+-----------------+-------------+----------------+---------------+----------------+----------------+---------------
-//   looking        | start         | unknown, pause | adopted, watch  | child,watch | waiting, pause | -             | -              | -              | ended, finish
-//   unknown        | looking,start | pause          | adopted, watch  | -           | -              | -             | -              | look           | leaving, look
-//   child          | -             | -              | -               | -           | -              | waiting,pause | given_up,finish| -              | ending, signal
-//   adopted        | -             | -              | -               | -           | -              | waiting,pause | given_up,finish| -              | ending, signal
-//   waiting        | -             | -              | adopted, watch  | -           | -              | -             | -              | looking, look  | ended, finish
-//   leaving        | ended, finish | pause          | ending, signal  | -           | -              | -             | -              | look           | -
-//   ending         | -             | -              | -               | -           | -              | ended, finish | ended, finish  | -              | -
-//   ended          | -             | -              | -               | -           | -              | -             | -              | -              | -
-//   given_up       | -             | -              | -               | -           | -              | -             | -              | -              | ended
+//   in        | on             | next     | what is to be done
+//   ----------+----------------+----------+--------------------
+//   looking   | image_free     |          | start
+//             | image_used     | unknown  | pause
+//             | met            | adopted  | watch
+//             | started        | child    | watch
+//             | not_started    | waiting  | pause
+//             | released       | ended    | finish
+//   unknown   | image_free     | looking  | start
+//             | image_used     |          | pause
+//             | met            | adopted  | watch
+//             | pause_over     |          | look
+//             | released       | leaving  | look
+//   child,    | ended          | waiting  | pause
+//   adopted   | ended_for_good | given_up | finish
+//             | released       | ending   | signal
+//   waiting   | met            | adopted  | watch
+//             | pause_over     | looking  | look
+//             | released       | ended    | finish
+//   leaving   | image_free     | ended    | finish
+//             | image_used     |          | pause
+//             | met            | ending   | signal
+//             | pause_over     |          | look
+//   ending    | ended, ended_for_good | ended | finish
+//   given_up  | released       | ended    |
 //
-// A cell names the next state, if it is another, and what is to be done; "-": nothing changes.
+// Everything else changes nothing and asks for nothing; out of `ended` there is no way.
 #pragma once
 
 #include <array>
