@@ -76,7 +76,7 @@ void print_fields(const json::object& o) {
                            : text_of(v);
                    text.find('\n') != std::string::npos) {
             std::printf("%s\n%s", name.c_str(), text.c_str());
-        } else if (!text.empty()) {
+        } else if (!text.empty() && !(name == "last_error_time" && text == "0")) {
             std::printf("%-18s %s\n", name.c_str(), text.c_str());
         }
     }
