@@ -6,10 +6,12 @@
 #include "manager/command_line.hpp"
 #include "manager/run.hpp"
 #include "manager/xen_words.hpp"
+#include "util/block_file_queue.hpp"
 #include "util/last_words.hpp"
 #include "util/runtime.hpp"
 #include "util/secret_bytes.hpp"
 #include "util/service.hpp"
+#include "util/standard_descriptors.hpp"
 
 #include <csignal>
 #include <cstdio>
@@ -64,13 +66,14 @@ std::string take_mode(std::vector<std::string>& arguments) {
 Result<LogLevel> parse_log_level(std::string_view text) {
     for (auto [name, level] : {std::pair{"error", LogLevel::error},
                                {"warning", LogLevel::warning},
+                               {"warn", LogLevel::warning},
                                {"info", LogLevel::info},
                                {"debug", LogLevel::debug}}) {
         if (text == name) {
             return level;
         }
     }
-    return make_error(Errc::usage, "--log-level={}: expected error, info or debug", text);
+    return make_error(Errc::usage, "--log-level={}: expected error, warning, info or debug", text);
 }
 
 /// The first signal asks for a good end; the second one leaves at once.
@@ -94,6 +97,10 @@ int run(const Root& root, const Log& log) {
     SystemClock clock(io.get_executor());
     StopSignal stop(io.get_executor());
     asio::signal_set signals(io, SIGTERM, SIGINT);
+    if (std::signal(SIGHUP, SIG_IGN) !=
+        SIG_IGN) { // NOLINT(bugprone-signal-handler): a terminal that goes; nohup(1) ignores it
+        signals.add(SIGHUP);
+    }
     std::optional<Result<void>> outcome;
     std::exception_ptr thrown;
     asio::co_spawn(io, watch_signals(signals, stop, log), [&](std::exception_ptr e) {
@@ -219,10 +226,9 @@ int run_mode(const Mode& mode, const std::vector<std::string>& arguments) {
         return run(*root, log);
     } catch (const boost::system::system_error& e) {
         if (std::string_view(e.what()).find("io_uring") != std::string_view::npos) {
-            log.error("the kernel refuses io_uring ({}): allow it (sysctl kernel.io_uring_disabled=0, or the service's "
-                      "SystemCallFilter), or build with -Dloop=epoll",
-                      e.code().message());
-            return EX_UNAVAILABLE;
+            const Error refused = io_uring_refused(e.code().value());
+            log.error("{}", refused.message);
+            return exit_code(refused.code);
         }
         log.error("{}", e.what());
         return EX_OSERR;
@@ -249,6 +255,9 @@ int main_checked(std::vector<std::string> arguments) {
 } // namespace vtpmd
 
 int main(int argc, char** argv) {
+    if (!vtpmd::open_standard_descriptors()) {
+        return EX_OSFILE;
+    }
     try {
         return vtpmd::main_checked(std::vector<std::string>(argv + 1, argv + argc));
     } catch (const std::exception& e) {

@@ -9,7 +9,8 @@ namespace vtpmd::guest {
 
 namespace {
 
-constexpr std::string_view kinds = "socket:unix:PATH, socket:tcp:PORT, qemu:PATH, xen:DOMID[/HANDLE], vtpmx";
+constexpr std::string_view kinds = "socket:unix:PATH, socket:tcp:PORT, qemu:PATH, xen:DOMID[/HANDLE], vtpmx, "
+                                   "fd:[commands=N][,control=N][,remove]";
 constexpr std::size_t path_limit = sizeof(sockaddr_un::sun_path) - 1;
 constexpr std::uint16_t domid_limit = 0x7FEF; // DOMID_FIRST_RESERVED - 1, xen/xen.h
 
@@ -69,6 +70,32 @@ Result<Endpoint> parse_xen(std::string_view rest) {
     return Endpoint(XenEndpoint{static_cast<std::uint16_t>(*domid), static_cast<std::uint32_t>(*handle)});
 }
 
+Result<Endpoint> parse_passed(std::string_view rest) {
+    constexpr std::uint64_t highest = 1U << 20;
+    PassedEndpoint e;
+    for (std::string_view part : split(rest, ',')) {
+        const auto equals = part.find('=');
+        const std::string_view name = part.substr(0, equals);
+        auto& place = name == "control" ? e.control : e.commands;
+        if (part == "remove" && !e.remove) {
+            e.remove = true;
+            continue;
+        }
+        auto number = parse_number(equals == std::string_view::npos ? "" : part.substr(equals + 1), highest);
+        if ((name != "commands" && name != "control") || place || !number || *number < 3) {
+            return make_error(Errc::usage,
+                              "--guest=fd:{}: commands=N, control=N or both are needed, descriptors from 3, and remove "
+                              "if their files are to be removed at the end",
+                              printable(rest));
+        }
+        place = static_cast<int>(*number);
+    }
+    if (!e.commands && !e.control) {
+        return make_error(Errc::usage, "--guest=fd:{}: commands=N or control=N is needed", printable(rest));
+    }
+    return Endpoint(e);
+}
+
 } // namespace
 
 Result<Endpoint> parse_endpoint(std::string_view text) {
@@ -90,6 +117,9 @@ Result<Endpoint> parse_endpoint(std::string_view text) {
     if (auto rest = after("qemu:")) {
         return parse_qemu(*rest);
     }
+    if (auto rest = after("fd:")) {
+        return parse_passed(*rest);
+    }
     if (text == "vtpmx") {
         return Endpoint(VtpmxEndpoint{});
     }
@@ -108,6 +138,11 @@ std::string to_string(const Endpoint& endpoint) {
     }
     if (std::holds_alternative<VtpmxEndpoint>(endpoint)) {
         return "vtpmx";
+    }
+    if (const auto* p = std::get_if<PassedEndpoint>(&endpoint)) {
+        return fmt::format("fd:{}{}{}{}", p->commands ? fmt::format("commands={}", *p->commands) : "",
+                           p->commands && p->control ? "," : "",
+                           p->control ? fmt::format("control={}", *p->control) : "", p->remove ? ",remove" : "");
     }
     const auto& x = std::get<XenEndpoint>(endpoint);
     return fmt::format("xen:{}/{}", x.domid, x.handle);

@@ -43,7 +43,17 @@ struct VtpmxEndpoint {
     friend bool operator==(const VtpmxEndpoint&, const VtpmxEndpoint&) = default;
 };
 
-using Endpoint = std::variant<UnixEndpoint, TcpEndpoint, QemuEndpoint, XenEndpoint, VtpmxEndpoint>;
+/// fd:[commands=N][,control=M][,remove]. Sockets that whoever starts the instance has opened: each listens, or is one
+/// connection, with whose end the instance ends. With control alone it is a device model's channel, as qemu:PATH. With
+/// `remove` the files of listening Unix sockets are removed at the end.
+struct PassedEndpoint {
+    std::optional<int> commands;
+    std::optional<int> control;
+    bool remove = false;
+    friend bool operator==(const PassedEndpoint&, const PassedEndpoint&) = default;
+};
+
+using Endpoint = std::variant<UnixEndpoint, TcpEndpoint, QemuEndpoint, XenEndpoint, VtpmxEndpoint, PassedEndpoint>;
 
 /// Errc::usage with what is wrong and what is possible.
 [[nodiscard]] Result<Endpoint> parse_endpoint(std::string_view text);

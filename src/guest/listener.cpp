@@ -5,13 +5,11 @@
 #include <arpa/inet.h>
 #include <cerrno>
 #include <cstring>
-#include <grp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <vector>
 
 namespace vtpmd::guest {
 
@@ -65,16 +63,33 @@ Result<void> clear_stale(const std::string& path) {
     return {};
 }
 
-Result<void> give_to_group(const std::string& path, const std::string& group) {
-    std::vector<char> buffer(16384);
-    ::group entry{};
-    ::group* found = nullptr;
-    const int rc = ::getgrnam_r(group.c_str(), &entry, buffer.data(), buffer.size(), &found);
-    if (found == nullptr) {
-        return make_error(Errc::usage, "there is no group '{}' to give {} to{}", group, path,
-                          rc == 0 ? "" : std::string(": ") + std::strerror(rc));
+/// -1 if the descriptor is no socket.
+int option_of(int fd, int option) {
+    int value = -1;
+    socklen_t size = sizeof value;
+    return ::getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 ? value : -1;
+}
+
+bool is_of_this_host(const sockaddr_storage& address) {
+    if (address.ss_family == AF_INET) {
+        sockaddr_in in{};
+        std::memcpy(&in, &address, sizeof in);
+        return (ntohl(in.sin_addr.s_addr) >> 24) == 127;
     }
-    if (::chown(path.c_str(), static_cast<uid_t>(-1), found->gr_gid) != 0 || ::chmod(path.c_str(), 0660) != 0) {
+    if (address.ss_family == AF_INET6) {
+        sockaddr_in6 in{};
+        std::memcpy(&in, &address, sizeof in);
+        return IN6_IS_ADDR_LOOPBACK(&in.sin6_addr);
+    }
+    return address.ss_family == AF_UNIX;
+}
+
+Result<void> give_to_group(const std::string& path, const std::string& group) {
+    const auto found = find_group(group);
+    if (!found) {
+        return make_error(Errc::usage, "there is no group '{}' to give {} to", group, path);
+    }
+    if (::chown(path.c_str(), static_cast<uid_t>(-1), *found) != 0 || ::chmod(path.c_str(), 0660) != 0) {
         return errno_error(errno, path + ": giving it to group " + group);
     }
     return {};
@@ -160,12 +175,8 @@ Result<Listener> listen_tcp(std::uint16_t port) {
     return Listener(std::move(fd), {}, name);
 }
 
-Result<Listener> adopt_listener(UniqueFd fd, std::string name) {
-    int listening = 0;
-    int type = 0;
-    socklen_t size = sizeof listening;
-    if (::getsockopt(fd.get(), SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0 || listening == 0 ||
-        ::getsockopt(fd.get(), SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM) {
+Result<Listener> adopt_listener(UniqueFd fd, std::string name, bool remove) {
+    if (option_of(fd.get(), SO_ACCEPTCONN) != 1 || option_of(fd.get(), SO_TYPE) != SOCK_STREAM) {
         return make_error(Errc::usage, "{}: the descriptor passed is not a listening stream socket", name);
     }
     sockaddr_storage address{};
@@ -173,17 +184,26 @@ Result<Listener> adopt_listener(UniqueFd fd, std::string name) {
     if (::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
         return errno_error(errno, name);
     }
-    if (address.ss_family == AF_INET) {
-        sockaddr_in in{};
-        std::memcpy(&in, &address, sizeof in);
-        if ((ntohl(in.sin_addr.s_addr) >> 24) != 127) {
-            return make_error(Errc::usage, "{}: a TCP socket passed for a guest must listen on a loopback address",
-                              name);
-        }
-    } else if (address.ss_family != AF_UNIX) {
-        return make_error(Errc::usage, "{}: the socket passed is neither a Unix socket nor TCP on 127.0.0.1", name);
+    if (!is_of_this_host(address)) {
+        return make_error(Errc::usage, "{}: the socket passed is neither a Unix socket nor TCP on a loopback address",
+                          name);
     }
-    return Listener(std::move(fd), {}, std::move(name));
+    std::string path;
+    if (remove && address.ss_family == AF_UNIX) {
+        sockaddr_un un{};
+        std::memcpy(&un, &address, sizeof un);
+        path.assign(un.sun_path, ::strnlen(un.sun_path, sizeof un.sun_path)); // empty: it has no file
+    }
+    return Listener(std::move(fd), std::move(path), std::move(name));
 }
+
+bool is_connection(int fd) {
+    sockaddr_storage peer{};
+    socklen_t length = sizeof peer;
+    return option_of(fd, SO_TYPE) == SOCK_STREAM && option_of(fd, SO_ACCEPTCONN) == 0 &&
+           ::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) == 0;
+}
+
+bool is_unix(int fd) { return option_of(fd, SO_DOMAIN) == AF_UNIX; }
 
 } // namespace vtpmd::guest

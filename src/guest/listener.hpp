@@ -38,7 +38,12 @@ class Listener {
 [[nodiscard]] Result<Listener> listen_unix(const std::string& path, const std::string& group);
 /// On 127.0.0.1. Errc::busy: the port is in use.
 [[nodiscard]] Result<Listener> listen_tcp(std::uint16_t port);
-/// A socket that was passed. Errc::usage if it is not a listening stream socket, Unix or on a loopback address.
-[[nodiscard]] Result<Listener> adopt_listener(UniqueFd fd, std::string name);
+/// A socket that was passed. Errc::usage if it is not a listening stream socket, Unix or on a loopback address. With
+/// `remove` the file of a Unix socket is removed at the end.
+[[nodiscard]] Result<Listener> adopt_listener(UniqueFd fd, std::string name, bool remove = false);
+/// Whether it is a connected stream socket.
+[[nodiscard]] bool is_connection(int fd);
+/// Whether the kernel says who is at the other end: a Unix socket.
+[[nodiscard]] bool is_unix(int fd);
 
 } // namespace vtpmd::guest

@@ -104,7 +104,7 @@ SocketServer::SocketServer(asio::any_io_executor executor, SocketServerOptions o
         return acceptor;
     };
     state_.state_blobs = options_.state_blobs;
-    state_.data_descriptor = !listeners_.commands;
+    state_.data_descriptor = !listeners_.commands && !listeners_.commands_connection;
     if (listeners_.commands) {
         commands_.acceptor.emplace(acceptor_of(*listeners_.commands));
     }
@@ -123,6 +123,8 @@ void SocketServer::start() {
         accepting_.spawn(options_.name + " control",
                          accept_loop(control_, &control_size, &SocketServer::converse_control));
     }
+    admit_passed(commands_, std::move(listeners_.commands_connection), &command_size, &SocketServer::converse_commands);
+    admit_passed(control_, std::move(listeners_.control_connection), &control_size, &SocketServer::converse_control);
 }
 
 Task<> SocketServer::stop(Clock::duration patience) {
@@ -173,10 +175,24 @@ Task<> SocketServer::accept_loop(Port& port, GuestStream::Measure measure, Conve
             continue;
         }
         ++counters_.accepted;
-        const auto descriptors = &port == &control_ && state_.data_descriptor ? GuestStream::Descriptors::taken
-                                                                              : GuestStream::Descriptors::refused;
-        auto place = port.open.emplace(port.open.end(), std::move(socket), clock_, measure, descriptors);
-        group_.spawn(options_.name + " connection", connection(port, place, converse));
+        admit(port, std::move(socket), measure, converse);
+    }
+}
+
+void SocketServer::admit(Port& port, StreamSocket socket, GuestStream::Measure measure, Converse converse) {
+    const auto descriptors = &port == &control_ && state_.data_descriptor ? GuestStream::Descriptors::taken
+                                                                          : GuestStream::Descriptors::refused;
+    auto place = port.open.emplace(port.open.end(), std::move(socket), clock_, measure, descriptors);
+    group_.spawn(options_.name + " connection", connection(port, place, converse));
+}
+
+void SocketServer::admit_passed(Port& port, UniqueFd fd, GuestStream::Measure measure, Converse converse) {
+    if (fd) {
+        StreamSocket socket(executor_);
+        socket.assign(asio::generic::stream_protocol(family_of(fd.get()), 0), fd.get());
+        (void)fd.release();
+        port.only_one = true;
+        admit(port, std::move(socket), measure, converse);
     }
 }
 
@@ -201,6 +217,9 @@ Task<> SocketServer::connection(Port& port, Place place, Converse converse) {
     }
     if (options_.terminate && &port == &commands_ && !stopping_) {
         log_.info("{}: a connection for commands has ended; ending with it, as --terminate says", options_.name);
+        service_.shutdown();
+    } else if (port.only_one && !stopping_) {
+        log_.info("{}: the connection that it was started with has ended; ending with it", options_.name);
         service_.shutdown();
     }
     if (ended || ended.error().code == Errc::closed || ended.error().code == Errc::canceled) {
@@ -229,7 +248,7 @@ Task<Result<void>> SocketServer::converse_commands(GuestStream& stream) {
         Bytes answer = co_await service_.execute(std::move(*command), state_.locality);
         auto sent = co_await stream.send(answer);
         cleanse(answer);
-        if (!sent) {
+        if (!sent || options_.disconnect) {
             co_return sent;
         }
     }
@@ -271,6 +290,7 @@ Task<Result<void>> SocketServer::converse_control(GuestStream& stream) {
         auto sent = co_await stream.send(answer);
         cleanse(answer);
         if (shut_down) {
+            log_.info("{}: told to shut down on the control channel", options_.name);
             service_.shutdown();
         }
         if (!sent) {

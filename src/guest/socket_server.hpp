@@ -24,6 +24,8 @@ namespace vtpmd::guest {
 struct SocketListeners {
     std::optional<Listener> commands; ///< none: the device model brings its own
     std::optional<Listener> control;
+    UniqueFd commands_connection; ///< one that is there already, in the place of a listening socket
+    UniqueFd control_connection;
 };
 struct SocketServerOptions {
     std::string name;        ///< the endpoint, for the log
@@ -31,6 +33,7 @@ struct SocketServerOptions {
     /// What is set (SET_STATEBLOB) is not its connection's but the endpoint's, as for swtpm_ioctl, which makes one for each blob.
     bool sets_outlive_connections = false;
     bool terminate = false;              ///< ask the service to shut down when a connection for commands ends
+    bool disconnect = false;             ///< close a connection for commands after each answer
     std::size_t connection_limit = 1024; ///< commands and control each; what comes beyond is closed at once
     Clock::duration accept_pause = std::chrono::milliseconds(100); ///< after EMFILE and its like
 };
@@ -62,10 +65,13 @@ class SocketServer {
     struct Port {
         std::optional<Acceptor> acceptor;
         std::list<GuestStream> open;
+        bool only_one = false; ///< it was there before: with its end the service ends
     };
     using Place = std::list<GuestStream>::iterator;
     using Converse = Task<Result<void>> (SocketServer::*)(GuestStream&);
 
+    void admit(Port& port, StreamSocket socket, GuestStream::Measure measure, Converse converse);
+    void admit_passed(Port& port, UniqueFd fd, GuestStream::Measure measure, Converse converse);
     Task<> accept_loop(Port& port, GuestStream::Measure measure, Converse converse);
     Task<> connection(Port& port, Place place, Converse converse);
     Task<Result<void>> converse_commands(GuestStream& stream);

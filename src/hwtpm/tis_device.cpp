@@ -113,7 +113,9 @@ Result<std::unique_ptr<TpmDevice>> open_tis(std::uint64_t address, unsigned loca
         switch (errno) {
         case ENOENT:
             return make_error(Errc::not_found,
-                              "{}: there is no /dev/mem to reach the registers through: use --tpm=device:/dev/tpm0",
+                              "{}: there is no /dev/mem to reach the registers through: use --tpm=device:/dev/tpm0; if "
+                              "that is not there either, enable the TPM in the firmware's setup, or try vtpmd on a TPM "
+                              "in software: --tpm=swtpm:unix:PATH, --tpm=embedded:DIR",
                               name);
         case EACCES:
         case EPERM:

@@ -115,7 +115,7 @@ Result<std::vector<PcrValue>> Tpm12::checked_values(const RootOfTrust::SealOptio
         return make_error(
             Errc::pcr_mismatch,
             "nothing was measured into {}: a seal to it would protect nothing; choose other PCRs, or allow "
-            "it knowingly",
+            "it knowingly with --allow-zero-pcrs, or seal to none with --seal-pcrs=none",
             fmt::join(wrong, ", "));
     }
     return values;

@@ -23,7 +23,8 @@ constexpr OptionSpec specs[] = {
      "made sooner"},
     {"guest", "ENDPOINT",
      "socket:unix:PATH (control at PATH.ctrl), socket:tcp:[127.0.0.1:]PORT (control at PORT+1), qemu:PATH (the control "
-     "channel of QEMU's tpm-emulator), xen:DOMID[/HANDLE] or vtpmx (a /dev/tpmN of this host); repeatable (default "
+     "channel of QEMU's tpm-emulator), xen:DOMID[/HANDLE], vtpmx (a /dev/tpmN of this host) or "
+     "fd:[commands=N][,control=N][,remove] (sockets that were opened before); repeatable (default "
      "socket:unix:/run/vtpmd/UUID.sock)",
      true},
     {"locality-policy", "SUBJECT=LIST",
@@ -35,6 +36,8 @@ constexpr OptionSpec specs[] = {
     {"terminate", "",
      "end in good order once a connection that carried commands, or the device model, has gone (as swtpm's "
      "--terminate)"},
+    {"disconnect", "", "close a connection for commands after each answer, as swtpm's --server ...,disconnect"},
+    {"pid-file", "PATH", "written once guests are served, removed at the end; repeatable", true},
     {"startup", "MODE",
      "clear (default), save or deactivated: how the TPM is started for the guest; none: its firmware does; wait "
      "(default "
@@ -48,7 +51,7 @@ constexpr OptionSpec specs[] = {
      "unfenced: nobody is asked"},
     {"rollback", "POLICY", "refuse (default) or allow: whether a snapshot may put the TPM back to what it was"},
     {"config", "FILE", "more options, name = value (default /etc/vtpmd/instance.conf if it exists)"},
-    {"log-level", "LEVEL", "error, info (default) or debug", false, "loglevel"},
+    {"log-level", "LEVEL", "error, warning, info (default) or debug", false, "loglevel"},
     {"help", "", "this text"},
 };
 
@@ -62,6 +65,9 @@ Result<void> parse_identity(const CommandLine& line, InstanceOptions& out) {
         return make_error(Errc::usage, "--uuid: {}", uuid.error().message);
     }
     out.uuid = *uuid;
+    if (out.uuid == Uuid{}) {
+        return make_error(Errc::usage, "--uuid={}: this one means nobody; vtpmctl create makes one", *text);
+    }
     if (auto version = line.get("tpm-version")) {
         if (*version != "1.2" && *version != "2.0") {
             return make_error(Errc::usage, "--tpm-version={}: expected 1.2 or 2.0", printable(*version));
@@ -88,6 +94,7 @@ Result<void> parse_identity(const CommandLine& line, InstanceOptions& out) {
 Result<void> parse_places(const CommandLine& line, InstanceOptions& out) {
     out.state_path = line.get_or("state", default_state_path(out.uuid));
     out.socket_group = line.get_or("socket-group", "");
+    out.pid_files = line.all("pid-file");
     if (auto text = line.get("manager")) {
         auto address = parse_manager_address(*text);
         if (!address) {
@@ -178,8 +185,10 @@ Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
             return added;
         }
     }
-    for (auto [name, target] :
-         {std::pair{"create", &out.create}, {"maintcmds", &out.maintenance_commands}, {"terminate", &out.terminate}}) {
+    for (auto [name, target] : {std::pair{"create", &out.create},
+                                {"maintcmds", &out.maintenance_commands},
+                                {"terminate", &out.terminate},
+                                {"disconnect", &out.disconnect}}) {
         auto value = line.flag(name);
         if (!value) {
             return value.error();

@@ -3,6 +3,7 @@
 #include "util/when_free.hpp"
 
 #include <algorithm>
+#include <fcntl.h>
 
 namespace vtpmd::instance {
 
@@ -32,6 +33,37 @@ Result<guest::SocketListeners> adopt_endpoint(InstanceOptions& options, const st
     return listeners;
 }
 
+/// One of the sockets of --guest=fd:, to where it belongs.
+Result<void> adopt_passed(int number, bool remove, const std::string& name, std::optional<guest::Listener>& listener,
+                          UniqueFd& connection) {
+    if (::fcntl(number, F_SETFD, FD_CLOEXEC) != 0) {
+        return make_error(Errc::usage, "descriptor {} is not open", number);
+    }
+    UniqueFd fd(number);
+    if (guest::is_connection(number)) {
+        connection = std::move(fd);
+        return {};
+    }
+    auto adopted = guest::adopt_listener(std::move(fd), name, remove);
+    if (!adopted) {
+        return std::move(adopted).error();
+    }
+    listener.emplace(std::move(*adopted));
+    return {};
+}
+
+Result<guest::SocketListeners> adopt_all(const guest::PassedEndpoint& endpoint, const std::string& name) {
+    guest::SocketListeners out;
+    Result<void> done;
+    if (endpoint.commands) {
+        done = adopt_passed(*endpoint.commands, endpoint.remove, name, out.commands, out.commands_connection);
+    }
+    if (done && endpoint.control) {
+        done = adopt_passed(*endpoint.control, endpoint.remove, name + " control", out.control, out.control_connection);
+    }
+    return done ? Result<guest::SocketListeners>(std::move(out)) : std::move(done).error();
+}
+
 Task<Result<guest::SocketListeners>> try_listeners(const guest::Endpoint& endpoint, const std::string& group) {
     co_return guest::open_listeners(endpoint, group);
 }
@@ -47,6 +79,7 @@ Guests::~Guests() = default;
 
 Task<Result<void>> Guests::open(InstanceOptions& options) {
     terminate_ = options.terminate;
+    disconnect_ = options.disconnect;
     // Xen first: its toolstack waits.
     for (const guest::Endpoint& endpoint : options.guests) {
         if (const auto* xen = std::get_if<guest::XenEndpoint>(&endpoint)) {
@@ -76,6 +109,16 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
     const bool device_model = std::holds_alternative<guest::QemuEndpoint>(endpoint);
     // No one authenticates a peer on TCP: it does not get the TPM's secrets.
     const bool state_blobs = !std::holds_alternative<guest::TcpEndpoint>(endpoint);
+    if (const auto* passed = std::get_if<guest::PassedEndpoint>(&endpoint)) {
+        const bool of_this_host = !passed->control || guest::is_unix(*passed->control);
+        auto adopted = adopt_all(*passed, name);
+        if (!adopted) {
+            co_return std::move(adopted).error();
+        }
+        sockets_.push_back({std::move(name), std::move(*adopted), of_this_host,
+                            (options.allow_rollback || options.incoming) && passed->commands.has_value()});
+        co_return Result<void>{};
+    }
     // Where any state may be set, or there is none yet, swtpm_ioctl's way is served: a connection for each blob.
     const bool sets_outlive_connections = (options.allow_rollback || options.incoming) && !device_model;
     if (sockets_.empty() && (options.listen_commands || (device_model && options.listen_control))) {
@@ -143,6 +186,7 @@ void Guests::serve(guest::TpmService& service) {
         server.state_blobs = socket.state_blobs;
         server.sets_outlive_connections = socket.sets_outlive_connections;
         server.terminate = terminate_;
+        server.disconnect = disconnect_;
         servers_.push_back(std::make_unique<guest::SocketServer>(
             deps_.executor, std::move(server), std::move(socket.listeners), service, deps_.clock, deps_.log));
         servers_.back()->start();

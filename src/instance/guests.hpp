@@ -52,6 +52,7 @@ class Guests {
     XenAccess& xen_;
     std::vector<Socket> sockets_;
     bool terminate_ = false;
+    bool disconnect_ = false;
     std::vector<std::unique_ptr<guest::SocketServer>> servers_;
     std::size_t proxies_wanted_ = 0;
     std::vector<std::unique_ptr<guest::VtpmxGuest>> proxies_;

@@ -50,7 +50,10 @@ LoadDecision without_record(const LoadFacts& facts, const Uuid& uuid, const std:
     }
     if (!facts.create_asked) {
         return refuse(Errc::not_found,
-                      fmt::format("{}: there is no vTPM {} yet{}; --create makes a fresh one", path, uuid,
+                      fmt::format("{}: {}{}; --create makes a fresh one", path,
+                                  facts.manager == ManagerFact::registered
+                                      ? fmt::format("vTPM {} is registered and has no TPM yet", uuid)
+                                      : fmt::format("there is no vTPM {} yet", uuid),
                                   facts.image == ImageFact::empty ? " (the image never held state)" : ""));
     }
     return go(facts.image == ImageFact::absent ? LoadAction::create_image_and_fresh : LoadAction::fresh_in_image);

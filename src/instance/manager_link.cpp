@@ -21,7 +21,13 @@ Task<Result<std::unique_ptr<proto::Channel>>> connect(std::shared_ptr<Inherited>
         co_return make_error(Errc::permission,
                              "the socket inherited from the manager broke, and --manager names no other way");
     }
-    co_return co_await proto::connect_unix(std::move(path), clock);
+    auto channel = co_await proto::connect_unix(std::move(path), clock);
+    if (!channel && (channel.error().code == Errc::not_found || channel.error().code == Errc::unavailable)) {
+        Error e = std::move(channel).error();
+        e.message += "; start the manager (systemctl start vtpmd-manager), or name its socket with --manager";
+        co_return e;
+    }
+    co_return channel;
 }
 
 } // namespace

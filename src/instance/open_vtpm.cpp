@@ -199,6 +199,12 @@ Task<Result<OpenVtpm>> open_vtpm(OpenRequest request, FoundImage found, BlockIo&
     OpenVtpm out;
     switch (decision.action) {
     case LoadAction::refuse:
+        if (found.why_unreadable && *known == ManagerFact::has_record &&
+            found.why_unreadable->code == Errc::not_ours) { // none is made, whatever it says of --create
+            const std::string& why = found.why_unreadable->message;
+            co_return make_error(Errc::not_ours, "{} (there is: {})", decision.message,
+                                 why.substr(0, why.find("; --create")));
+        }
         if (found.why_unreadable && *known != ManagerFact::tombstone) {
             co_return std::move(*found.why_unreadable);
         }

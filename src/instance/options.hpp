@@ -54,13 +54,15 @@ struct InstanceOptions {
     std::vector<guest::Endpoint> guests; ///< empty: default_endpoint(uuid)
     Startup startup = Startup::clear;    ///< not given: wait if every guest is a device model, else clear
     std::vector<unsigned> hwinitpcrs;
-    bool maintenance_commands = false; ///< --maintcmds
-    bool allow_rollback = false;       ///< --rollback=allow
-    std::string handover_path;         ///< --handover=unix:PATH; empty: none
-    bool terminate = false;            ///< end with the guest's connection
-    bool incoming = false;             ///< --incoming
-    std::string incoming_path;         ///< empty: nobody is asked (unfenced)
-    guest::LocalityPolicy localities;  ///< of Xen guests
+    bool maintenance_commands = false;  ///< --maintcmds
+    bool allow_rollback = false;        ///< --rollback=allow
+    std::string handover_path;          ///< --handover=unix:PATH; empty: none
+    bool terminate = false;             ///< end with the guest's connection
+    bool disconnect = false;            ///< close a connection for commands after each answer
+    std::vector<std::string> pid_files; ///< written once guests are served, removed at the end
+    bool incoming = false;              ///< --incoming
+    std::string incoming_path;          ///< empty: nobody is asked (unfenced)
+    guest::LocalityPolicy localities;   ///< of Xen guests
 
     /// Listening sockets passed by the service manager: the guests' commands and control for the first socket endpoint
     /// (by FileDescriptorName= "commands" and "control"; a single one is for commands).

@@ -8,6 +8,7 @@
 #include "instance/orphan.hpp"
 #include "instance/ring_channel.hpp"
 #include "proto/answerer.hpp"
+#include "util/pid_file.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"
 #include "xen/kernel_driver.hpp"
@@ -31,8 +32,17 @@ constexpr Clock::duration stop_patience = std::chrono::seconds(10);
 constexpr Clock::duration take_patience = std::chrono::seconds(20); ///< a device model waits for it
 
 /// Serves until asked to stop.
-Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instance, Guests& guests) {
+Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instance, Guests& guests,
+             std::vector<PidFile>& pid_files) {
     guests.serve(instance);
+    for (const std::string& path : options.pid_files) {
+        auto file = PidFile::write(path);
+        if (!file) {
+            deps.log.error("--pid-file={}: {}", path, file.error().message);
+            continue;
+        }
+        pid_files.push_back(std::move(*file));
+    }
     notify_ready(fmt::format("vTPM {} (TPM {}) serves", options.uuid, to_string(instance.version())));
     co_await deps.stop.wait();
     co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
@@ -210,7 +220,8 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
                                                 .tried = [&company](bool there) { company.look(there); }});
         answerer->start();
     }
-    co_await serve(options, deps, instance, guests);
+    std::vector<PidFile> pid_files; // they go when the image is free again
+    co_await serve(options, deps, instance, guests, pid_files);
     if (answerer) {
         co_await answerer->stop();
     }

@@ -64,7 +64,7 @@ constexpr OptionSpec specs[] = {
      "1.2)"},
     {"locality-policy", "SUBJECT=LIST", "passed on to spawned instances, see --mode=instance --help", true},
     {"config", "FILE", "more options, name = value (default /etc/vtpmd/manager.conf if it exists)"},
-    {"log-level", "LEVEL", "error, info (default) or debug", false, "loglevel"},
+    {"log-level", "LEVEL", "error, warning, info (default) or debug", false, "loglevel"},
     {"help", "", "this text"},
 };
 

@@ -26,8 +26,9 @@ Result<sockaddr_un> address_of(const std::string& path) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path.empty() || path.size() >= sizeof address.sun_path) {
-        return make_error(Errc::too_large, "'{}' is not a path for a socket (1 to {} bytes)", path,
-                          sizeof address.sun_path - 1);
+        return make_error(Errc::usage,
+                          "{}: a socket's path has 1 to {} characters, this one has {}; choose a shorter one", path,
+                          sizeof address.sun_path - 1, path.size());
     }
     std::copy(path.begin(), path.end(), address.sun_path);
     return address;

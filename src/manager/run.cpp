@@ -475,11 +475,19 @@ Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtp
 
 Task<Result<void>> run_manager(ManagerOptions options, RuntimeDeps deps) {
     const bool missing = ::access(options.store_path.c_str(), F_OK) != 0 && errno == ENOENT;
+    if (!missing && ::access(options.store_path.c_str(), F_OK) != 0) {
+        co_return errno_error(errno, options.store_path);
+    }
     if (missing && !options.create) {
-        co_return make_error(Errc::not_found, "{}: there is no store; --create makes one", options.store_path);
+        co_return make_error(
+            Errc::not_found,
+            "{}: there is no store; name the one that this host has, or make the first with --create (a new store "
+            "opens no vTPM of an old one)",
+            options.store_path);
     }
     // A software TPM is made together with a store, never beside one that is there: that one is sealed to another.
-    const bool new_place = missing || !std::filesystem::is_regular_file(options.store_path);
+    std::error_code unknown; // what it is, is told when it is opened
+    const bool new_place = missing || !std::filesystem::is_regular_file(options.store_path, unknown);
     auto root = hwtpm::open_root(options.tpm, deps.executor, deps.log, options.create && new_place);
     if (!root) {
         co_return root.error();

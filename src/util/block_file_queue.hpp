@@ -40,7 +40,9 @@ class BlockQueue {
     virtual void abandon() = 0;
 };
 
-/// Errc::unsupported if the kernel refuses io_uring.
+/// Errc::unavailable: why the kernel refused io_uring with this errno, and what to do.
+[[nodiscard]] Error io_uring_refused(int error);
+/// Fails as io_uring_refused() says.
 [[nodiscard]] Result<std::shared_ptr<BlockQueue>> make_uring_queue(asio::any_io_executor executor);
 /// One thread that does one operation after the other.
 [[nodiscard]] std::shared_ptr<BlockQueue> make_thread_queue(asio::any_io_executor executor);

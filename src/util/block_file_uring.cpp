@@ -4,9 +4,11 @@
 #include "util/fd.hpp"
 
 #include <cerrno>
+#include <cstring>
 #include <deque>
 #include <liburing.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <vector>
 
 namespace vtpmd {
@@ -33,7 +35,7 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
 
     Result<void> start() {
         if (int rc = io_uring_queue_init(entries, &ring_, 0); rc < 0) {
-            return errno_error(-rc, "io_uring_setup");
+            return io_uring_refused(-rc);
         }
         ring_open_ = true;
         quiet_write_ = (ring_.features & IORING_FEAT_CQE_SKIP) != 0;
@@ -43,7 +45,7 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
         }
         event_.assign(fd);
         if (int rc = io_uring_register_eventfd(&ring_, fd); rc < 0) {
-            return errno_error(-rc, "io_uring_register");
+            return io_uring_refused(-rc);
         }
         return {};
     }
@@ -176,13 +178,24 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
 
 } // namespace
 
+Error io_uring_refused(int error) {
+    rlimit locked{};
+    if (error == ENOMEM && ::getrlimit(RLIMIT_MEMLOCK, &locked) == 0 && locked.rlim_cur != RLIM_INFINITY) {
+        return make_error(Errc::unavailable,
+                          "the kernel has no memory for io_uring: all processes of this user may lock {} KiB together; "
+                          "raise RLIMIT_MEMLOCK to 8 MiB or more (LimitMEMLOCK= of the service, ulimit -l)",
+                          locked.rlim_cur / 1024);
+    }
+    return make_error(Errc::unavailable,
+                      "the kernel refuses io_uring ({}): allow it (sysctl kernel.io_uring_disabled=0, the service's "
+                      "SystemCallFilter=, the container's seccomp profile), or use a vtpmd built with -Dloop=epoll",
+                      std::strerror(error));
+}
+
 Result<std::shared_ptr<BlockQueue>> make_uring_queue(asio::any_io_executor executor) {
     auto queue = std::make_shared<UringQueue>(std::move(executor));
     if (auto started = queue->start(); !started) {
-        return make_error(Errc::unsupported,
-                          "the kernel refuses io_uring ({}): allow it (sysctl kernel.io_uring_disabled=0, and the "
-                          "container's seccomp profile), or use a vtpmd built with -Dloop=epoll",
-                          started.error().message);
+        return std::move(started).error();
     }
     return std::shared_ptr<BlockQueue>(std::move(queue));
 }

@@ -1,5 +1,6 @@
 #include "util/command_line.hpp"
 
+#include "util/nearest.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>
@@ -45,6 +46,27 @@ std::optional<std::pair<std::string, std::string>> old_word(std::span<const Opti
     return std::nullopt;
 }
 
+/// "; did you mean --store?", or ";".
+std::string meant(std::span<const OptionSpec> specs, std::string_view name) {
+    std::vector<std::string_view> names;
+    for (const OptionSpec& spec : specs) {
+        names.push_back(spec.name);
+    }
+    const std::string_view found = nearest(name, names);
+    return found.empty() ? ";" : fmt::format("; did you mean {}?", found);
+}
+
+Result<Values> given_once(Values values, std::span<const OptionSpec> specs, std::string_view where) {
+    for (const OptionSpec& spec : specs) {
+        auto it = values.find(spec.name);
+        if (it != values.end() && it->second.size() > 1 && !spec.repeatable) {
+            return make_error(Errc::usage, "{}: --{} is given {} times; give it once", where, spec.name,
+                              it->second.size());
+        }
+    }
+    return values;
+}
+
 Result<Values> collect(const po::parsed_options& parsed, std::span<const OptionSpec> specs, std::string_view where) {
     Values out;
     for (const po::option& option : parsed.options) {
@@ -63,14 +85,7 @@ Result<Values> collect(const po::parsed_options& parsed, std::span<const OptionS
         }
         values.insert(values.end(), option.value.begin(), option.value.end());
     }
-    for (const OptionSpec& spec : specs) {
-        auto it = out.find(spec.name);
-        if (it != out.end() && it->second.size() > 1 && !spec.repeatable) {
-            return make_error(Errc::usage, "{}: --{} is given {} times; give it once", where, spec.name,
-                              it->second.size());
-        }
-    }
-    return out;
+    return given_once(std::move(out), specs, where);
 }
 
 /// "--create" becomes "--create=true": a switch must not swallow the word that follows it.
@@ -94,22 +109,53 @@ Result<Values> from_arguments(const CommandLine::Source& source, const po::optio
     try {
         return collect(po::command_line_parser(arguments).options(description).positional(words).style(style).run(),
                        source.specs, "command line");
+    } catch (const po::unknown_option& e) {
+        std::string_view name = e.get_option_name();
+        name.remove_prefix(std::min(name.size(), name.find_first_not_of('-')));
+        return make_error(Errc::usage, "there is no option --{}{} see --help", printable(name),
+                          meant(source.specs, name));
     } catch (const po::error& e) {
         return make_error(Errc::usage, "{}; see --help", e.what());
     }
 }
 
-Result<Values> from_file(const std::string& path, const CommandLine::Source& source,
-                         const po::options_description& description) {
+std::string_view trimmed(std::string_view text) {
+    constexpr std::string_view blank = " \t\r";
+    const auto first = text.find_first_not_of(blank);
+    return first == std::string_view::npos ? "" : text.substr(first, text.find_last_not_of(blank) - first + 1);
+}
+
+/// `name = value`, each in a line of its own; from `#` on it is a comment.
+Result<Values> from_file(const std::string& path, const CommandLine::Source& source) {
     std::ifstream file(path);
     if (!file) {
         return errno_error(errno, fmt::format("configuration file {}", path));
     }
-    try {
-        return collect(po::parse_config_file(file, description), source.specs, path);
-    } catch (const po::error& e) {
-        return make_error(Errc::usage, "configuration file {}: {}", path, e.what());
+    Values out;
+    std::string text;
+    for (unsigned number = 1; std::getline(file, text); ++number) {
+        constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
+        std::string_view line = text;
+        if (number == 1 && line.starts_with(byte_order_mark)) {
+            line.remove_prefix(byte_order_mark.size());
+        }
+        line = trimmed(line.substr(0, line.find('#')));
+        if (line.empty()) {
+            continue;
+        }
+        const auto equals = line.find('=');
+        const std::string_view name = trimmed(line.substr(0, equals));
+        if (equals == std::string_view::npos) {
+            return make_error(Errc::usage, "configuration file {}, line {}: '{}' is not name = value", path, number,
+                              printable(line));
+        }
+        if (std::ranges::find(source.specs, name, &OptionSpec::name) == source.specs.end()) {
+            return make_error(Errc::usage, "configuration file {}, line {}: there is no option '{}'{} see --help", path,
+                              number, printable(name), meant(source.specs, name));
+        }
+        out[std::string(name)].emplace_back(trimmed(line.substr(equals + 1)));
     }
+    return given_once(std::move(out), source.specs, path);
 }
 
 } // namespace
@@ -127,7 +173,7 @@ Result<CommandLine> CommandLine::parse(const Source& source) {
         config = source.default_config;
     }
     if (!config.empty()) {
-        auto file = from_file(config, source, description);
+        auto file = from_file(config, source);
         if (!file) {
             return file.error();
         }

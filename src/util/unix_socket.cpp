@@ -1,10 +1,12 @@
 #include "util/unix_socket.hpp"
 
 #include "util/fd.hpp"
+#include "util/text.hpp"
 
 #include <cerrno>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -28,10 +30,11 @@ std::optional<gid_t> find_group(const std::string& name) {
     struct group entry {};
     struct group* found = nullptr;
     std::vector<char> buffer(16384);
-    if (::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) != 0 || found == nullptr) {
-        return std::nullopt;
+    if (::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr) {
+        return found->gr_gid;
     }
-    return found->gr_gid;
+    const auto number = parse_number(name, std::numeric_limits<gid_t>::max() - 1);
+    return number ? std::optional(static_cast<gid_t>(*number)) : std::nullopt;
 }
 
 std::vector<gid_t> peer_groups(int fd) {

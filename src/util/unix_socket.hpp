@@ -12,7 +12,7 @@
 
 namespace vtpmd {
 
-/// A group of this host by its name.
+/// A group of this host by its name, or by its number, which need not have a name.
 [[nodiscard]] std::optional<gid_t> find_group(const std::string& name);
 /// SO_PEERGROUPS (socket(7)); empty if the kernel does not say.
 [[nodiscard]] std::vector<gid_t> peer_groups(int fd);

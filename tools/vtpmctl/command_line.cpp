@@ -1,15 +1,17 @@
 #include "command_line.hpp"
 
 #include "help.hpp"
+#include "util/nearest.hpp"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <numeric>
 #include <sysexits.h>
 
 namespace vtpmctl {
+
+using vtpmd::nearest;
 
 namespace {
 
@@ -46,20 +48,6 @@ const Command* find_command(std::string_view name) {
     return it == commands().end() ? nullptr : &*it;
 }
 
-/// What is nearest to `word`, if it is near; else nothing.
-std::string_view nearest(std::string_view word, const std::vector<std::string_view>& names) {
-    std::string_view best;
-    std::size_t least = std::max<std::size_t>(2, word.size() / 3) + 1;
-    for (std::string_view name : names) {
-        const std::size_t distance = name.starts_with(word) || word.starts_with(name) ? 1 : edit_distance(word, name);
-        if (distance < least) {
-            least = distance;
-            best = name;
-        }
-    }
-    return best;
-}
-
 [[noreturn]] void refuse_command(const std::string& name) {
     std::vector<std::string_view> names;
     for (const Command& c : commands()) {
@@ -87,7 +75,7 @@ std::string_view nearest(std::string_view word, const std::vector<std::string_vi
     for (const Option& o : command.options) {
         own.push_back(o.name);
     }
-    std::string meant(name.empty() ? "" : nearest(name, own));
+    std::string meant(nearest(name, own));
     if (!meant.empty()) {
         meant = fmt::format("; did you mean --{}?", meant);
     } else {
@@ -196,20 +184,6 @@ class Parser {
 };
 
 } // namespace
-
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), 0);
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        std::size_t diagonal = std::exchange(row[0], i + 1);
-        for (std::size_t j = 0; j < b.size(); ++j) {
-            const std::size_t changed = diagonal + (a[i] == b[j] ? 0 : 1);
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({changed, row[j] + 1, row[j + 1] + 1});
-        }
-    }
-    return row.back();
-}
 
 std::variant<Call, std::string> parse(const std::vector<std::string>& args) {
     std::vector<std::string> rest = args;

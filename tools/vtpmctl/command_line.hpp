@@ -18,7 +18,4 @@ struct Call {
 /// What to do, or a text to print. What makes no sense ends the program, with what was probably meant.
 [[nodiscard]] std::variant<Call, std::string> parse(const std::vector<std::string>& args);
 
-/// How many letters have to be added, left out or changed to make one of the other.
-[[nodiscard]] std::size_t edit_distance(std::string_view a, std::string_view b);
-
 } // namespace vtpmctl

@@ -1,6 +1,7 @@
 // vtpmctl: what the manager's API does (src/api), for people: tables, questions before destruction, exit codes of sysexits(3).
 // What needs no manager uses what is pure of the daemon's library.
 #include "command_line.hpp"
+#include "util/standard_descriptors.hpp"
 
 #include <cstdio>
 #include <exception>
@@ -8,6 +9,9 @@
 
 int main(int argc, char** argv) {
     using namespace vtpmctl;
+    if (!vtpmd::open_standard_descriptors()) {
+        return EX_OSFILE;
+    }
     try {
         const auto asked = parse({argv + 1, argv + argc});
         if (const auto* text = std::get_if<std::string>(&asked)) {

@@ -17,6 +17,21 @@ TEST_SUITE("guest") {
             CHECK(to_string(*parse_endpoint(text)) == text);
         }
     }
+    TEST_CASE("endpoints: sockets that were opened before") {
+        CHECK(std::get<PassedEndpoint>(*parse_endpoint("fd:commands=3,control=4,remove")) ==
+              PassedEndpoint{3, 4, true});
+        CHECK(std::get<PassedEndpoint>(*parse_endpoint("fd:control=9")) == PassedEndpoint{std::nullopt, 9, false});
+        for (const char* text : {"fd:commands=3", "fd:control=4", "fd:commands=3,control=4", "fd:commands=5,remove"}) {
+            CHECK(to_string(*parse_endpoint(text)) == text);
+        }
+        for (const char* bad : {"fd:", "fd:remove", "fd:3", "fd:commands=2", "fd:commands=", "fd:commands=x",
+                                "fd:control=-1", "fd:commands=3,commands=4", "fd:commands=3,remove,remove",
+                                "fd:commands=3,other=4", "fd:commands=3,", "fd:commands=99999999"}) {
+            CAPTURE(bad);
+            REQUIRE_FALSE(parse_endpoint(bad));
+            CHECK(parse_endpoint(bad).error().code == Errc::usage);
+        }
+    }
     TEST_CASE("endpoints that cannot be") {
         for (const char* bad : {"", "socket", "socket:", "socket:unix:", "socket:unix:relative", "socket:tcp:",
                                 "socket:tcp:0", "socket:tcp:65535", "socket:tcp:x", "socket:tcp:0.0.0.0:2321",

@@ -103,12 +103,31 @@ TEST_SUITE("util") {
         CHECK_FALSE(c->is_from_file("guest"));
         CHECK_FALSE(c->is_from_file("help"));
     }
-    TEST_CASE("command line: a bad configuration file is named") {
-        TempFile file("nonsense = 1\n");
+    TEST_CASE("command line: a configuration file as editors on other systems write it") {
+        TempFile file("\xEF\xBB\xBF# first\r\nstore = /a b # and why\r\n\r\n\tguest=c=d\r\ncreate =\r\nguest = e");
         auto c = parse({}, file.path);
-        REQUIRE_FALSE(c);
-        CHECK(c.error().message.find(file.path) != std::string::npos);
-        CHECK(c.error().message.find("nonsense") != std::string::npos);
+        REQUIRE(c);
+        CHECK(c->get("store") == "/a b");
+        CHECK(c->all("guest") == std::vector<std::string>{"c=d", "e"});
+        CHECK(c->get("create") == "");
+    }
+    TEST_CASE("command line: a bad configuration file is named, with the line and what was meant") {
+        for (const auto& [content, words] : std::vector<std::pair<std::string, std::string>>{
+                 {"# one\nnonsense = 1\n", "line 2: there is no option 'nonsense';"},
+                 {"stor = 1\n", "line 1: there is no option 'stor'; did you mean store?"},
+                 {"\n\ncreate\n", "line 3: 'create' is not name = value"},
+                 {"[section]\nstore = a\n", "line 1: '[section]' is not name = value"},
+                 {"= 1\n", "line 1: there is no option ''"},
+                 {"store = a\nstore = b\n", "--store is given 2 times"}}) {
+            CAPTURE(content);
+            TempFile file(content);
+            auto c = parse({}, file.path);
+            REQUIRE_FALSE(c);
+            CHECK(c.error().code == Errc::usage);
+            CHECK(c.error().message.find(file.path) != std::string::npos);
+            CHECK(c.error().message.find(words) != std::string::npos);
+        }
+        CHECK(parse({"--stor=x"}).error().message.find("did you mean store?") != std::string::npos);
         CHECK(parse({"--config=/nonexistent/x"}).error().code == Errc::not_found);
         CHECK(parse({}, "/nonexistent/x"));
     }
