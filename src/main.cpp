@@ -97,8 +97,8 @@ int run(const Root& root, const Log& log) {
     SystemClock clock(io.get_executor());
     StopSignal stop(io.get_executor());
     asio::signal_set signals(io, SIGTERM, SIGINT);
-    if (std::signal(SIGHUP, SIG_IGN) !=
-        SIG_IGN) { // NOLINT(bugprone-signal-handler): a terminal that goes; nohup(1) ignores it
+    // A terminal that goes; under nohup(1) it is ignored. NOLINTNEXTLINE(bugprone-signal-handler)
+    if (std::signal(SIGHUP, SIG_IGN) != SIG_IGN) {
         signals.add(SIGHUP);
     }
     std::optional<Result<void>> outcome;

@@ -94,21 +94,6 @@ class Swtpm(harness.Case):
         self.run_command("tpm2_getrandom", "8", env={"TPM2TOOLS_TCTI": f"swtpm:host=127.0.0.1,port={port}"})
         self.run_command("swtpm_ioctl", "--tcp", f"127.0.0.1:{port + 1}", "-s")
 
-    def test_launcher_says_what_it_cannot(self):
-        folder = self.path("vm")
-        os.mkdir(folder)
-        for args, text in ((["chardev"], "only 'socket'"), (["socket"], "--tpmstate"),
-                           (["socket", "--tpmstate", f"dir={folder}", "--nonsense"], "--nonsense"),
-                           (["socket", "--tpmstate", f"dir={folder}", "--ctrl", "type=unixio,fd=5"], "descriptors")):
-            status, told = self.launch(*args, ok=False)
-            self.assertNotEqual(status, 0)
-            self.assertIn(text, told)
-        with open(f"{folder}/tpm2-00.permall", "w"):
-            pass
-        status, told = self.launch("socket", "--tpm2", "--tpmstate", f"dir={folder}", "--ctrl", f"type=unixio,path={self.path('c')}", ok=False)
-        self.assertNotEqual(status, 0)
-        self.assertIn("swtpm-state import", told)
-
     def there_and_back(self, version, key):
         """swtpm_setup makes it, swtpm keeps something in it, vtpmd has that, and swtpm again."""
         new = ["--tpm2"] if version == "2.0" else []
