@@ -8,11 +8,15 @@
 #include "manager/xen_words.hpp"
 #include "util/block_file_queue.hpp"
 #include "util/last_words.hpp"
+#include "util/log_output.hpp"
 #include "util/runtime.hpp"
 #include "util/secret_bytes.hpp"
 #include "util/service.hpp"
 #include "util/standard_descriptors.hpp"
+#include "util/wake.hpp"
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -76,6 +80,25 @@ Result<LogLevel> parse_log_level(std::string_view text) {
     return make_error(Errc::usage, "--log-level={}: expected error, warning, info or debug", text);
 }
 
+/// Says how many lines of the log were dropped once they are read again. It looks ever less often while nobody reads, and
+/// not at all while nothing was dropped.
+Task<> catch_up_with_log(LogOutput& output, Wake& dropping, Clock& clock) {
+    constexpr auto first_look = std::chrono::seconds{1};
+    constexpr auto last_look = std::chrono::seconds{60};
+    for (;;) {
+        if (auto ended = co_await dropping.wait()) {
+            co_return;
+        }
+        Clock::duration look = first_look;
+        do {
+            if (auto ended = co_await clock.sleep_for(look)) {
+                co_return;
+            }
+            look = std::min<Clock::duration>(2 * look, last_look);
+        } while (!output.catch_up());
+    }
+}
+
 /// The first signal asks for a good end; the second one leaves at once.
 Task<> watch_signals(asio::signal_set& signals, StopSignal& stop, const Log& log) {
     auto [ec, number] = co_await signals.async_wait(use_tuple);
@@ -92,7 +115,7 @@ Task<> watch_signals(asio::signal_set& signals, StopSignal& stop, const Log& log
     }
 }
 
-int run(const Root& root, const Log& log) {
+int run(const Root& root, const Log& log, LogOutput& output) {
     asio::io_context io(1);
     SystemClock clock(io.get_executor());
     StopSignal stop(io.get_executor());
@@ -103,6 +126,11 @@ int run(const Root& root, const Log& log) {
     }
     std::optional<Result<void>> outcome;
     std::exception_ptr thrown;
+    Wake dropping(io.get_executor());
+    asio::cancellation_signal enough;
+    output.when_dropping([&io, &dropping] { asio::post(io, [&dropping] { dropping.set(); }); });
+    asio::co_spawn(io, catch_up_with_log(output, dropping, clock),
+                   asio::bind_cancellation_slot(enough.slot(), [&](std::exception_ptr e) { thrown = e ? e : thrown; }));
     asio::co_spawn(io, watch_signals(signals, stop, log), [&](std::exception_ptr e) {
         if (e && !thrown) {
             thrown = e;
@@ -113,8 +141,10 @@ int run(const Root& root, const Log& log) {
                        thrown = e ? e : thrown;
                        outcome = std::move(r);
                        signals.cancel();
+                       enough.emit(asio::cancellation_type::terminal);
                    });
     io.run();
+    output.when_dropping({});
     if (thrown) {
         std::rethrow_exception(thrown);
     }
@@ -213,7 +243,13 @@ int run_mode(const Mode& mode, const std::vector<std::string>& arguments) {
     if (!level) {
         return fail(level.error());
     }
-    Log log(*level);
+    auto output = std::make_shared<LogOutput>(STDERR_FILENO);
+    const Log log(*level, output);
+    /// What was dropped is said at the end, whichever way that is.
+    struct Finish {
+        LogOutput& output;
+        ~Finish() { output.finish(); }
+    } finish{*output};
     for (const std::string& notice : translated->notices) {
         log.warning("{}", notice);
     }
@@ -223,7 +259,7 @@ int run_mode(const Mode& mode, const std::vector<std::string>& arguments) {
     }
     prepare_process(mode.secret_arena, log);
     try {
-        return run(*root, log);
+        return run(*root, log, *output);
     } catch (const boost::system::system_error& e) {
         if (std::string_view(e.what()).find("io_uring") != std::string_view::npos) {
             const Error refused = io_uring_refused(e.code().value());
@@ -258,6 +294,7 @@ int main(int argc, char** argv) {
     if (!vtpmd::open_standard_descriptors()) {
         return EX_OSFILE;
     }
+    vtpmd::own_standard_error();
     try {
         return vtpmd::main_checked(std::vector<std::string>(argv + 1, argv + argc));
     } catch (const std::exception& e) {

@@ -99,8 +99,16 @@ class Server final : public manager::Management {
     }
 
     void note_refusal(std::string_view who, std::string_view why) {
-        if (auto verdict = refusals_.allow(parts_.clock.now()); verdict.allowed) {
-            parts_.log.warning("{}: refused: {} ({} such lines held back)", who, why, verdict.suppressed);
+        parts_.log.warning_limited(refusals_, parts_.clock.now(), "{}: refused: {}", who, why);
+    }
+
+    /// Whoever may not change anything may not fill the log with what it asked for either.
+    void note_change(const SessionPeer& peer, const Request& request) {
+        const std::string what = printable(request.method + " " + request.target);
+        if (request.may_change) {
+            parts_.log.info_limited(changes_, parts_.clock.now(), "{}: {}", peer.name, what);
+        } else {
+            note_refusal(peer.name, what + " without the right to change anything");
         }
     }
 
@@ -178,7 +186,7 @@ class Server final : public manager::Management {
                         .body = std::move(message.body()),
                         .may_change = peer.right == Right::full};
         if (request.method != "GET") {
-            self.parts_.log.info("{}: {} {}", peer.name, request.method, request.target.substr(0, 120));
+            self.note_change(peer, request);
         }
         Task<Response> work = handle(self.parts_.control, std::move(request));
         co_return co_await shielded(self.work_, "a request of " + peer.name, std::move(work));
@@ -262,6 +270,7 @@ class Server final : public manager::Management {
     manager::ManagementParts parts_;
     Protocol::acceptor acceptor_;
     RateLimit refusals_;
+    RateLimit changes_{{.burst = 500, .interval = std::chrono::seconds{100}}};
     std::size_t full_ = 0;   ///< connections of peers with full rights
     std::size_t others_ = 0; ///< and of all others
     TaskGroup sessions_;     ///< one task a connection

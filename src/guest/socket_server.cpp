@@ -381,9 +381,7 @@ Task<> SocketServer::device_model_gone() {
 }
 
 void SocketServer::warn(std::string_view what) {
-    if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
-        log_.warning("{}: {} ({} such lines held back)", options_.name, what, verdict.suppressed);
-    }
+    log_.warning_limited(limit_, clock_.now(), "{}: {}", options_.name, what);
 }
 
 } // namespace vtpmd::guest

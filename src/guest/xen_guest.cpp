@@ -26,10 +26,10 @@ void XenGuest::Commands::connected(const Result<std::optional<std::string>>& lab
     // It may be the one that a rule is to keep from something.
     localities_ = Localities();
     localities_.allow(0);
-    if (auto verdict = limit_.allow(std::chrono::steady_clock::now()); verdict.allowed) {
-        log_.warning("domain {}: locality 0 only, since --locality-policy names labels and its own is not known: {}",
-                     domain_, label.error().message);
-    }
+    log_.warning_limited(
+        limit_, std::chrono::steady_clock::now(),
+        "domain {}: locality 0 only, since --locality-policy names labels and its own is not known: {}", domain_,
+        label.error().message);
 }
 
 Task<Bytes> XenGuest::Commands::execute(Bytes request, std::uint8_t locality) {

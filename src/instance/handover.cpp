@@ -115,10 +115,8 @@ Task<> HandoverServer::accept_loop() {
 
 void HandoverServer::admit(asio::local::stream_protocol::socket socket) {
     if (peers_ >= peer_limit) {
-        if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
-            log_.warning("--handover: a connection over the limit of {} was closed ({} such lines held back)",
-                         peer_limit, verdict.suppressed);
-        }
+        log_.warning_limited(limit_, clock_.now(), "--handover: a connection over the limit of {} was closed",
+                             peer_limit);
         return;
     }
     proto::StreamOptions options;
@@ -139,9 +137,7 @@ Task<> HandoverServer::converse(std::unique_ptr<proto::Channel> channel) {
     if (answered || answered.error().code == Errc::canceled) {
         co_return;
     }
-    if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
-        log_.warning("--handover: {} ({} such lines held back)", answered.error().message, verdict.suppressed);
-    }
+    log_.warning_limited(limit_, clock_.now(), "--handover: {}", answered.error().message);
 }
 
 Task<Result<void>> HandoverServer::answer_one(proto::Channel& channel) {

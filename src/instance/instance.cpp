@@ -272,9 +272,7 @@ Task<std::string> Instance::info(std::uint64_t flags) {
 }
 
 void Instance::warn(std::string_view what) {
-    if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
-        log_.warning("vTPM {}: {} ({} such lines held back)", config_.uuid, what, verdict.suppressed);
-    }
+    log_.warning_limited(limit_, clock_.now(), "vTPM {}: {}", config_.uuid, what);
 }
 
 } // namespace vtpmd::instance

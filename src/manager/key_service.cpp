@@ -59,6 +59,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     /// Cancelled when the session is gone; outlives it.
     [[nodiscard]] std::shared_ptr<asio::steady_timer> ended() const { return ended_; }
     [[nodiscard]] const std::optional<Uuid>& uuid() const { return uuid_; }
+    [[nodiscard]] bool opened() const { return opened_; }
     void hold(const Uuid& uuid) { uuid_ = uuid; }
     void end_questions() {
         if (questions_) {
@@ -320,11 +321,16 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         return away && !request.incoming ? std::optional(Reason::migrated) : std::nullopt;
     }
 
+    template <typename... Args>
+    void log_refusal(fmt::format_string<Args...> why, Args&&... args) {
+        service_.parts_.log.warning_limited(service_.refusals_, service_.parts_.clock.now(), "{}: refused: {}", peer(),
+                                            fmt::format(why, std::forward<Args>(args)...));
+    }
+
     Task<Result<proto::HelloReply>> greet(proto::HelloRequest request) {
         const Log& log = service_.parts_.log;
         if (info_.made_for && *info_.made_for != request.uuid) {
-            log.warning("{}: names vTPM {}, but its link was made for {}: refused", peer(), request.uuid,
-                        *info_.made_for);
+            log_refusal("names vTPM {}, but its link was made for {}", request.uuid, *info_.made_for);
             co_return make_error(Errc::permission, "this link was made for vTPM {}", *info_.made_for);
         }
         if (auto claimed = co_await service_.claim(request.uuid, *this); !claimed) {
@@ -332,7 +338,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         }
         Vault& vault = service_.parts_.vault;
         if (const auto reason = why_gone(request)) {
-            log.warning("{}: vTPM {} was {}: refused", peer(), request.uuid, reason_text(*reason));
+            log_refusal("vTPM {} was {}", request.uuid, reason_text(*reason));
             co_return make_error(Errc::tombstone, "vTPM {} was {}; an old image of it must not come back", request.uuid,
                                  reason_text(*reason));
         }
@@ -353,18 +359,19 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         }
         const auto* vtpm = vault.registry().find(request.uuid);
         if (vtpm->version != request.version) {
-            log.warning("{}: vTPM {} is a TPM {}, not {}: refused", peer(), request.uuid, to_string(vtpm->version),
+            log_refusal("vTPM {} is a TPM {}, not {}", request.uuid, to_string(vtpm->version),
                         to_string(request.version));
             co_return make_error(Errc::mismatch, "vTPM {} is registered as a TPM {}, not {}", request.uuid,
                                  to_string(vtpm->version), to_string(request.version));
         }
         if (service_.parts_.admit) {
             if (auto admitted = service_.parts_.admit(request.uuid, info_.boot_hash); !admitted) {
-                log.warning("{}: refused: {}", peer(), admitted.error().message);
+                log_refusal("{}", admitted.error().message);
                 co_return admitted.error();
             }
         }
-        log.info("vTPM {} opened by {}", request.uuid, peer());
+        log.info_limited(service_.comings_[request.uuid], service_.parts_.clock.now(), "vTPM {} opened by {}",
+                         request.uuid, peer());
         opened_ = true;
         if (service_.parts_.opened && info_.process.pid != 0) {
             service_.parts_.opened(request.uuid, info_.process);
@@ -385,7 +392,8 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         }
         auto registered = co_await service_.parts_.vault.register_vtpm(request.uuid, request.version);
         if (!registered) {
-            service_.parts_.log.error("vTPM {}: not registered: {}", request.uuid, registered.error().message);
+            service_.parts_.log.error_limited(service_.refusals_, service_.parts_.clock.now(),
+                                              "vTPM {}: not registered: {}", request.uuid, registered.error().message);
             co_return registered;
         }
         ++service_.counters_.registered;
@@ -430,12 +438,11 @@ Task<> KeyService::serve(std::unique_ptr<proto::Channel> channel, LinkInfo link)
     auto ended = co_await proto::serve(session, session, parts_.clock, parts_.log, std::move(options));
     if (!ended && (ended.error().code == Errc::protocol || ended.error().code == Errc::timed_out)) {
         ++counters_.links_broken;
-        if (auto verdict = broken_links_.allow(parts_.clock.now()); verdict.allowed) {
-            parts_.log.warning("{} ({} such lines held back)", ended.error().message, verdict.suppressed);
-        }
+        parts_.log.warning_limited(broken_links_, parts_.clock.now(), "{}", ended.error().message);
     }
-    if (session.uuid()) {
-        parts_.log.info("vTPM {} closed by {}", *session.uuid(), session.peer());
+    if (session.opened()) {
+        parts_.log.info_limited(comings_[*session.uuid()], parts_.clock.now(), "vTPM {} closed by {}", *session.uuid(),
+                                session.peer());
     }
     session.close();
 }
@@ -503,7 +510,8 @@ Task<Result<void>> KeyService::claim(Uuid uuid, Session& session) {
         const auto left = deadline - parts_.clock.now();
         if (holder == nullptr || !holder->peer_gone() || left <= Clock::duration::zero()) {
             std::string who = holder == nullptr ? "the manager" : holder->peer();
-            parts_.log.warning("{}: vTPM {} is open already, by {}: refused", session.peer(), uuid, who);
+            parts_.log.warning_limited(refusals_, parts_.clock.now(), "{}: vTPM {} is open already, by {}: refused",
+                                       session.peer(), uuid, who);
             co_return make_error(Errc::busy, "vTPM {} is open already, by {}", uuid, who);
         }
         // Its end has not been read yet, or it is at its last request: it will be gone soon.
@@ -587,6 +595,7 @@ Task<Result<void>> KeyService::reset(Uuid uuid) {
 Task<Result<void>> KeyService::bury(Uuid uuid, TombstoneRecord::Reason reason) {
     auto removed = co_await parts_.vault.remove(uuid, reason);
     // Also after an error that left the tombstone.
+    comings_.erase(uuid);
     if (parts_.gone && parts_.vault.registry().tombstone(uuid) != nullptr) {
         parts_.gone(uuid);
     }

@@ -119,7 +119,10 @@ class KeyService {
     std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by enrol(), remove() and the like
     bool stopping_ = false;
     bool asking_ended_ = false;
-    RateLimit broken_links_; ///< lines in the log that a peer can cause
+    /// Lines in the log that a peer can cause.
+    RateLimit broken_links_;
+    RateLimit refusals_{{.burst = 20, .interval = std::chrono::seconds{60}}};
+    std::unordered_map<Uuid, RateLimit> comings_; ///< of each vTPM's instance
     ServiceCounters counters_;
 };
 

@@ -46,12 +46,12 @@ Task<legacy::Status> LegacyService::answer(legacy::Request request) {
     if (status) {
         co_return *status;
     }
-    parts_.log.warning("the toolstack's request: {}", status.error().message);
+    parts_.log.warning_limited(refusals_, parts_.clock.now(), "the toolstack's request: {}", status.error().message);
     co_return status.error().code == Errc::not_found ? Status::invalid : Status::fail;
 }
 
 Task<Result<legacy::Status>> LegacyService::run(const legacy::Refused& request) {
-    parts_.log.warning("the toolstack's request: {}", request.why);
+    parts_.log.warning_limited(refusals_, parts_.clock.now(), "the toolstack's request: {}", request.why);
     co_return request.status;
 }
 

@@ -47,6 +47,7 @@ class LegacyService {
     const Options options_;
     Parts parts_;
     FifoLock lock_;
+    RateLimit refusals_{{.burst = 20, .interval = std::chrono::seconds{60}}}; ///< of lines in the log
 };
 
 } // namespace vtpmd::manager

@@ -52,11 +52,9 @@ void LegacySocket::admit(Protocol::socket socket) {
         connections_.spawn("a toolstack", serve(std::move(socket)));
         return;
     }
-    if (auto verdict = refusals_.allow(parts_.clock.now()); verdict.allowed) {
-        parts_.log.warning("the toolstack's socket: a peer with uid {} refused: {} ({} such lines held back)",
-                           peer ? std::to_string(peer->uid) : "unknown",
-                           root ? "there are too many connections" : "it is not root's", verdict.suppressed);
-    }
+    parts_.log.warning_limited(refusals_, parts_.clock.now(), "the toolstack's socket: a peer with uid {} refused: {}",
+                               peer ? std::to_string(peer->uid) : "unknown",
+                               root ? "there are too many connections" : "it is not root's");
     if (room) {
         connections_.spawn("a stranger", turn_away(std::move(socket)));
     }

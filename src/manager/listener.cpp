@@ -158,9 +158,7 @@ void Listener::admit(Protocol::socket socket) {
 
 void Listener::refuse(const std::string& who, std::string_view why) {
     ++parts_.service.counters().connections_refused;
-    if (auto verdict = refusals_.allow(parts_.clock.now()); verdict.allowed) {
-        parts_.log.warning("{}: refused: {} ({} such lines held back)", who, why, verdict.suppressed);
-    }
+    parts_.log.warning_limited(refusals_, parts_.clock.now(), "{}: refused: {}", who, why);
 }
 
 void serve_spawned_link(const Listener::Parts& parts, UniqueFd connected, const Uuid& uuid, pid_t pid) {

@@ -101,9 +101,7 @@ Task<> XenDevices::look_at(ring::DeviceId id) {
         co_return;
     }
     if (uuid.error().code == Errc::mismatch) {
-        if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
-            log_.warning("{} ({} such lines held back)", uuid.error().message, verdict.suppressed);
-        }
+        log_.warning_limited(limit_, clock_.now(), "{}", uuid.error().message);
     }
     if (known == known_.end() || (uuid.error().code != Errc::not_found && uuid.error().code != Errc::mismatch)) {
         co_return;

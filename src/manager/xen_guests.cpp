@@ -92,9 +92,7 @@ Task<> XenGuests::serve(Device device) {
 }
 
 void XenGuests::warn(const Error& e) {
-    if (auto verdict = limit_.allow(parts_.clock.now()); verdict.allowed) {
-        parts_.log.warning("Xen guests: {} ({} such lines held back)", e.message, verdict.suppressed);
-    }
+    parts_.log.warning_limited(limit_, parts_.clock.now(), "Xen guests: {}", e.message);
 }
 
 } // namespace vtpmd::manager

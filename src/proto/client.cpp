@@ -329,8 +329,8 @@ class Client final : public ManagerClient {
     void link_lost(Error why) {
         channel_.reset();
         in_exchange_ = false;
-        if (auto verdict = limit_.allow(clock_.now()); failures_ == 0 && verdict.allowed) {
-            log_.warning("manager: {}; trying again", why.message);
+        if (failures_ == 0) {
+            log_.warning_limited(limit_, clock_.now(), "manager: {}; trying again", why.message);
         }
         trouble_ = std::move(why);
         ++failures_;

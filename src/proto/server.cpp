@@ -183,20 +183,18 @@ class Session {
         if (response && parse_frame(*response)) {
             co_return std::move(*response);
         }
-        log_.error("{}: the manager's TPM: {}", channel_.peer(),
-                   response ? std::string("a malformed response") : response.error().message);
+        log_.error_limited(limit_, clock_.now(), "{}: the manager's TPM: {}", channel_.peer(),
+                           response ? std::string("a malformed response") : response.error().message);
         co_return encode_tpm_refusal(command_tag, TpmRefusal::failed);
     }
 
     Bytes refuse(std::string_view what, const Error& e) {
-        log_.error("{}: {}: {}", channel_.peer(), what, e.message);
+        log_.error_limited(limit_, clock_.now(), "{}: {}: {}", channel_.peer(), what, e.message);
         return encode_error(e);
     }
 
     void warn(std::string_view reason) {
-        if (auto verdict = limit_.allow(clock_.now()); verdict.allowed) {
-            log_.warning("{}: {} ({} such lines held back)", channel_.peer(), reason, verdict.suppressed);
-        }
+        log_.warning_limited(limit_, clock_.now(), "{}: {}", channel_.peer(), reason);
     }
 
     Channel& channel_;

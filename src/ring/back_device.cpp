@@ -277,9 +277,7 @@ Task<Result<void>> BackDevice::connect(RingOffer offer) {
     auto said = co_await write_state(XenbusState::connected);
     if (said) {
         // A front end may connect as often as it likes.
-        if (auto verdict = attached_.allow(parts_.clock.now()); verdict.allowed) {
-            parts_.log.info("VTPM attached to Frontend {}", to_string(options_.id));
-        }
+        parts_.log.info_limited(attached_, parts_.clock.now(), "VTPM attached to Frontend {}", to_string(options_.id));
     } else if (!cannot_tell(said.error())) {
         handshake_.connect_failed({});
     }
@@ -299,10 +297,7 @@ Task<Result<void>> BackDevice::write_state(XenbusState state) {
 }
 
 void BackDevice::warn(std::string_view what) {
-    if (auto verdict = limit_.allow(parts_.clock.now()); verdict.allowed) {
-        parts_.log.warning("frontend {}: {} ({} such lines held back)", to_string(options_.id), what,
-                           verdict.suppressed);
-    }
+    parts_.log.warning_limited(limit_, parts_.clock.now(), "frontend {}: {}", to_string(options_.id), what);
 }
 
 } // namespace vtpmd::ring

@@ -213,9 +213,7 @@ bool BackEnd::spin() {
 }
 
 void BackEnd::warn(std::string_view what) {
-    if (auto verdict = parts_.limit.allow(parts_.fabric.clock().now()); verdict.allowed) {
-        parts_.log.warning("{}: {} ({} such lines held back)", options_.name, what, verdict.suppressed);
-    }
+    parts_.log.warning_limited(parts_.limit, parts_.fabric.clock().now(), "{}: {}", options_.name, what);
 }
 
 } // namespace vtpmd::ring

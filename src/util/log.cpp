@@ -1,81 +1,61 @@
 #include "util/log.hpp"
 
-#include <cstdlib>
-#include <ctime>
+#include "util/log_output.hpp"
+#include "util/text.hpp"
+
+#include <algorithm>
 #include <unistd.h>
 
 namespace vtpmd {
 
-namespace {
-
-int priority(LogLevel level) {
-    switch (level) {
-    case LogLevel::error:
-        return 3;
-    case LogLevel::warning:
-        return 4;
-    case LogLevel::info:
-        return 6;
-    case LogLevel::debug:
-        break;
-    }
-    return 7;
-}
-
-std::string_view name(LogLevel level) {
-    switch (level) {
-    case LogLevel::error:
-        return "error";
-    case LogLevel::warning:
-        return "warning";
-    case LogLevel::info:
-        return "info";
-    case LogLevel::debug:
-        break;
-    }
-    return "debug";
-}
-
-void write_stderr(bool journal, LogLevel level, std::string_view line) {
-    std::string text;
-    if (journal) {
-        text = fmt::format("<{}>{}\n", priority(level), line);
-    } else {
-        timespec now{};
-        tm parts{};
-        clock_gettime(CLOCK_REALTIME, &now);
-        gmtime_r(&now.tv_sec, &parts);
-        text = fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z {}: {}\n", parts.tm_year + 1900,
-                           parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec,
-                           now.tv_nsec / 1'000'000, name(level), line);
-    }
-    // One write a line, so that lines of several processes do not mix; a full or closed pipe must not stop a vTPM.
-    (void)!::write(STDERR_FILENO, text.data(), text.size());
-}
-
-} // namespace
-
 Log::Log(LogLevel level)
-    : level_(level)
-    , sink_([journal = std::getenv("JOURNAL_STREAM") != nullptr](LogLevel l, std::string_view line) {
-        write_stderr(journal, l, line);
-    }) {}
+    : Log(level, std::make_shared<LogOutput>(STDERR_FILENO)) {}
+
+Log::Log(LogLevel level, std::shared_ptr<LogOutput> output)
+    : Log(level, [to = std::move(output)](LogLevel l, std::string_view line) { to->line(l, line); }) {}
 
 Log::Log(LogLevel level, Sink sink)
     : level_(level)
     , sink_(std::move(sink)) {}
 
-RateLimit::Verdict RateLimit::allow(std::chrono::steady_clock::time_point now) {
-    if (!started_ || now - window_start_ >= config_.interval) {
-        started_ = true;
-        window_start_ = now;
-        in_window_ = 0;
+void Log::put(LogLevel level, fmt::string_view format, fmt::format_args args, std::uint64_t held_back) const {
+    if (level > level_) {
+        return;
     }
-    if (in_window_ >= config_.burst) {
+    if (level != LogLevel::debug) { // who asks for these wants them all
+        const std::scoped_lock lock(places_->mutex);
+        const auto verdict = places_->bounds.try_emplace(format.data(), line_bound)
+                                 .first->second.allow(std::chrono::steady_clock::now());
+        if (!verdict.allowed) {
+            return;
+        }
+        held_back += verdict.suppressed;
+    }
+    std::string line = printable(fmt::vformat(format, args), line_limit);
+    if (held_back > 0) {
+        line += fmt::format(" ({} such lines held back)", held_back);
+    }
+    sink_(level, line);
+}
+
+void Log::put_limited(const Limited& how, fmt::string_view format, fmt::format_args args) const {
+    if (how.level > level_) {
+        return;
+    }
+    if (const auto verdict = how.limit.allow(how.now); verdict.allowed) {
+        put(how.level, format, args, verdict.suppressed);
+    }
+}
+
+RateLimit::Verdict RateLimit::allow(time_point now) {
+    const std::chrono::nanoseconds interval = config_.interval;
+    const auto cost = interval / std::max(config_.burst, 1U);
+    const auto full_at = std::max(full_at_, now) + cost;
+    if (full_at - now > interval) {
         ++suppressed_;
         return {false, suppressed_};
     }
-    ++in_window_;
+    full_at_ = full_at;
     return {true, std::exchange(suppressed_, 0)};
 }
 

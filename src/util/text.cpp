@@ -1,5 +1,8 @@
 #include "util/text.hpp"
 
+#include "util/utf8.hpp"
+
+#include <algorithm>
 #include <charconv>
 
 namespace vtpmd {
@@ -82,16 +85,15 @@ std::vector<std::string_view> split(std::string_view text, char separator) {
 
 std::string printable(std::string_view text, std::size_t limit) {
     std::string out;
-    for (char c : text.substr(0, limit)) {
-        auto u = static_cast<unsigned char>(c);
-        if (u < 0x20 || u == 0x7f) {
-            out += fmt::format("\\x{:02x}", u);
-        } else {
-            out += c;
+    while (!text.empty()) {
+        const std::size_t size = first_printable(text);
+        const auto part = size > 0 ? std::string(text.substr(0, size))
+                                   : fmt::format("\\x{:02x}", static_cast<unsigned char>(text.front()));
+        if (out.size() + part.size() > limit) {
+            return out + "...";
         }
-    }
-    if (text.size() > limit) {
-        out += "...";
+        out += part;
+        text.remove_prefix(std::max<std::size_t>(size, 1));
     }
     return out;
 }

@@ -20,7 +20,8 @@ namespace vtpmd {
 
 [[nodiscard]] std::vector<std::string_view> split(std::string_view text, char separator);
 
-/// Makes a peer's text fit for a log line: control characters as \xNN, cut at `limit` characters.
+/// Makes a peer's text fit for a log line or a terminal: UTF-8 that prints as it is, every other byte as \xNN; cut at
+/// `limit` bytes of what comes out, with three dots.
 [[nodiscard]] std::string printable(std::string_view text, std::size_t limit = 120);
 
 } // namespace vtpmd

@@ -84,10 +84,7 @@ Task<> accept_each(asio::local::stream_protocol::acceptor& acceptor, Clock& cloc
             co_return;
         }
         if (is_shortage(ec)) {
-            if (auto verdict = shortages.allow(clock.now()); verdict.allowed) {
-                log.error("accepting {}: {}; waiting ({} such lines held back)", whom, ec.message(),
-                          verdict.suppressed);
-            }
+            log.error_limited(shortages, clock.now(), "accepting {}: {}; waiting", whom, ec.message());
             if (auto stopped = co_await clock.sleep_for(shortage_pause)) {
                 co_return;
             }

@@ -56,11 +56,18 @@ char32_t take(std::string_view& text) {
 
 } // namespace
 
+std::size_t first_printable(std::string_view text) noexcept {
+    std::string_view rest = text;
+    return !text.empty() && prints(take(rest)) ? text.size() - rest.size() : 0;
+}
+
 bool is_printable_utf8(std::string_view text) noexcept {
     while (!text.empty()) {
-        if (!prints(take(text))) {
+        const std::size_t size = first_printable(text);
+        if (size == 0) {
             return false;
         }
+        text.remove_prefix(size);
     }
     return true;
 }

@@ -74,9 +74,9 @@ class Client:
 
     # ---- TPM 2.0
 
-    def _sessions(self, what, code, handles, parameters):
-        """A command whose first handle is authorised by an empty password; gives the parameters of the answer."""
-        auth = struct.pack(">IHBH", TPM_RS_PW, 0, 0, 0)
+    def _sessions(self, what, code, handles, parameters, password=b""):
+        """A command whose first handle is authorised by a password; gives the parameters of the answer."""
+        auth = struct.pack(">IHBH", TPM_RS_PW, 0, 0, len(password)) + password
         body = b"".join(struct.pack(">I", h) for h in handles) + struct.pack(">I", len(auth)) + auth + parameters
         answer = self.must(what, TPM_ST_SESSIONS, code, body)
         size = struct.unpack(">I", answer[:4])[0]
@@ -97,9 +97,10 @@ class Client:
         count, size = struct.unpack(">IH", digests[:6])
         return digests[6:6 + size] if count else b""
 
-    def nv_define(self, index, size=8, attributes=NV_ORDINARY):
+    def nv_define(self, index, size=8, attributes=NV_ORDINARY, password=b""):
         public = struct.pack(">IHIHH", index, TPM_ALG_SHA256, attributes, 0, size)
-        self._sessions("TPM2_NV_DefineSpace", 0x12A, [TPM_RH_OWNER], struct.pack(">H", 0) + struct.pack(">H", len(public)) + public)
+        self._sessions("TPM2_NV_DefineSpace", 0x12A, [TPM_RH_OWNER],
+                       struct.pack(">H", len(password)) + password + struct.pack(">H", len(public)) + public)
 
     def nv_define_counter(self, index):
         self.nv_define(index, 8, NV_ORDINARY | TPMA_NV_COUNTER)
@@ -110,11 +111,17 @@ class Client:
     def nv_increment(self, index):
         self._sessions("TPM2_NV_Increment", 0x134, [index, index], b"")
 
-    def nv_write(self, index, data, offset=0):
-        self._sessions("TPM2_NV_Write", 0x137, [index, index], struct.pack(">H", len(data)) + data + struct.pack(">H", offset))
+    def nv_write(self, index, data, offset=0, password=b""):
+        self._sessions("TPM2_NV_Write", 0x137, [index, index],
+                       struct.pack(">H", len(data)) + data + struct.pack(">H", offset), password)
 
-    def nv_read(self, index, size=8, offset=0):
-        return self._sessions("TPM2_NV_Read", 0x14E, [index, index], struct.pack(">HH", size, offset))[2:]
+    def nv_read(self, index, size=8, offset=0, password=b""):
+        return self._sessions("TPM2_NV_Read", 0x14E, [index, index], struct.pack(">HH", size, offset), password)[2:]
+
+    def lockout_counter(self):
+        """How many wrong passwords the TPM thinks that it has seen."""
+        answer = self.must("TPM2_GetCapability", TPM_ST_NO_SESSIONS, 0x17A, struct.pack(">III", 6, 0x20E, 1))
+        return struct.unpack(">I", answer[-4:])[0]
 
     def nv_count(self, index):
         return int.from_bytes(self.nv_read(index, 8), "big")

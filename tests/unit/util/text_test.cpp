@@ -27,6 +27,10 @@ TEST_SUITE("util") {
     TEST_CASE("text: a peer's text cannot break a log line") {
         CHECK(printable("a\nb\x7f") == "a\\x0ab\\x7f");
         CHECK(printable("abcdef", 3) == "abc...");
+        CHECK(printable("abc", 3) == "abc");
+        CHECK(printable("Zürich \xc3") == "Zürich \\xc3");
+        CHECK(printable("Zürich", 2) == "Z..."); // no half character
+        CHECK(printable("\x9b\x1b", 4) == "\\x9b...");
     }
     TEST_CASE("text: split keeps empty parts") {
         CHECK(split("a,,b", ',') == std::vector<std::string_view>{"a", "", "b"});
