@@ -4,6 +4,8 @@
 
 namespace vtpmctl {
 
+/// Apart from the other files, which call Boost's namespace json: a unity build compiles them with this one.
+namespace table {
 namespace {
 
 constexpr Words nothing{.shown = "", .least = 0, .most = 0, .otherwise = "takes no argument"};
@@ -204,11 +206,13 @@ std::vector<Command> file_rows() {
 }
 
 } // namespace
+} // namespace table
 
 const std::vector<Command>& commands() {
     static const std::vector<Command> all = [] {
         std::vector<Command> rows;
-        for (std::vector<Command> part : {vtpm_rows(), group_rows(), host_rows(), file_rows()}) {
+        for (std::vector<Command> part :
+             {table::vtpm_rows(), table::group_rows(), table::host_rows(), table::file_rows()}) {
             rows.insert(rows.end(), part.begin(), part.end());
         }
         return rows;
