@@ -159,6 +159,8 @@ lint_packages=(clang-format-14 clang-tidy-14)
 second_packages=(clang-14 libclang-rt-14-dev lld-14)
 # For tests/xen, which downloads and unpacks Xen and a kernel by itself, and installs neither.
 xen_packages=(qemu-system-x86 busybox-static binutils zstd)
+# A host with systemd in a container: what makes and boots it, and what README's lines are tried with.
+systemd_packages=(debootstrap systemd-container git ccache tpm2-tools curl)
 
 # ---------------------------------------------------------------------------------------------- builds
 
