@@ -2,6 +2,7 @@
 
 #include "util/block_file_queue.hpp"
 #include "util/fd.hpp"
+#include "util/file_watch.hpp"
 #include "util/uninterrupted.hpp"
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <fcntl.h>
 #include <fstream>
 #include <linux/fs.h>
+#include <optional>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -39,7 +41,11 @@ class RealFile final : public BlockFile {
         , fd_(std::move(fd))
         , path_(std::move(path))
         , size_(size)
-        , device_(device) {}
+        , device_(device) {
+        if (!device_) {
+            watch_.emplace(fd_.get(), path_);
+        }
+    }
 
     [[nodiscard]] const std::string& path() const override { return path_; }
     [[nodiscard]] std::uint64_t size() const override { return size_; }
@@ -63,6 +69,8 @@ class RealFile final : public BlockFile {
     using Kind = BlockOperation::Kind;
 
     Task<Result<void>> do_read(std::uint64_t offset, MutByteView into) {
+        const std::uint64_t from = offset;
+        const MutByteView whole = into;
         while (!into.empty()) {
             BlockOperation op{Kind::read, fd_.get(), offset, into.data(), std::min(into.size(), max_transfer),
                               {},         {},        0};
@@ -80,10 +88,29 @@ class RealFile final : public BlockFile {
             offset += static_cast<unsigned>(outcome.transfer);
             into = into.subspan(static_cast<unsigned>(outcome.transfer));
         }
+        if (watch_) {
+            watch_->read(from, whole);
+        }
         co_return Result<void>{};
     }
 
+    /// Still the file at its path: what was synced can be told of.
+    [[nodiscard]] Result<void> in_place() { return watch_ ? watch_->check(size_) : Result<void>{}; }
+
     Task<Result<void>> do_write(Kind kind, std::uint64_t offset, ByteView data) {
+        if (watch_) {
+            if (auto there = watch_->may_write(); !there) {
+                co_return there;
+            }
+        }
+        auto written = co_await write_all(kind, offset, data);
+        if (watch_) {
+            watch_->wrote(offset, data);
+        }
+        co_return written&& kind == Kind::write_sync ? in_place() : written;
+    }
+
+    Task<Result<void>> write_all(Kind kind, std::uint64_t offset, ByteView data) {
         const std::uint64_t end = offset + data.size();
         while (!data.empty()) {
             // The kernel only reads through the pointer; the request's type has one for both directions.
@@ -113,7 +140,7 @@ class RealFile final : public BlockFile {
             BlockOperation op{Kind::sync, fd_.get(), 0, nullptr, 0, {}, {}, 0};
             const BlockOutcome outcome = co_await perform(*queue_, op);
             if (outcome.transfer == 0) {
-                co_return Result<void>{};
+                co_return in_place();
             }
             if (outcome.transfer != -EINTR) {
                 co_return errno_error(-outcome.transfer, fmt::format("{}: sync", path_));
@@ -129,10 +156,18 @@ class RealFile final : public BlockFile {
             }
             co_return Result<void>{};
         }
+        if (watch_) {
+            if (auto there = watch_->may_write(); !there) {
+                co_return there;
+            }
+        }
         int rc = -EINTR;
         while (again(rc)) {
             BlockOperation op{Kind::allocate, fd_.get(), offset, nullptr, length, {}, {}, 0};
             rc = (co_await perform(*queue_, op)).transfer;
+        }
+        if (watch_) {
+            watch_->grew();
         }
         if (rc == -EOPNOTSUPP) {
             co_return co_await extend_with_zeros(offset + length);
@@ -162,6 +197,7 @@ class RealFile final : public BlockFile {
     std::string path_;
     std::uint64_t size_;
     bool device_;
+    std::optional<FileWatch> watch_; ///< of a regular file
 };
 
 /// The process that holds an flock on this inode, from /proc/locks; 0 if it is not told.
@@ -190,9 +226,9 @@ Error busy_error(const std::string& path, pid_t holder) {
 // process' own, on one byte behind it, tells who that is; it goes at once when the process ends, before the other.
 constexpr off_t marker_at = off_t{1} << 62;
 
-struct flock write_lock(off_t from, off_t length) {
+struct flock write_lock(off_t from, off_t length, short type = F_WRLCK) {
     struct flock lock {};
-    lock.l_type = F_WRLCK;
+    lock.l_type = type;
     lock.l_whence = SEEK_SET;
     lock.l_start = from;
     lock.l_len = length;
@@ -206,6 +242,15 @@ Error held_by_another(int fd, const std::string& path, const struct stat& st) {
                           "{}: a process that has ended holds it still, its last requests are not done", path);
     }
     return busy_error(path, marker.l_pid > 0 ? marker.l_pid : flock_holder(st));
+}
+
+/// That nobody writes it, for who only looks. On devices others of vtpmd's are kept out, who only use this one.
+Result<void> lock_to_look(int fd, const std::string& path, const struct stat& st) {
+    struct flock whole = write_lock(0, marker_at, F_RDLCK);
+    if (::fcntl(fd, F_OFD_SETLK, &whole) < 0) {
+        return errno == EAGAIN || errno == EACCES ? held_by_another(fd, path, st) : errno_error(errno, path + ": lock");
+    }
+    return {};
 }
 
 Result<void> lock(int fd, const std::string& path, const struct stat& st) {
@@ -242,7 +287,7 @@ class RealBlockIo final : public BlockIo {
     ~RealBlockIo() override { queue_->abandon(); }
 
     Result<std::unique_ptr<BlockFile>> open(const std::string& path, OpenMode mode) override {
-        constexpr int flags = O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+        const int flags = (mode == OpenMode::look ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
         struct stat st {};
         // O_EXCL without O_CREAT means something for block devices only: nobody has it mounted.
         const bool device = ::stat(path.c_str(), &st) == 0 && S_ISBLK(st.st_mode);
@@ -250,7 +295,7 @@ class RealBlockIo final : public BlockIo {
         if (mode == OpenMode::create && !device) {
             fd.reset(::open(path.c_str(), flags | O_CREAT, 0600));
         } else {
-            fd.reset(::open(path.c_str(), flags | (device ? O_EXCL : 0)));
+            fd.reset(::open(path.c_str(), flags | (device && mode != OpenMode::look ? O_EXCL : 0)));
         }
         if (!fd) {
             if (errno == EBUSY) {
@@ -264,7 +309,8 @@ class RealBlockIo final : public BlockIo {
         if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
             return make_error(Errc::usage, "{}: neither a regular file nor a block device", path);
         }
-        if (auto locked = lock(fd.get(), path, st); !locked) {
+        auto locked = mode == OpenMode::look ? lock_to_look(fd.get(), path, st) : lock(fd.get(), path, st);
+        if (!locked) {
             return locked.error();
         }
         auto size = static_cast<std::uint64_t>(st.st_size);

@@ -32,6 +32,8 @@ class BlockFile {
     virtual Task<Result<void>> write(std::uint64_t offset, ByteView data) = 0;
     /// Everything written before is on stable storage (fdatasync). After a failed sync the kernel may have dropped the
     /// dirty pages: the caller must write again what it needs, never just sync again.
+    /// Also an error, here and below: the file is not the one at its path any more, or another program wrote into it; then
+    /// pulled_away() (file_watch.hpp), and the message names the way to rescue what it holds.
     virtual Task<Result<void>> sync() = 0;
     /// write, then sync, as one linked request.
     virtual Task<Result<void>> write_sync(std::uint64_t offset, ByteView data) = 0;
@@ -43,6 +45,7 @@ class BlockFile {
 
 enum class OpenMode {
     existing, ///< Errc::not_found if there is none
+    look,     ///< the same, to be read only; others may look at the same time, and nobody may have it open to write
     create,   ///< a new file, mode 0600, its directory entry durable. One that is there already is opened as it is: the
               ///< store looks whether it holds anything (a creation that was cut short is taken up again).
 };

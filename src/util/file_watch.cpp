@@ -1,0 +1,212 @@
+#include "util/file_watch.hpp"
+
+#include "util/fd.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <fcntl.h>
+#include <filesystem>
+#include <sys/stat.h>
+#include <system_error>
+#include <unistd.h>
+#include <utility>
+
+namespace vtpmd {
+
+namespace {
+
+constexpr unsigned rescue_names = 10;
+
+bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+/// As much as there is, without a hole being filled; durable.
+bool copy_all(int from, int to) {
+    struct stat st {};
+    if (::fstat(from, &st) != 0 || ::ftruncate(to, st.st_size) != 0) {
+        return false;
+    }
+    Bytes chunk(std::size_t{256} * 1024);
+    for (off_t at = 0; at < st.st_size;) {
+        const auto want = static_cast<std::size_t>(std::min<off_t>(static_cast<off_t>(chunk.size()), st.st_size - at));
+        const ssize_t n = ::pread(from, chunk.data(), want, at);
+        if (n <= 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return false;
+        }
+        const ByteView got = ByteView(chunk).first(static_cast<std::size_t>(n));
+        const bool hole = std::ranges::all_of(got, [](std::byte b) { return b == std::byte{0}; });
+        if (!hole && ::pwrite(to, got.data(), got.size(), at) != n) {
+            return false;
+        }
+        at += n;
+    }
+    return ::fsync(to) == 0;
+}
+
+} // namespace
+
+bool pulled_away(const Error& e) noexcept { return e.code == Errc::io && e.detail == ESTALE; }
+
+FileWatch::FileWatch(int fd, const std::string& path)
+    : fd_(fd) {
+    std::error_code ec;
+    path_ = std::filesystem::absolute(path, ec).string();
+    if (ec) {
+        path_ = path;
+    }
+    struct stat mine {};
+    struct stat there {};
+    has_path_ = ::fstat(fd_, &mine) == 0 && ::stat(path_.c_str(), &there) == 0 && mine.st_dev == there.st_dev &&
+                mine.st_ino == there.st_ino;
+    changed_ = mine.st_mtim;
+}
+
+Result<void> FileWatch::may_write() {
+    if (away_) {
+        if (auto back = in_place(0); !back) {
+            return back;
+        }
+        away_ = false;
+    }
+    look_before_write();
+    ++writing_;
+    return {};
+}
+
+/// Whether somebody else has written since we did last.
+void FileWatch::look_before_write() {
+    struct stat mine {};
+    if (writing_ == 0 && ::fstat(fd_, &mine) == 0 && !same_time(mine.st_mtim, changed_)) {
+        overwritten_ = overwritten_ || !holds_last(); // else somebody touched it, or the file system keeps its own time
+    }
+}
+
+bool FileWatch::holds_last() const {
+    std::array<std::byte, tail_size> now{};
+    const ssize_t n = ::pread(fd_, now.data(), tail_.size(), static_cast<off_t>(tail_at_));
+    return n == static_cast<ssize_t>(tail_.size()) && std::ranges::equal(ByteView(now).first(tail_.size()), tail_);
+}
+
+void FileWatch::grew() {
+    if (writing_ > 0) {
+        --writing_;
+    }
+    struct stat mine {};
+    if (::fstat(fd_, &mine) == 0) {
+        changed_ = mine.st_mtim;
+    }
+}
+
+void FileWatch::wrote(std::uint64_t offset, ByteView data) {
+    grew();
+    const ByteView tail = data.last(std::min(data.size(), tail_size));
+    tail_at_ = offset + data.size() - tail.size();
+    tail_.assign(tail.begin(), tail.end());
+    tail_is_ours_ = true;
+}
+
+void FileWatch::read(std::uint64_t offset, ByteView data) {
+    if (tail_is_ours_) {
+        return;
+    }
+    const ByteView tail = data.last(std::min(data.size(), tail_size));
+    tail_at_ = offset + data.size() - tail.size();
+    tail_.assign(tail.begin(), tail.end());
+}
+
+Result<void> FileWatch::check(std::uint64_t size) {
+    if (auto there = in_place(size); !there) {
+        away_ = true;
+        return there;
+    }
+    if (overwritten_) {
+        overwritten_ = false;
+        return lost(Loss::changed, "another program has written into it");
+    }
+    return {};
+}
+
+Result<void> FileWatch::in_place(std::uint64_t size) const {
+    struct stat mine {};
+    if (::fstat(fd_, &mine) != 0) {
+        return errno_error(errno, path_ + ": fstat");
+    }
+    if (mine.st_nlink == 0) {
+        return lost(Loss::nameless, "it was deleted, or another file was renamed over it");
+    }
+    if (has_path_) {
+        struct stat there {};
+        if (::stat(path_.c_str(), &there) != 0) {
+            // Who has given up its rights since it opened the file cannot look any more.
+            if (errno != EACCES && errno != EPERM) {
+                return lost(Loss::elsewhere, "it is not at its path any more: it was renamed, or its directory was");
+            }
+        } else if (mine.st_dev != there.st_dev || mine.st_ino != there.st_ino) {
+            return lost(Loss::elsewhere,
+                        "another file is at its path: it was renamed, or something was mounted over it");
+        }
+    }
+    if (static_cast<std::uint64_t>(mine.st_size) < size) {
+        return lost(Loss::changed, "another program has cut it short");
+    }
+    return {};
+}
+
+Error FileWatch::lost(Loss kind, std::string_view what) const {
+    const std::string live = fmt::format("/proc/{}/fd/{}", ::getpid(), fd_);
+    struct stat mine {};
+    (void)::fstat(fd_, &mine);
+    Error e = make_error(Errc::io, "{}: {}, while it is open (inode {}). ", path_, what, mine.st_ino);
+    e.detail = ESTALE;
+    if (kind == Loss::changed) {
+        e.message +=
+            "What this process has in memory is newer: end that program, and let this one write all of it again "
+            "at the next change, before anything ends it";
+        return e;
+    }
+    e.message += "What is written there now would be lost, so nothing is acknowledged. ";
+    if (kind == Loss::elsewhere) {
+        e.message += fmt::format("Put it back to go on; it is {} as long as this process lives", live);
+        return e;
+    }
+    const std::string copy = rescue();
+    e.message += copy.empty()
+                     ? fmt::format("All that was acknowledged is in {0} as long as this process lives: copy it "
+                                   "first (cp {0} {1}.rescued)",
+                                   live, path_)
+                     : fmt::format("All that was acknowledged is in {}", copy);
+    e.message += fmt::format("; then end this process, put the copy in the place of {}, and start again", path_);
+    return e;
+}
+
+/// Copies what has no name any more; where to, or nothing.
+std::string FileWatch::rescue() const {
+    if (std::exchange(rescue_tried_, true)) {
+        return rescued_;
+    }
+    for (unsigned n = 0; n < rescue_names; ++n) {
+        const std::string name = path_ + (n == 0 ? ".rescued" : fmt::format(".rescued.{}", n));
+        const UniqueFd copy(::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+        if (!copy && errno == EEXIST) {
+            continue;
+        }
+        if (!copy) {
+            return {};
+        }
+        if (!copy_all(fd_, copy.get())) {
+            (void)::unlink(name.c_str());
+            return {};
+        }
+        rescued_ = name;
+        const std::string parent = std::filesystem::path(path_).parent_path().string();
+        const UniqueFd directory(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        (void)(directory && ::fsync(directory.get()) == 0);
+        return rescued_;
+    }
+    return {};
+}
+
+} // namespace vtpmd
