@@ -13,6 +13,7 @@ struct Call {
     bool may_change = false; ///< the peer is no mere reader
     boost::json::object body;
     boost::json::object query = {}; ///< strings
+    Bytes octets = {};              ///< the body, of a route that takes bytes
 };
 using Handler = Task<Result<Response>> (*)(Call);
 

@@ -268,6 +268,10 @@ json::object describe(const RouteInfo& route) {
         }
         json::object content{{"application/json", json::object{{"schema", std::move(schema)}}}};
         o["requestBody"] = json::object{{"content", std::move(content)}};
+    } else if (route.octets) {
+        json::object bytes{{"type", "string"}, {"format", "binary"}};
+        json::object content{{"application/octet-stream", json::object{{"schema", std::move(bytes)}}}};
+        o["requestBody"] = json::object{{"content", std::move(content)}};
     }
     return o;
 }
@@ -428,6 +432,12 @@ Response transport_error(unsigned status, std::string_view message) {
     }
 }
 
+std::size_t limit_of_body(std::string_view method, std::string_view target) {
+    const bool large = std::ranges::any_of(
+        table(), [&](const Route& r) { return r.info.octets && r.info.method == method && r.info.path == target; });
+    return large ? copy_limit : body_limit;
+}
+
 Task<Response> handle(Control& control, Request request) {
     const std::string_view path = std::string_view(request.target).substr(0, request.target.find('?'));
     std::string allow;
@@ -473,6 +483,10 @@ Task<Response> handle(Control& control, Request request) {
             co_return error_response(uuid.error());
         }
         call.uuid = *uuid;
+    }
+    if (found->info.octets) {
+        call.octets = to_bytes(as_bytes(request.body));
+        request.body = {};
     }
     auto body = parse_body(request.body, found->info.fields);
     if (!body) {

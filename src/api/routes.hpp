@@ -10,8 +10,9 @@
 
 namespace vtpmd::api {
 
-inline constexpr std::size_t body_limit = 65536;  ///< bytes; what is larger is 413
-inline constexpr std::size_t header_limit = 8192; ///< bytes; what is larger is 431
+inline constexpr std::size_t body_limit = 65536;                   ///< bytes; what is larger is 413
+inline constexpr std::size_t copy_limit = std::size_t{256} << 20U; ///< of a body that is a copy of the store
+inline constexpr std::size_t header_limit = 8192;                  ///< bytes; what is larger is 431
 
 struct Request {
     std::string method;
@@ -43,9 +44,12 @@ struct RouteInfo {
     std::string_view summary;
     std::span<const Field> fields;
     std::span<const Field> query = {}; ///< parameters behind a question mark
+    bool octets = false;               ///< the body is bytes, no JSON
 };
 [[nodiscard]] std::vector<RouteInfo> routes();
 
+/// Bytes that the body of such a request may have.
+[[nodiscard]] std::size_t limit_of_body(std::string_view method, std::string_view target);
 /// Any request whatever.
 Task<Response> handle(manager::Control& control, Request request);
 

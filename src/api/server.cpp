@@ -17,6 +17,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <sys/socket.h>
+#include <tuple>
 
 namespace vtpmd::api {
 
@@ -134,8 +135,7 @@ class Server final : public manager::Management {
                                 const SessionPeer& peer) {
         Parser parser;
         parser.header_limit(header_limit);
-        parser.body_limit(body_limit);
-        Task<Result<error_code>> reading = read(socket, buffer, parser);
+        Task<Result<error_code>> reading = read(socket, buffer, parser, peer.right == Right::full && !peer.over_limit);
         auto got = co_await with_deadline(self.parts_.clock, request_deadline, "a request", std::move(reading));
         if (!got) {
             if (got.error().code == Errc::timed_out && parser.got_some()) {
@@ -163,9 +163,22 @@ class Server final : public manager::Management {
         co_return sent&& keep_alive&& peer.right != Right::none && !peer.over_limit;
     }
 
-    static Task<Result<error_code>> read(Socket& socket, boost::beast::flat_buffer& buffer, Parser& parser) {
-        auto [ec, n] = co_await http::async_read(socket, buffer, parser, use_tuple);
-        (void)n;
+    static Task<Result<error_code>> read(Socket& socket, boost::beast::flat_buffer& buffer, Parser& parser,
+                                         bool may_be_large) {
+        // What is over any limit is refused by the parser while it reads the header; the rest needs its target.
+        parser.body_limit(may_be_large ? copy_limit : body_limit);
+        auto [ec, n] = co_await http::async_read_header(socket, buffer, parser, use_tuple);
+        if (!ec && may_be_large) {
+            const std::size_t limit =
+                limit_of_body(parser.get().method_string(), std::string_view(parser.get().target()));
+            if (parser.content_length() && *parser.content_length() > limit) {
+                co_return error_code(http::error::body_limit);
+            }
+            parser.body_limit(limit);
+        }
+        if (!ec) {
+            std::tie(ec, n) = co_await http::async_read(socket, buffer, parser, use_tuple);
+        }
         if (ec == asio::error::operation_aborted) {
             co_return make_error(Errc::canceled, "cancelled");
         }

@@ -17,8 +17,8 @@ constexpr OptionSpec specs[] = {
     {"create", "", "make the store if there is none; an existing one is never replaced"},
     {"store-size", "BYTES", "size of a new store (default 16777216: 20,000 vTPMs)"},
     {"recovery-file", "PATH",
-     "with --create: write a recovery key there, to be kept off this host; else: open the store with it and seal it "
-     "anew (TPM replaced)"},
+     "with --create: write a recovery key there, to be kept off this host; else: open the store with it, where the TPM "
+     "does not, and seal it anew (TPM replaced, PCRs changed)"},
     {"tpm", "DRIVER",
      "tis[:0xADDRESS], device[:/dev/tpm0], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, xen[:HANDLE] (another domain's vTPM), "
      "embedded:DIR (software, for trying), auto (default)"},
@@ -30,7 +30,14 @@ constexpr OptionSpec specs[] = {
     {"seal-pcrs", "BANK:LIST", "what the store is sealed to (default sha256:0,2,4,7), or none"},
     {"allow-zero-pcrs", "", "seal even to PCRs that nothing was measured into"},
     {"freshness", "MODE", "window[:SECONDS] (default 900), strict or off: how soon a rolled-back store is noticed"},
-    {"accept-counter", "N", "take an old copy of the store, once: N is the TPM's counter, as the refusal named it"},
+    {"accept-counter", "N|none",
+     "once: take an old copy of the store, N is the TPM's counter as the refusal named it; none: there is no counter "
+     "that "
+     "could be compared (TPM replaced, store made with --freshness=off), and this is the newest copy"},
+    {"check", "",
+     "look whether the store would open, at this TPM and counter or with --recovery-file, and end: nothing is changed, "
+     "the "
+     "counter is not stepped"},
     {"listen", "unix:PATH", "where vTPMs find the manager (default unix:/run/vtpmd/manager.sock)"},
     {"api", "unix:PATH",
      "where the manager is managed (vtpmctl); default unix:/run/vtpmd/api.sock, or none where --listen is given; none: "
@@ -122,7 +129,9 @@ Result<void> parse_policy(const CommandLine& line, ManagerOptions& out) {
         }
         out.freshness = *policy;
     }
-    if (auto text = line.get("accept-counter")) {
+    if (auto text = line.get("accept-counter"); text && *text == "none") {
+        out.accept_no_counter = true;
+    } else if (text) {
         auto value = parse_number(*text, UINT64_MAX);
         if (!value) {
             return bad_value("accept-counter", value.error());
@@ -247,6 +256,7 @@ std::span<const OptionSpec> option_specs() { return specs; }
 Result<ManagerOptions> parse_options(const CommandLine& line) {
     ManagerOptions out;
     for (auto [name, target] : {std::pair{"create", &out.create},
+                                {"check", &out.check},
                                 {"allow-zero-pcrs", &out.allow_zero_pcrs},
                                 {"auto-create", &out.auto_create},
                                 {"stop-instances", &out.spawn.stop_instances}}) {
@@ -255,6 +265,9 @@ Result<ManagerOptions> parse_options(const CommandLine& line) {
             return value.error();
         }
         *target = *value;
+    }
+    if (out.check && out.create) {
+        return make_error(Errc::usage, "--check changes nothing and --create does: use one of them");
     }
     for (auto* part : {parse_store, parse_tpm, parse_policy, parse_spawn, parse_management}) {
         if (auto done = part(line, out); !done) {

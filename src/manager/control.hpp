@@ -182,6 +182,35 @@ struct ActivityInfo {
 /// A copy of the store on its way out.
 using StoreCopy = store::ImageCopy;
 
+/// A recovery key of the store, without the key.
+struct RecoveryKeyInfo {
+    std::string id;            ///< 8 hexadecimal digits, or "unnamed" (made by an older program)
+    std::uint64_t created = 0; ///< seconds since 1970; 0: unknown
+    std::string label;
+};
+struct NewRecoveryKey {
+    RecoveryKeyInfo info;
+    SecretBytes file; ///< all of its file's text; it is kept nowhere else
+};
+
+/// What a copy of this store is, beside the store.
+struct BackupInfo {
+    enum class Relation {
+        newest, ///< all that is here
+        older,  ///< less than is here, and nothing that is not
+        fork    ///< it has what this store has not: both went on by themselves
+    };
+    Uuid store;
+    bool backup = false;          ///< as it was given out; else it was a store that ran
+    std::uint64_t written_at = 0; ///< the counter's value that it was written at; 0: none
+    std::uint64_t counter = 0;    ///< that of this store now
+    std::size_t vtpms = 0;
+    std::size_t missing = 0; ///< vTPMs that are here only
+    std::size_t behind = 0;  ///< vTPMs that have saved, or were reset, since
+    std::size_t ahead = 0;   ///< vTPMs that it has a newer state of, or that are there only
+    Relation relation = Relation::newest;
+};
+
 /// One family of Prometheus' text format.
 struct Metric {
     struct Sample {
@@ -247,6 +276,14 @@ class Control {
 
     /// A consistent copy of the store, which goes on meanwhile. It goes before the manager does. Errc::busy: one is being made.
     virtual Task<Result<std::unique_ptr<StoreCopy>>> backup() = 0;
+    /// Reads a copy of this store, all of it or without the zeros at its end, and changes nothing. Errc::mismatch: it is of another
+    /// store; not_ours, version, corrupt; busy: another is being looked at.
+    virtual Task<Result<BackupInfo>> verify_backup(Bytes image) = 0;
+    [[nodiscard]] virtual std::vector<RecoveryKeyInfo> recovery_keys() const = 0;
+    /// Errc::usage: its label, or there are too many.
+    virtual Task<Result<NewRecoveryKey>> add_recovery_key(std::string label) = 0;
+    /// Errc::not_found.
+    virtual Task<Result<void>> remove_recovery_key(std::string id) = 0;
     /// Errc::pcr_mismatch: there is none yet, and the group is closed; not_found: there is none yet, and none is to be made.
     virtual Task<Result<CaInfo>> group_ca(Uuid uuid, NoCa if_none) = 0;
     /// What another CA made of its request, with as much of the chain as is wanted, PEM. Errc::usage says what is wrong with it.

@@ -53,6 +53,10 @@ class ControlService final : public Control {
     Task<Result<void>> remove_group(Uuid uuid) override;
     Task<Result<GroupStatus>> recover_group(Uuid uuid, SecretBytes shared) override;
     Task<Result<std::unique_ptr<StoreCopy>>> backup() override;
+    Task<Result<BackupInfo>> verify_backup(Bytes image) override;
+    [[nodiscard]] std::vector<RecoveryKeyInfo> recovery_keys() const override;
+    Task<Result<NewRecoveryKey>> add_recovery_key(std::string label) override;
+    Task<Result<void>> remove_recovery_key(std::string id) override;
     Task<Result<CaInfo>> group_ca(Uuid uuid, NoCa if_none) override;
     Task<Result<CaInfo>> set_group_ca(Uuid uuid, std::string certificates) override;
     Task<Result<SealInfo>> seal() override;
@@ -72,6 +76,7 @@ class ControlService final : public Control {
     [[nodiscard]] Result<GroupId> find_group(const Uuid& uuid) const;
 
     Parts parts_;
+    bool verify_runs_ = false;
     std::shared_ptr<bool> backup_runs_ = std::make_shared<bool>(false); ///< the copy has it too
 };
 

@@ -29,6 +29,19 @@ StartVerdict judge_start(std::uint64_t journal, std::uint64_t hardware) noexcept
     return journal - hardware == 1 ? StartVerdict::finish_step : StartVerdict::lost_counter;
 }
 
+CounterPlan plan_counter(const CounterFacts& facts) noexcept {
+    if (facts.off) {
+        return CounterPlan::unprotected;
+    }
+    if (facts.found == CounterFound::unknown) {
+        return CounterPlan::fail;
+    }
+    if (facts.found == CounterFound::there && facts.verdict != StartVerdict::lost_counter) {
+        return facts.accept_none ? CounterPlan::refuse_word : CounterPlan::compare;
+    }
+    return facts.accept_none ? CounterPlan::make_new : CounterPlan::refuse;
+}
+
 Freshness::Freshness(FreshnessPolicy policy, Counter counter, Parts parts)
     : policy_(policy)
     , counter_(std::move(counter))
@@ -49,34 +62,49 @@ Task<Result<void>> Freshness::check(std::optional<std::uint64_t> accept_counter)
         co_return in_context(read.error(), "reading the freshness counter");
     }
     hardware_ = *read;
+    if (auto accepted = judge(hardware_, accept_counter); !accepted) {
+        co_return accepted;
+    }
     switch (judge_start(journal(), hardware_)) {
     case StartVerdict::level:
+    case StartVerdict::lost_counter: // not accepted
         co_return Result<void>{};
     case StartVerdict::finish_step:
         parts_.log.info("finishing the freshness step from {} to {}", hardware_, journal());
         co_return co_await finish();
     case StartVerdict::old_copy:
         break;
-    case StartVerdict::lost_counter:
-        co_return make_error(
-            Errc::rollback,
-            "the store was written at counter value {}, but the TPM's counter stands at {}, which that "
-            "counter never can again: this is another counter. Put back the TPM, or open the store with "
-            "its recovery file",
-            journal(), hardware_);
-    }
-    if (accept_counter != hardware_) {
-        co_return make_error(
-            Errc::rollback,
-            "this is an old copy of the store: it was written at counter value {}, the TPM's counter stands at "
-            "{}. Put the newest copy back; if there is none, and losing what happened since is accepted, start "
-            "once with --accept-counter={}",
-            journal(), hardware_, hardware_);
     }
     parts_.log.warning("accepting an old copy of the store, written at counter value {} and now at {}, as told",
                        journal(), hardware_);
     std::vector<Bytes> level{freshness_record(hardware_)};
     co_return co_await parts_.append(std::move(level));
+}
+
+Result<void> Freshness::judge(std::uint64_t hardware, std::optional<std::uint64_t> accept_counter) const {
+    switch (judge_start(journal(), hardware)) {
+    case StartVerdict::level:
+    case StartVerdict::finish_step:
+        return {};
+    case StartVerdict::lost_counter:
+        return make_error(
+            Errc::rollback,
+            "the store was written at counter value {}, but the TPM's counter stands at {}, which that "
+            "counter never can again: this is another counter. Put back the TPM; if it is gone, and this is the newest "
+            "copy of the store, start once with --accept-counter=none",
+            journal(), hardware);
+    case StartVerdict::old_copy:
+        break;
+    }
+    if (accept_counter == hardware) {
+        return {};
+    }
+    return make_error(
+        Errc::rollback,
+        "this is an old copy of the store: it was written at counter value {}, the TPM's counter stands at "
+        "{}. Put the newest copy back; if there is none, and losing what happened since is accepted, start "
+        "once with --accept-counter={}",
+        journal(), hardware, hardware);
 }
 
 Task<Result<void>> Freshness::step(std::vector<Bytes> records) {

@@ -36,6 +36,37 @@ enum class StartVerdict {
 };
 [[nodiscard]] StartVerdict judge_start(std::uint64_t journal, std::uint64_t hardware) noexcept;
 
+/// What the TPM says of the counter that the store names.
+enum class CounterFound {
+    none_named, ///< the store names none: it was made without freshness
+    there,      ///< it has a value
+    not_there,  ///< the TPM says for certain that it has no such counter
+    unknown     ///< it could not be read: never taken for "there is none"
+};
+struct CounterFacts {
+    bool off = false; ///< Mode::off
+    CounterFound found = CounterFound::unknown;
+    StartVerdict verdict = StartVerdict::level; ///< if it is there
+    bool accept_none = false;                   ///< --accept-counter=none
+};
+/// What a start does about it (pure). A counter that can be compared is compared, whatever was said:
+///
+///                              | without the word | --accept-counter=none
+///   off                        | unprotected      | unprotected
+///   there, comparable          | compare          | refuse_word
+///   there, but another counter | refuse           | make_new
+///   not there, none named      | refuse           | make_new
+///   unknown                    | fail             | fail
+enum class CounterPlan {
+    unprotected,
+    compare,
+    refuse_word, ///< a word that would hold for the next rollback, too, does not stay in a configuration
+    refuse,
+    make_new,
+    fail
+};
+[[nodiscard]] CounterPlan plan_counter(const CounterFacts& facts) noexcept;
+
 /// When the next lazy step of Mode::window is due (pure).
 class LazySteps {
   public:
@@ -81,6 +112,8 @@ class Freshness {
     };
     Freshness(FreshnessPolicy policy, Counter counter, Parts parts);
 
+    /// What check() would say of this value of the hardware's, with nothing done.
+    [[nodiscard]] Result<void> judge(std::uint64_t hardware, std::optional<std::uint64_t> accept_counter) const;
     /// Compares and finishes an unfinished step. Errc::rollback names both values and the way out. With `accept_counter` equal
     /// to the hardware's value an old copy is taken as it is. Makes no step of its own.
     Task<Result<void>> check(std::optional<std::uint64_t> accept_counter);

@@ -29,7 +29,19 @@ class FilePlace final : public ImagePlace {
         if (!file) {
             co_return file.error();
         }
+        // A copy that was made sparsely has holes where nothing is, and the journal counts on its room.
+        if (auto room = co_await (*file)->allocate(0, (*file)->size()); !room) {
+            log_.warning("{}; saves fail if the disk gets full", room.error().message);
+        }
         co_return co_await store::ManagerImage::open(std::move(*file), log_);
+    }
+
+    Task<Result<std::unique_ptr<store::ManagerImage>>> look() override {
+        auto file = io_.open(path_, OpenMode::look);
+        if (!file) {
+            co_return file.error();
+        }
+        co_return co_await store::ManagerImage::look(std::move(*file), log_);
     }
 
   private:

@@ -18,6 +18,8 @@ class ImagePlace {
     virtual Task<Result<std::unique_ptr<store::ManagerImage>>> create(store::ManagerImage::CreateOptions options) = 0;
     /// Errc::not_found if there is nothing.
     virtual Task<Result<std::unique_ptr<store::ManagerImage>>> open() = 0;
+    /// ManagerImage::look().
+    virtual Task<Result<std::unique_ptr<store::ManagerImage>>> look() = 0;
 };
 
 /// A file or block device. `io` and `log` outlive it and the images.

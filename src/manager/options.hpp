@@ -63,8 +63,8 @@ struct ManagerOptions {
     std::string store_path = "/var/lib/vtpmd/manager.img";
     bool create = false;
     std::uint64_t store_size = std::uint64_t{16} << 20; ///< bytes, at creation; a block device has its own
-    /// 32 bytes that open the store without the TPM are written here (mode 0600, must not exist): at creation, a new
-    /// recovery key; empty: none is made.
+    /// At creation a new recovery key is written here (mode 0600, must not exist; empty: none is made). Else the store is opened
+    /// with the one that is there.
     std::string recovery_file;
 
     hwtpm::OpenOptions tpm;
@@ -74,6 +74,8 @@ struct ManagerOptions {
     FreshnessPolicy freshness;
     /// --accept-counter: take an old copy of the store, if the TPM's counter stands at exactly this value.
     std::optional<std::uint64_t> accept_counter;
+    bool accept_no_counter = false; ///< --accept-counter=none: no counter can be compared, and the store is the newest
+    bool check = false;             ///< look whether the store would open, change nothing, and end
 
     std::string listen_path = "/run/vtpmd/manager.sock";
     UniqueFd listen_fd; ///< a listening socket passed by the service manager; wins over listen_path

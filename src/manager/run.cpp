@@ -40,7 +40,8 @@ Vault::Options vault_options(const ManagerOptions& o) {
             .seal_pcrs = o.seal_pcrs,
             .allow_zero_pcrs = o.allow_zero_pcrs,
             .freshness = o.freshness,
-            .accept_counter = o.accept_counter};
+            .accept_counter = o.accept_counter,
+            .accept_no_counter = o.accept_no_counter};
 }
 
 /// Everything that lives while the manager serves. Built in this order, taken down in the other.
@@ -450,6 +451,27 @@ Task<Result<std::unique_ptr<Vault>>> open_or_create(const ManagerOptions& option
     co_return co_await Vault::open(std::move(open_options), std::move(open_parts));
 }
 
+std::string number_or(const std::optional<std::uint64_t>& value, std::string_view otherwise) {
+    return value ? std::to_string(*value) : std::string(otherwise);
+}
+
+/// --check: what is found goes to standard output; the outcome is a start's.
+Result<void> print_look(const ManagerOptions& options, const Vault::Look& seen) {
+    fmt::print("store            {} ({}{})\n", options.store_path, seen.store, seen.backup ? ", a backup" : "");
+    fmt::print("opened by        {}\n", seen.opened_by);
+    if (!seen.recovery.empty()) {
+        fmt::print("recovery file    {}: {}\n", options.recovery_file, seen.recovery);
+    }
+    for (const RecoveryKey& k : seen.recovery_keys) {
+        fmt::print("recovery key     {}{}{}\n", shown_id(k), k.label.empty() ? "" : " ", k.label);
+    }
+    fmt::print("vTPMs            {}, in {} groups; {} tombstones\n", seen.vtpms, seen.groups, seen.tombstones);
+    fmt::print("written at       {}\n", number_or(seen.written_at, "no counter"));
+    fmt::print("counter is at    {}\n", number_or(seen.counter, "not compared"));
+    fmt::print("a start          {}\n", seen.opens ? "serves" : "is refused");
+    return seen.opens;
+}
+
 Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtpm::RootOfTrust& root) {
     auto io = make_block_io(deps.executor);
     if (!io) {
@@ -462,6 +484,11 @@ Task<Result<void>> open_and_serve(ManagerOptions options, RuntimeDeps deps, hwtp
                        .clock = deps.clock,
                        .log = deps.log,
                        .unix_time = unix_time};
+    if (options.check) {
+        Vault::Options look_options = vault_options(options);
+        auto seen = co_await Vault::look(std::move(look_options), std::move(parts));
+        co_return seen ? print_look(options, *seen) : Result<void>(seen.error());
+    }
     auto opened =
         co_await when_free(deps.clock, dying_process_patience, [&] { return open_or_create(options, parts); });
     if (!opened) {

@@ -4,9 +4,11 @@
 
 #include "hwtpm/root_of_trust.hpp"
 #include "manager/crypto.hpp"
+#include "manager/recovery_keys.hpp"
 #include "util/uuid.hpp"
 
 #include <optional>
+#include <vector>
 
 namespace vtpmd::manager {
 
@@ -34,10 +36,10 @@ struct Superblock {
     std::uint32_t counter_handle = 0; ///< for people: the Keyring's is what counts
     Bytes tpm_identity;
     std::string tpm_description;
-    Bytes recovery; ///< the packed keyring in a box under the recovery key; empty: none was made
+    std::vector<RecoveryKey> recovery; ///< at most recovery_key_limit
 };
 [[nodiscard]] Bytes encode(const Superblock& superblock);
-/// Errc::version, Errc::corrupt.
+/// Of this version, or of the one before, which has one recovery key at most. Errc::version, Errc::corrupt.
 [[nodiscard]] Result<Superblock> decode_superblock(ByteView bytes);
 
 } // namespace vtpmd::manager

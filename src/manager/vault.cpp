@@ -6,7 +6,8 @@ namespace vtpmd::manager {
 
 Vault::Vault(Options options, Parts parts)
     : options_(std::move(options))
-    , parts_(std::move(parts)) {}
+    , parts_(std::move(parts))
+    , superblock_lock_(parts_.executor) {}
 
 Result<void> Vault::apply(ByteView record) {
     auto decoded = decode(record);
@@ -46,6 +47,9 @@ Task<Result<void>> Vault::commit(Record record) {
 Task<Result<void>> Vault::commit_all(std::vector<Bytes> records) {
     if (freshness_->fatal()) {
         co_return *freshness_->fatal();
+    }
+    if (auto ours = co_await take_over(); !ours) {
+        co_return ours;
     }
     freshness_->committing();
     auto done = co_await image_->append_all(std::move(records));
@@ -331,6 +335,10 @@ SecretBytes Vault::escrow_key(const Uuid& group) const {
 Error Vault::closed_error(GroupId id) const { return make_error(Errc::pcr_mismatch, "{}", why_closed(id)); }
 
 Task<Result<void>> Vault::close() {
+    if (untaken_) {
+        co_await image_->close();
+        co_return Result<void>{};
+    }
     auto stepped = co_await freshness_->step();
     co_await image_->close();
     if (!stepped) {

@@ -10,6 +10,7 @@
 #include "manager/options.hpp"
 #include "manager/registry.hpp"
 #include "manager/superblock.hpp"
+#include "util/fifo_lock.hpp"
 
 #include <functional>
 #include <map>
@@ -37,6 +38,7 @@ class Vault final : private store::JournalClient {
         bool allow_zero_pcrs = false;
         FreshnessPolicy freshness;
         std::optional<std::uint64_t> accept_counter;
+        bool accept_no_counter = false; ///< no counter of the TPM can be compared, and it is the newest all the same
     };
 
     /// A new store. Errc::exists if there is one. A creation that was cut short is done again; until it is done nothing in the
@@ -46,6 +48,23 @@ class Vault final : private store::JournalClient {
     /// counter's values, mismatch the TPM; nothing has changed then. Seals anew if options.seal_pcrs differs.
     static Task<Result<std::unique_ptr<Vault>>> open(Options options, Parts parts);
     ~Vault() override = default;
+
+    /// What a start would find.
+    struct Look {
+        Uuid store;
+        bool backup = false;   ///< given out as a backup, and never changed since
+        std::string opened_by; ///< for people: the TPM, or a recovery key
+        std::string
+            recovery; ///< of the recovery file that was named: whether it opens the store; empty: none was named
+        std::vector<RecoveryKey> recovery_keys;
+        std::size_t vtpms = 0, groups = 0, tombstones = 0;
+        std::optional<std::uint64_t> written_at; ///< the counter's value that it was written at
+        std::optional<std::uint64_t> counter;    ///< the TPM's now
+        Result<void> opens{};                    ///< success, or how a start with these options would refuse it
+    };
+    /// Reads, unseals, replays and compares as open() does, and changes nothing: neither the store nor the TPM. An error: it
+    /// cannot be read, or nothing here opens it.
+    static Task<Result<Look>> look(Options options, Parts parts);
 
     [[nodiscard]] const Uuid& uuid() const { return image_->uuid(); }
     [[nodiscard]] const Registry& registry() const noexcept { return registry_; }
@@ -73,6 +92,9 @@ class Vault final : private store::JournalClient {
     Task<Result<std::optional<SecretBytes>>> load_key(Uuid uuid);
     /// ManagerImage::copy(). It goes before close().
     Task<Result<std::unique_ptr<store::ImageCopy>>> copy() { return image_->copy(); }
+    /// Replays a copy of this store, all of it or without the zeros at its end, into an empty registry. Errc::mismatch: it is of
+    /// another store.
+    Task<Result<store::ManagerImage::Head>> read_copy(Bytes image, Registry& into) const;
     /// Success if the registry is what a restart would find.
     Task<Result<void>> settle() { return image_->settle(); }
     /// To factory: its key is destroyed, here and in the journal; steps the counter so that no older copy brings it back. One
@@ -100,6 +122,13 @@ class Vault final : private store::JournalClient {
     /// The store's own key for what it keeps of a group of the old form (old_group.hpp).
     [[nodiscard]] SecretBytes escrow_key(const Uuid& group) const;
 
+    /// Of this store, in the order in which they were made.
+    [[nodiscard]] const std::vector<RecoveryKey>& recovery_keys() const noexcept { return superblock_.recovery; }
+    /// A new one: all of the text of its file, which is kept nowhere. Errc::usage: its label, or there are recovery_key_limit.
+    Task<Result<SecretBytes>> add_recovery_key(std::string label);
+    /// No box of it is in the store any more; copies of the store that were made before have theirs. Errc::not_found.
+    Task<Result<void>> remove_recovery_key(std::string id);
+
     /// A last step of the counter, then the journal ends. Nobody may be in a call.
     Task<Result<void>> close();
 
@@ -109,6 +138,11 @@ class Vault final : private store::JournalClient {
     // creation and opening (vault_open.cpp)
     Task<Result<void>> do_create();
     Task<Result<void>> do_open();
+    Task<Result<Look>> do_look();
+    Task<Result<void>> read_superblock_of(std::unique_ptr<store::ManagerImage> image);
+    Task<Result<void>> ask_counter(CounterFacts& facts, std::optional<std::uint64_t>& hardware);
+    [[nodiscard]] Result<void> judge_counter(const CounterFacts& facts, std::optional<std::uint64_t> hardware) const;
+    Task<Result<void>> take_over();
     Task<Result<void>> make_keys();
     Task<Result<void>> make_recovery();
     Task<Result<void>> seal_superblock();
@@ -118,9 +152,15 @@ class Vault final : private store::JournalClient {
     Task<Result<void>> make_counter();
     Task<Result<void>> discard_new_counter();
     Task<Result<void>> unlock();
-    Task<Result<void>> unlock_by_recovery();
+    Result<void> unlock_by_recovery(const SecretBytes& key);
+    [[nodiscard]] Error explain_locked(const Error& why) const;
     Task<Result<void>> settle_counter();
+    [[nodiscard]] Error explain_no_counter(CounterFound found, std::optional<std::uint64_t> hardware) const;
+    Task<Result<void>> change_counter();
+    Task<Result<void>> new_counter();
     Task<Result<void>> reseal_if_told();
+    [[nodiscard]] SecretBytes recovery_text(const SecretBytes& key, const RecoveryKey& made) const;
+    Task<Result<void>> keep_recovery_keys(std::vector<RecoveryKey> keys);
     void start_freshness();
 
     // store::JournalClient
@@ -144,8 +184,10 @@ class Vault final : private store::JournalClient {
     std::optional<Freshness> freshness_;
     std::map<GroupId, SecretBytes> group_keys_;
     std::map<GroupId, std::string> why_closed_;
-    bool resumed_ = false;   ///< this creation takes up one that was cut short
-    bool recovered_ = false; ///< opened by the recovery file: the seal is to be made anew
+    bool resumed_ = false;     ///< this creation takes up one that was cut short
+    bool recovered_ = false;   ///< opened by the recovery file: the seal is to be made anew
+    bool untaken_ = false;     ///< opened from a backup, and nothing was changed yet: the counter was not stepped
+    FifoLock superblock_lock_; ///< one change of it at a time
 };
 
 } // namespace vtpmd::manager

@@ -15,6 +15,7 @@
 #include "store/journal_format.hpp"
 #include "store/superblock.hpp"
 #include "util/fifo_lock.hpp"
+#include "util/file_watch.hpp"
 #include "util/task_group.hpp"
 #include "util/uninterrupted.hpp"
 #include "util/wake.hpp"
@@ -36,6 +37,7 @@ using journal::Position;
 
 constexpr SuperblockFormat manager_format{"VTPMDMGR", 1, 65'536, "the image of a manager"};
 constexpr std::uint64_t halves_at = 2 * manager_format.region;
+static_assert(halves_at == ManagerImage::head_size);
 constexpr std::size_t fixed_payload = 16;
 constexpr std::size_t chunk_size = 262'144;
 static_assert(ManagerImage::superblock_limit + fixed_payload <= superblock_payload_limit(manager_format));
@@ -90,7 +92,7 @@ struct Waiter {
 class JournalImage final : public ManagerImage {
   public:
     JournalImage(std::unique_ptr<BlockFile> file, asio::any_io_executor executor, const Log& log, Superblock stored,
-                 Fixed fixed)
+                 Fixed fixed, bool look_only = false)
         : log_(log)
         , file_(std::move(file))
         , lock_(executor)
@@ -99,12 +101,15 @@ class JournalImage final : public ManagerImage {
         , superblock_generation_(stored.generation)
         , fixed_(fixed)
         , opaque_(stored.payload.begin() + fixed_payload, stored.payload.end())
+        , backup_(stored.backup)
+        , look_only_(look_only)
         , joined_(executor) {
         counters_.half_bytes = fixed.half_size;
     }
 
     [[nodiscard]] const Uuid& uuid() const override { return uuid_; }
     [[nodiscard]] const Bytes& superblock() const override { return opaque_; }
+    [[nodiscard]] bool backup() const override { return backup_; }
     [[nodiscard]] bool journal_started() const override { return fixed_.started; }
     [[nodiscard]] const JournalCounters& counters() const override { return counters_; }
 
@@ -145,6 +150,9 @@ class JournalImage final : public ManagerImage {
             co_return make_error(Errc::too_large, "{}: a superblock of {} bytes, the limit is {}", path(),
                                  superblock.size(), superblock_limit);
         }
+        if (look_only_) {
+            co_return make_error(Errc::usage, "{}: is open to be looked at only", path());
+        }
         auto held = co_await lock_.acquire();
         if (!held) {
             co_return held.error();
@@ -152,6 +160,9 @@ class JournalImage final : public ManagerImage {
         auto written = co_await store_superblock(fixed_, superblock);
         if (written) {
             opaque_ = std::move(superblock);
+            backup_ = false;
+        } else {
+            note_lost(written.error());
         }
         co_return written;
     }
@@ -221,6 +232,10 @@ class JournalImage final : public ManagerImage {
         if (auto replayed = replay(half); !replayed) {
             co_return replayed;
         }
+        counters_.checkpoint_bytes = half.checkpoint_bytes;
+        if (look_only_) {
+            co_return Result<void>{};
+        }
         auto mended = co_await mend(*chosen, half, halves[1 - *chosen]);
         if (!mended) {
             co_return mended;
@@ -231,7 +246,6 @@ class JournalImage final : public ManagerImage {
             generation_ = half.generation; // the other's number is not to be believed
         }
         next_ = std::move(half.next);
-        counters_.checkpoint_bytes = half.checkpoint_bytes;
         open_ = true;
         co_return Result<void>{};
     }
@@ -539,6 +553,7 @@ class JournalImage final : public ManagerImage {
     Task<Result<void>> supersede(Error failure) {
         suspect_ = true;
         distrusted_[active_] = true;
+        note_lost(failure);
         log_.error("{}; trying a checkpoint in the other half", failure.message);
         auto recovered = co_await recover();
         if (recovered) {
@@ -547,6 +562,15 @@ class JournalImage final : public ManagerImage {
         log_.error("{}: {}; nothing is acknowledged until a checkpoint succeeds", path(), recovered.error().message);
         co_return make_error(Errc::unavailable, "the outcome is unknown until the journal can be written again: {}",
                              failure.message);
+    }
+
+    /// Of an image that was pulled away or written over nothing is to be believed: all of it is written again.
+    void note_lost(const Error& failure) {
+        if (pulled_away(failure) && open_) {
+            suspect_ = true;
+            superblock_lost_ = true;
+            distrusted_ = {true, true};
+        }
     }
 
     void stop(const Error& why) {
@@ -559,6 +583,13 @@ class JournalImage final : public ManagerImage {
     /// Makes the active half one that can be appended to.
     Task<Result<void>> recover() {
         if (suspect_) {
+            if (superblock_lost_) {
+                auto written = co_await store_superblock(fixed_, opaque_);
+                if (!written) {
+                    co_return written;
+                }
+                superblock_lost_ = false;
+            }
             auto made = co_await write_checkpoint();
             if (made) {
                 log_.info("{}: the journal goes on in a new checkpoint", path());
@@ -619,6 +650,8 @@ class JournalImage final : public ManagerImage {
         if (!read) {
             co_return read.error();
         }
+        mark_backup(manager_format, MutByteView(plan.head).first(manager_format.region));
+        mark_backup(manager_format, MutByteView(plan.head).subspan(manager_format.region));
         const std::size_t half = active_;
         const std::uint64_t begun = begun_[half];
         auto more = [this, half, begun](std::uint64_t at, MutByteView into) {
@@ -646,6 +679,9 @@ class JournalImage final : public ManagerImage {
     }
 
     Task<Result<void>> do_settle() {
+        if (look_only_) {
+            co_return Result<void>{};
+        }
         auto held = co_await lock_.acquire();
         if (!held) {
             co_return held.error();
@@ -699,6 +735,7 @@ class JournalImage final : public ManagerImage {
         const std::size_t target = 1 - active_;
         auto cleared = co_await clear_half(target);
         if (!cleared) {
+            note_lost(cleared.error());
             co_return cleared;
         }
         suspect_ = true;
@@ -706,6 +743,7 @@ class JournalImage final : public ManagerImage {
         auto begun = journal::begin_half(key_.view(), uuid_, ++generation_);
         auto written = co_await write_parts(target, begun, *snapshot);
         if (!written) {
+            note_lost(written.error());
             co_return written;
         }
         next_ = std::move(begun.position);
@@ -718,6 +756,9 @@ class JournalImage final : public ManagerImage {
         counters_.bytes += snapshot->bytes;
         auto forgotten = co_await forget_half(1 - target);
         other_lives_ = !forgotten.has_value();
+        if (!forgotten) {
+            note_lost(forgotten.error());
+        }
         co_return forgotten;
     }
 
@@ -778,11 +819,14 @@ class JournalImage final : public ManagerImage {
     std::uint64_t superblock_generation_;
     Fixed fixed_;
     Bytes opaque_;
+    bool backup_;          ///< of what was read; goes with the next superblock
+    const bool look_only_; ///< nothing is written
 
     SecretBytes key_;
     std::size_t active_ = 0;
     std::uint64_t generation_ = 0; ///< the highest ever tried
     Position next_;
+    bool superblock_lost_ = false;         ///< to be written again as well
     bool suspect_ = false;                 ///< the active half cannot be appended to: a checkpoint must come first
     bool other_lives_ = false;             ///< the active half is whole but the older one is not given up yet
     std::array<std::uint64_t, 2> begun_{}; ///< how often that half was begun anew (copies look whether it was)
@@ -840,8 +884,10 @@ Task<Result<std::unique_ptr<ManagerImage>>> do_create(std::unique_ptr<BlockFile>
     co_return std::make_unique<JournalImage>(std::move(file), executor, log, std::move(superblock), fixed);
 }
 
-Task<Result<std::unique_ptr<ManagerImage>>> do_open_image(std::unique_ptr<BlockFile> file, const Log& log) {
-    auto superblock = co_await open_superblock(*file, manager_format, log);
+Task<Result<std::unique_ptr<ManagerImage>>> do_open_image(std::unique_ptr<BlockFile> file, const Log& log,
+                                                          bool look_only) {
+    auto reading = look_only ? peek_superblock(*file, manager_format) : open_superblock(*file, manager_format, log);
+    auto superblock = co_await std::move(reading);
     if (!superblock) {
         co_return superblock.error();
     }
@@ -860,7 +906,7 @@ Task<Result<std::unique_ptr<ManagerImage>>> do_open_image(std::unique_ptr<BlockF
                              file->size(), halves_at + 2 * fixed.half_size);
     }
     auto executor = co_await asio::this_coro::executor;
-    co_return std::make_unique<JournalImage>(std::move(file), executor, log, std::move(*superblock), fixed);
+    co_return std::make_unique<JournalImage>(std::move(file), executor, log, std::move(*superblock), fixed, look_only);
 }
 
 } // namespace
@@ -871,7 +917,19 @@ Task<Result<std::unique_ptr<ManagerImage>>> ManagerImage::create(std::unique_ptr
 }
 
 Task<Result<std::unique_ptr<ManagerImage>>> ManagerImage::open(std::unique_ptr<BlockFile> file, const Log& log) {
-    return uninterrupted(do_open_image(std::move(file), log));
+    return uninterrupted(do_open_image(std::move(file), log, false));
+}
+
+Task<Result<std::unique_ptr<ManagerImage>>> ManagerImage::look(std::unique_ptr<BlockFile> file, const Log& log) {
+    return uninterrupted(do_open_image(std::move(file), log, true));
+}
+
+Result<ManagerImage::Head> ManagerImage::read_head(ByteView head, const std::string& path) {
+    auto superblock = read_superblock(manager_format, head, path);
+    if (!superblock) {
+        return superblock.error();
+    }
+    return Head{.uuid = superblock->uuid, .backup = superblock->backup};
 }
 
 } // namespace vtpmd::store

@@ -70,10 +70,23 @@ class ManagerImage {
     static Task<Result<std::unique_ptr<ManagerImage>>> create(std::unique_ptr<BlockFile> file, CreateOptions options,
                                                               const Log& log);
     static Task<Result<std::unique_ptr<ManagerImage>>> open(std::unique_ptr<BlockFile> file, const Log& log);
+    /// To look at: nothing is written. open_journal() replays it; whatever would change something is Errc::usage.
+    static Task<Result<std::unique_ptr<ManagerImage>>> look(std::unique_ptr<BlockFile> file, const Log& log);
     virtual ~ManagerImage() = default;
+
+    /// What its first bytes (head_size) say of an image.
+    struct Head {
+        Uuid uuid;
+        bool backup = false; ///< given out by copy(), and never changed since
+    };
+    static constexpr std::size_t head_size = 131'072;
+    /// Errc::not_ours, version, corrupt. `path` is for the message.
+    [[nodiscard]] static Result<Head> read_head(ByteView head, const std::string& path);
 
     [[nodiscard]] virtual const Uuid& uuid() const = 0;
     [[nodiscard]] virtual const Bytes& superblock() const = 0;
+    /// It was given out as a backup, and its superblock was not replaced since.
+    [[nodiscard]] virtual bool backup() const = 0;
     /// Replaces it, twin copies one after the other, durable on return. After an error either the old or the new one is
     /// found at the next open.
     virtual Task<Result<void>> replace_superblock(Bytes superblock) = 0;

@@ -20,6 +20,7 @@
 
 #include "store/aead.hpp"
 #include "store/superblock.hpp"
+#include "util/file_watch.hpp"
 #include "util/uninterrupted.hpp"
 #include "util/wire.hpp"
 
@@ -282,11 +283,22 @@ class SlotImage final : public StateImage {
             }
             allocated_[slot] = length;
         }
+        if (superblock_lost_) {
+            auto mended = co_await keep_superblock(geometry_);
+            if (!mended) {
+                co_return mended.error();
+            }
+            superblock_lost_ = false;
+        }
         SecretBytes hash_key(hash_key_size);
         const std::uint64_t sequence = sequence_ + 1;
         const Bytes raw = seal(slot, sequence, length, state, hash_key);
         auto written = co_await file_->write_sync(slot_offset(slot), raw);
         if (!written) {
+            if (pulled_away(written.error())) {
+                superblock_lost_ = true;
+                allocated_ = {};
+            }
             co_return written.error();
         }
         sequence_ = sequence;
@@ -349,13 +361,18 @@ class SlotImage final : public StateImage {
         }
         Geometry marked = geometry_;
         marked.live = true;
-        ++superblock_.generation;
-        superblock_.payload = encode(marked);
-        Superblock copy = superblock_;
-        auto written = co_await write_superblock(*file_, state_format, std::move(copy));
+        auto written = co_await keep_superblock(marked);
         if (written) {
             geometry_ = marked;
         }
+        co_return written;
+    }
+
+    Task<Result<void>> keep_superblock(Geometry geometry) {
+        ++superblock_.generation;
+        superblock_.payload = encode(geometry);
+        Superblock copy = superblock_;
+        auto written = co_await write_superblock(*file_, state_format, std::move(copy));
         co_return written;
     }
 
@@ -368,6 +385,7 @@ class SlotImage final : public StateImage {
     std::optional<std::uint32_t> valid_;     ///< the slot the manager's record names
     std::optional<std::uint32_t> pending_;   ///< the slot written and not yet decided on
     std::optional<std::uint32_t> given_up_;  ///< the slot of give_up(), until the first save
+    bool superblock_lost_ = false;           ///< another program may have written over it: to be written again
     std::array<std::size_t, 2> allocated_{}; ///< bytes of each slot's place that have their room on the disk
 };
 

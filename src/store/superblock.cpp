@@ -14,6 +14,8 @@ namespace {
 constexpr std::size_t magic_size = 8;
 constexpr std::size_t sector_size = 512;
 constexpr std::string_view unfinished_magic = "vtpmdnew";
+constexpr std::string_view backup_mark = "vtpmdcpy";
+constexpr std::size_t header_size = 40;
 
 Bytes encode(const SuperblockFormat& format, const Superblock& superblock) {
     WireWriter w(format.region);
@@ -39,6 +41,8 @@ std::optional<Superblock> decode(const SuperblockFormat& format, ByteView copy) 
     out.generation = r.be64();
     out.uuid.bytes = r.array<16>();
     out.payload = to_bytes(r.bytes(length));
+    out.backup = r.ok() && header_size + length + backup_mark.size() <= body.size() &&
+                 std::ranges::equal(body.last(backup_mark.size()), as_bytes(backup_mark));
     if (!r.ok() || version != format.version || !std::ranges::equal(magic, as_bytes(format.magic))) {
         return std::nullopt;
     }
@@ -90,21 +94,26 @@ struct Copies {
     }
 };
 
-Task<Result<Copies>> read_copies(BlockFile& file, SuperblockFormat format) {
+Result<Copies> decode_copies(SuperblockFormat format, Bytes raw, const std::string& path) {
     Copies copies;
-    copies.raw.resize(2 * format.region);
-    const std::size_t there = std::min<std::uint64_t>(file.size(), copies.raw.size());
-    auto read = co_await file.read(0, MutByteView(copies.raw).first(there));
-    if (!read) {
-        co_return read.error();
-    }
+    copies.raw = std::move(raw);
     const ByteView first = ByteView(copies.raw).first(format.region);
     const ByteView second = ByteView(copies.raw).subspan(format.region);
     copies.decoded = {decode(format, first), decode(format, second)};
     if (!copies.decoded[0] && !copies.decoded[1]) {
-        co_return explain(format, file.path(), copies.raw);
+        return explain(format, path, copies.raw);
     }
-    co_return copies;
+    return copies;
+}
+
+Task<Result<Copies>> read_copies(BlockFile& file, SuperblockFormat format) {
+    Bytes raw(2 * format.region);
+    const std::size_t there = std::min<std::uint64_t>(file.size(), raw.size());
+    auto read = co_await file.read(0, MutByteView(raw).first(there));
+    if (!read) {
+        co_return read.error();
+    }
+    co_return decode_copies(format, std::move(raw), file.path());
 }
 
 } // namespace
@@ -123,6 +132,27 @@ bool creatable(const SuperblockFormat& format, ByteView both) {
         return true;
     }
     return whole_mark && !decode(format, second);
+}
+
+void mark_backup(const SuperblockFormat& format, MutByteView copy) {
+    const MutByteView body = copy.first(copy.size() - digest_size);
+    if (auto decoded = decode(format, copy);
+        !decoded || header_size + decoded->payload.size() + backup_mark.size() > body.size()) {
+        return; // damaged, or full
+    }
+    std::ranges::copy(as_bytes(backup_mark), body.last(backup_mark.size()).begin());
+    const Digest digest = sha256({body});
+    std::ranges::copy(digest, copy.last(digest_size).begin());
+}
+
+Result<Superblock> read_superblock(const SuperblockFormat& format, ByteView both_copies, const std::string& path) {
+    Bytes raw = to_bytes(both_copies.first(std::min(both_copies.size(), 2 * format.region)));
+    raw.resize(2 * format.region);
+    auto copies = decode_copies(format, std::move(raw), path);
+    if (!copies) {
+        return copies.error();
+    }
+    return std::move(*copies->decoded[copies->newer()]);
 }
 
 Task<Result<void>> create_superblock(BlockFile& file, SuperblockFormat format, Superblock superblock) {

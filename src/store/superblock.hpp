@@ -8,6 +8,8 @@
 //     16  u64             generation: the higher one is the newer
 //     24  uuid[16]
 //     40  payload, then zeros
+//   -40   "vtpmdcpy" in a copy that was given out as a backup (if the payload leaves room), else zeros; writing the superblock
+//         takes it away
 //   -32   SHA-256 of all before it
 //
 // Creation: a mark (magic "vtpmdnew") where the first copy goes, sync; second copy, sync; first copy over the mark, sync. A
@@ -18,6 +20,7 @@
 #include "util/log.hpp"
 #include "util/uuid.hpp"
 
+#include <string>
 #include <string_view>
 
 namespace vtpmd::store {
@@ -33,9 +36,16 @@ struct Superblock {
     Uuid uuid;
     std::uint64_t generation = 1;
     Bytes payload;
+    bool backup = false; ///< read from a copy that was given out as a backup, and not written since
 };
 
 [[nodiscard]] constexpr std::size_t superblock_payload_limit(const SuperblockFormat& f) { return f.region - 72; }
+
+/// Marks one copy, of `region` bytes, as that of a backup.
+void mark_backup(const SuperblockFormat& format, MutByteView copy);
+/// What the first 2 * region bytes hold: the newer whole copy. Errc::not_ours, version, corrupt. `path` is for the message.
+[[nodiscard]] Result<Superblock> read_superblock(const SuperblockFormat& format, ByteView both_copies,
+                                                 const std::string& path);
 
 /// True if an image may be created here: the first 2 * region bytes hold nothing, or a creation cut short.
 [[nodiscard]] bool creatable(const SuperblockFormat& format, ByteView both_copies);

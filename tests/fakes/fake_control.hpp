@@ -141,6 +141,30 @@ class FakeControl final : public manager::Control {
         }
         co_return known;
     }
+    Task<Result<manager::BackupInfo>> verify_backup(Bytes image) override {
+        calls.emplace_back(fmt::format("verify backup of {} bytes", image.size()));
+        if (next_error) {
+            Error e = *std::exchange(next_error, std::nullopt);
+            co_return e;
+        }
+        co_return manager::BackupInfo{.backup = true,
+                                      .written_at = 7,
+                                      .counter = 9,
+                                      .behind = 1,
+                                      .relation = manager::BackupInfo::Relation::older};
+    }
+    std::vector<manager::RecoveryKeyInfo> keys;
+    [[nodiscard]] std::vector<manager::RecoveryKeyInfo> recovery_keys() const override { return keys; }
+    Task<Result<manager::NewRecoveryKey>> add_recovery_key(std::string label) override {
+        keys.push_back({.id = fmt::format("{:08x}", keys.size() + 1), .created = 1, .label = std::move(label)});
+        co_return manager::NewRecoveryKey{.info = keys.back(), .file = SecretBytes(as_bytes("# words\n00ff\n"))};
+    }
+    Task<Result<void>> remove_recovery_key(std::string id) override {
+        if (std::erase_if(keys, [&id](const manager::RecoveryKeyInfo& k) { return k.id == id; }) == 0) {
+            co_return make_error(Errc::not_found, "there is no recovery key '{}'", id);
+        }
+        co_return Result<void>{};
+    }
     Task<Result<std::unique_ptr<manager::StoreCopy>>> backup() override {
         calls.emplace_back("backup");
         if (next_error) {

@@ -216,8 +216,14 @@ class FakeRootOfTrust final : public hwtpm::RootOfTrust {
     Task<Result<std::uint64_t>> counter_read(hwtpm::CounterRef c) override {
         return doing<std::uint64_t>("counter_read", [this, c]() -> Result<std::uint64_t> {
             auto it = tpm_.counters.find(c.handle);
-            return it == tpm_.counters.end() ? Result<std::uint64_t>(make_error(Errc::not_found, "no counter"))
-                                             : Result<std::uint64_t>(it->second);
+            if (it == tpm_.counters.end()) {
+                return make_error(Errc::not_found, "no counter");
+            }
+            auto auth = tpm_.counter_auths.find(c.handle);
+            if (tpm_.version == TpmVersion::tpm20 && auth != tpm_.counter_auths.end() && auth->second != c.auth) {
+                return make_error(Errc::mismatch, "another's counter");
+            }
+            return it->second;
         });
     }
     Task<Result<std::uint64_t>> counter_increment(hwtpm::CounterRef c) override {

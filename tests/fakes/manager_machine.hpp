@@ -24,6 +24,12 @@ class FaultPlace final : public manager::ImagePlace {
         }
         co_return co_await store::ManagerImage::open(disk_.open(), log_);
     }
+    Task<Result<std::unique_ptr<store::ManagerImage>>> look() override {
+        if (disk_.content().empty()) {
+            co_return make_error(Errc::not_found, "no such file");
+        }
+        co_return co_await store::ManagerImage::look(disk_.open(), log_);
+    }
 
   private:
     test::FaultDisk& disk_;

@@ -186,6 +186,7 @@ TEST_SUITE("manager store") {
                 CHECK(m.tpm.counters.empty());
                 REQUIRE(m.off());
                 m.options.freshness.mode = Mode::window;
+                m.options.accept_no_counter = true;
                 REQUIRE(m.open());
                 CHECK(m.tpm.counters.size() == 1);
             }
@@ -658,9 +659,16 @@ TEST_SUITE("manager store") {
         REQUIRE(fresh.create());
         REQUIRE(fresh.off());
         fresh.options.freshness.mode = Mode::window;
-        auto old = fresh.disk->content();
+        auto refused = fresh.open();
+        REQUIRE(refused.has_error());
+        CHECK(refused.error().code == Errc::rollback);
+        CHECK(refused.error().message.find("--accept-counter=none") != std::string::npos);
+        CHECK(fresh.tpm.counters.empty());
+        fresh.options.accept_no_counter = true;
         REQUIRE(fresh.open());
         REQUIRE(fresh.off());
+        CHECK(fresh.open().error().code == Errc::usage); // the word does not stay
+        fresh.options.accept_no_counter = false;
         REQUIRE(fresh.open());
         REQUIRE(fresh.enrol(uuid_of(2)));
         REQUIRE(fresh.off());
@@ -687,8 +695,11 @@ TEST_SUITE("manager store") {
             m.tpm.counters.clear();
             m.tpm.identity = Bytes(3, std::byte{9});
             m.tpm.high_water = 3;
+            CHECK(m.open().error().code == Errc::rollback); // nothing to compare with: that needs a word
+            m.options.accept_no_counter = true;
             REQUIRE(m.open());
             CHECK(m.loop.logged("a new counter"));
+            m.options.accept_no_counter = false;
         }
         CHECK(m.load(uuid_of(1)) == 6);
         REQUIRE(m.save(uuid_of(1), 7));

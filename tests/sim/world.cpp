@@ -243,7 +243,25 @@ Task<Result<std::unique_ptr<manager::Vault>>> open_or_create(manager::Vault::Opt
             co_return made;
         }
     }
-    co_return co_await manager::Vault::open(std::move(options), std::move(parts));
+    // As an operator does it: what a refusal says is not needed is left out, and its word is given where it asks for one. (Where a
+    // counter can be compared it asks for none: then an old copy stays refused.)
+    for (int tries = 0;; ++tries) {
+        manager::Vault::Options these = options;
+        manager::Vault::Parts these_parts = parts;
+        auto opened = co_await manager::Vault::open(std::move(these), std::move(these_parts));
+        if (opened || tries == 2) {
+            co_return opened;
+        }
+        const Error& why = opened.error();
+        if (why.code == Errc::usage && !options.recovery_file.empty() &&
+            why.message.find("not needed") != std::string::npos) {
+            options.recovery_file.clear();
+        } else if (why.code == Errc::rollback && why.message.find("--accept-counter=none") != std::string::npos) {
+            options.accept_no_counter = true;
+        } else {
+            co_return opened;
+        }
+    }
 }
 
 manager::FreshnessPolicy policy(std::uint32_t number) {

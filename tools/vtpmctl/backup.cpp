@@ -1,83 +1,20 @@
 #include "backup.hpp"
 
-#include <array>
+#include "made_file.hpp"
+#include "store/journal.hpp"
+
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
+#include <fstream>
 #include <sysexits.h>
 #include <unistd.h>
-#include <utility>
 
 namespace vtpmctl {
 
 namespace {
-
-[[noreturn]] void fail_with_errno(const std::string& path, std::string_view next) {
-    fail(EX_CANTCREAT, fmt::format("{}: {}; {}", path, std::strerror(errno), next));
-}
-
-/// Beside the file that it becomes; gone again unless it becomes that.
-class Draft {
-  public:
-    explicit Draft(std::string path)
-        : path_(std::move(path))
-        , name_(path_ + ".XXXXXX")
-        , fd_(::mkostemp(name_.data(), O_CLOEXEC)) { // mode 0600
-        if (fd_ < 0) {
-            fail_with_errno(path_, "name a place that can be written");
-        }
-    }
-    Draft(const Draft&) = delete;
-    Draft& operator=(const Draft&) = delete;
-    ~Draft() {
-        ::close(fd_);
-        if (!name_.empty()) {
-            ::unlink(name_.c_str());
-        }
-    }
-
-    void write(std::string_view bytes) {
-        while (!bytes.empty()) {
-            const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
-            if (n < 0 && errno == EINTR) {
-                continue;
-            }
-            if (n < 0) {
-                fail_with_errno(path_, "nothing is kept there; make room, or name another place");
-            }
-            bytes.remove_prefix(static_cast<std::size_t>(n));
-        }
-    }
-
-    /// Durable on return.
-    void become(bool replace) {
-        if (::fsync(fd_) != 0) {
-            fail_with_errno(path_, "nothing is kept there; make room, or name another place");
-        }
-        const bool there = replace ? ::rename(name_.c_str(), path_.c_str()) == 0
-                                   : ::link(name_.c_str(), path_.c_str()) == 0 && ::unlink(name_.c_str()) == 0;
-        if (!there) {
-            fail_with_errno(path_, "nothing was changed; name another file, or give --yes to replace it");
-        }
-        name_.clear();
-        const std::size_t slash = path_.rfind('/');
-        const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-        const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        const bool synced = fd >= 0 && ::fsync(fd) == 0;
-        ::close(fd);
-        if (!synced) {
-            fail_with_errno(folder, "the backup is there, but may not survive a loss of power");
-        }
-    }
-
-  private:
-    const std::string path_;
-    std::string name_; ///< empty once it is the file
-    int fd_;
-};
 
 /// One line, over and over, on a terminal only.
 class Bar {
@@ -112,22 +49,49 @@ class Bar {
 
 } // namespace
 
-std::uint64_t backup(const Options& o, const std::string& path, const Fetch& fetch) {
-    if (struct stat there{}; !o.has("yes") && ::lstat(path.c_str(), &there) == 0) {
-        fail(EX_CANTCREAT, fmt::format("{}: is there already; name another file, or give --yes to replace it", path));
-    }
-    Draft draft(path);
+bool is_backup(vtpmd::ByteView head, std::uint64_t /*size*/) {
+    const auto read = vtpmd::store::ManagerImage::read_head(head, "");
+    return read && read->backup;
+}
+
+std::uint64_t backup(const Options& o, const std::string& path, const std::string& store, const Fetch& fetch) {
+    MadeFile file{.path = path,
+                  .what = "a backup (one that a newer vtpmctl made, and that no manager has changed since)",
+                  .is_one = is_backup,
+                  .replace = o.has("yes"),
+                  .asked = "is there already; name another file, or give --yes to replace it",
+                  .live = store};
+    check_place(file);
+    Draft draft(std::move(file));
     std::uint64_t done = 0;
     {
         Bar bar;
         fetch([&](std::string_view piece, std::uint64_t total) {
-            draft.write(piece);
+            draft.write(vtpmd::as_bytes(piece));
             done += piece.size();
             bar.show(done, total);
         });
     }
-    draft.become(o.has("yes"));
+    draft.become();
     return done;
+}
+
+std::string read_copy(const std::string& path) {
+    std::ifstream in(path, std::ios::binary | std::ios::ate);
+    const auto size = in ? static_cast<std::streamoff>(in.tellg()) : -1;
+    if (size < 0) {
+        fail(EX_NOINPUT, fmt::format("{}: {}; name a file that is there", path, std::strerror(errno)));
+    }
+    if (static_cast<std::uint64_t>(size) > vtpmd::store::ManagerImage::max_size) {
+        fail(EX_DATAERR, fmt::format("{}: is larger than any store; is it the right file?", path));
+    }
+    std::string content(static_cast<std::size_t>(size), '\0');
+    in.seekg(0);
+    if (!in.read(content.data(), size)) {
+        fail(EX_IOERR, fmt::format("{}: it cannot be read", path));
+    }
+    content.resize(std::max(content.find_last_not_of('\0') + 1, std::min(content.size(), made_file_head)));
+    return content;
 }
 
 } // namespace vtpmctl

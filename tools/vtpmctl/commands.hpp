@@ -34,6 +34,9 @@ void freshness(const Options& o);
 void metrics(const Options& o);
 void live_view(const Options& o);
 void make_backup(const Options& o);
+void recovery_list(const Options& o);
+void recovery_add(const Options& o);
+void recovery_remove(const Options& o);
 
 /// approve.cpp: a group's approver signs a list (manager/approval_list.hpp). Needs no manager.
 void approve(const Options& o);

@@ -1,11 +1,15 @@
 #include "backup.hpp"
 #include "commands.hpp"
 #include "http_client.hpp"
+#include "made_file.hpp"
 #include "print.hpp"
 #include "top.hpp"
+#include "util/secret_bytes.hpp"
 
 #include <boost/json.hpp>
 #include <cstdio>
+#include <span>
+#include <utility>
 
 namespace vtpmctl {
 
@@ -23,11 +27,78 @@ void live_view(const Options& o) {
     top(o, [&o] { return ask(o, "GET", "/v1/top"); });
 }
 
+namespace {
+
+/// What a file is, beside the store that is open.
+void verify_copy(const Options& o, const std::string& file) {
+    const std::string answer = ask(o, "POST", "/v1/backup/verify", read_copy(file));
+    print(o, answer);
+    if (o.has("json")) {
+        return;
+    }
+    const std::string relation = text_of(json::parse(answer).at("relation"));
+    if (relation == "newest") {
+        std::puts("It has all that the store has.");
+    } else if (relation == "older") {
+        std::puts("It is an older copy: what was changed since is not in it. In the place of the store it is refused, "
+                  "if the\n"
+                  "counter has moved since.");
+    } else {
+        std::puts(
+            "It is a fork: it has what the store has not, so it went on by itself. One of the two has to be given up.");
+    }
+}
+
+} // namespace
+
 void make_backup(const Options& o) {
     const std::string& file = o.words.front();
-    const std::uint64_t size = backup(o, file, [&o](const Sink& sink) { fetch(o, "POST", "/v1/backup", sink); });
+    if (o.has("verify")) {
+        if (o.has("yes")) {
+            o.refuse("--yes does not go with --verify, which changes nothing");
+        }
+        verify_copy(o, file);
+        return;
+    }
+    const std::string store = text_of(json::parse(ask(o, "GET", "/v1/host")).at("store"));
+    const std::uint64_t size = backup(o, file, store, [&o](const Sink& sink) { fetch(o, "POST", "/v1/backup", sink); });
     const json::object done{{"file", file}, {"bytes", size}};
     print(o, json::serialize(done) + "\n");
+}
+
+void recovery_list(const Options& o) { print(o, ask(o, "GET", "/v1/recovery")); }
+
+/// The key goes into its file and nowhere else; if that cannot be made, the store forgets it again.
+void recovery_add(const Options& o) {
+    const std::string& path = o.words.front();
+    MadeFile file{.path = path, .what = "", .is_one = [](vtpmd::ByteView, std::uint64_t) { return false; }};
+    check_place(file);
+    json::object body;
+    if (auto label = o.one("label")) {
+        body["label"] = *label;
+    }
+    json::object made = json::parse(ask(o, "POST", "/v1/recovery", json::serialize(body))).as_object();
+    const std::string id = text_of(made.at("id"));
+    std::string text = text_of(made.at("file"));
+    made.erase("file");
+    try {
+        make_file(std::move(file), vtpmd::as_bytes(text));
+    } catch (const Failure& f) {
+        (void)ask(o, "DELETE", "/v1/recovery?id=" + encoded(id));
+        fail(f.status, f.message + "; no key was added");
+    }
+    vtpmd::cleanse(std::as_writable_bytes(std::span(text)));
+    made["file"] = path;
+    print(o, json::serialize(made) + "\n");
+    if (!o.has("json")) {
+        std::puts("Keep that file off this host. Copies of the store that were made before are not opened by it.");
+    }
+}
+
+void recovery_remove(const Options& o) {
+    const std::string& id = o.words.front();
+    confirm(o, "Remove recovery key " + id + "?", "Its file opens this store no more.");
+    print(o, ask(o, "DELETE", "/v1/recovery?id=" + encoded(id)));
 }
 
 } // namespace vtpmctl

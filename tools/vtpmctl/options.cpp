@@ -1,10 +1,14 @@
 #include "options.hpp"
 
+#include "made_file.hpp"
+
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fmt/format.h>
 #include <fstream>
 #include <iterator>
+#include <sys/stat.h>
 #include <sysexits.h>
 
 namespace vtpmctl {
@@ -52,13 +56,43 @@ std::string read_file(const std::string& path) {
     return content;
 }
 
-void write_file(const std::string& path, vtpmd::ByteView content) {
-    std::ofstream out(path, std::ios::binary | std::ios::trunc);
-    out.write(reinterpret_cast<const char*>(content.data()), static_cast<std::streamsize>(content.size()));
-    out.close();
-    if (!out) {
-        fail(EX_CANTCREAT, fmt::format("{}: {}; name a file that can be written", path, std::strerror(errno)));
+namespace {
+
+/// What is the same kind of file: it begins alike, or it is a signature or digest and has about as many bytes.
+bool alike(vtpmd::ByteView head, std::uint64_t size, vtpmd::ByteView content) {
+    constexpr std::size_t mark = 8;
+    constexpr std::size_t begin = 4;
+    constexpr std::uint64_t slack = 8;
+    constexpr std::string_view ours = "vtpmd";
+    if (content.size() >= mark && std::ranges::equal(content.first(ours.size()), vtpmd::as_bytes(ours))) {
+        return head.size() >= mark && std::ranges::equal(head.first(mark), content.first(mark));
     }
+    const bool begins_alike =
+        content.size() >= begin && head.size() >= begin && std::ranges::equal(head.first(begin), content.first(begin));
+    return begins_alike || (size <= content.size() + slack && size + slack >= content.size());
+}
+
+} // namespace
+
+void write_file(const std::string& path, vtpmd::ByteView content) {
+    struct stat st {};
+    if (::stat(path.c_str(), &st) == 0 && (S_ISCHR(st.st_mode) || S_ISFIFO(st.st_mode))) { // a terminal, a pipe
+        std::ofstream out(path, std::ios::binary);
+        out.write(reinterpret_cast<const char*>(content.data()), static_cast<std::streamsize>(content.size()));
+        out.close();
+        if (!out) {
+            fail(EX_CANTCREAT, fmt::format("{}: {}; name a file that can be written", path, std::strerror(errno)));
+        }
+        return;
+    }
+    make_file({.path = path,
+               .what = "a file of the kind that is to be written",
+               .is_one = [content](vtpmd::ByteView head, std::uint64_t size) { return alike(head, size, content); },
+               .replace = true,
+               .asked = {},
+               .live = {},
+               .mode = 0666},
+              content);
 }
 
 } // namespace vtpmctl

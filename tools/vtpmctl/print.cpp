@@ -48,6 +48,15 @@ void print_groups(const json::array& all) {
     }
 }
 
+void print_recovery_keys(const json::array& all) {
+    std::printf("%-8s  %-16s  %s\n", "ID", "CREATED (UTC)", "LABEL");
+    for (const json::value& entry : all) {
+        const json::object& k = entry.as_object();
+        std::printf("%-8s  %-16s  %s\n", text_of(k.at("id")).c_str(), time_text(k.at("created")).c_str(),
+                    text_of(k.at("label")).c_str());
+    }
+}
+
 void print_pcrs(const json::array& pcrs) {
     for (const json::value& p : pcrs) {
         std::printf("  %s:%-2s %s\n", text_of(p.at("bank")).c_str(), text_of(p.at("index")).c_str(),
@@ -92,6 +101,8 @@ void print(const Options& o, const std::string& body) {
     const json::value v = json::parse(body);
     if (const auto* all = v.as_object().if_contains("vtpms"); all != nullptr && all->is_array()) {
         print_vtpms(all->get_array());
+    } else if (const auto* keys = v.as_object().if_contains("recovery_keys")) {
+        print_recovery_keys(keys->as_array());
     } else if (const auto* groups = v.as_object().if_contains("groups")) {
         print_groups(groups->as_array());
     } else {

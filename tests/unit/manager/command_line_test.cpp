@@ -27,6 +27,17 @@ TEST_SUITE("manager") {
         CHECK_FALSE(o->spawn.enabled);
         CHECK(o->freshness == FreshnessPolicy{});
     }
+    TEST_CASE("command line: the word for a counter that is not there, and a look") {
+        auto o = parse({"--accept-counter=none"});
+        REQUIRE(o);
+        CHECK(o->accept_no_counter);
+        CHECK_FALSE(o->accept_counter);
+        CHECK_FALSE(parse({"--accept-counter=0"})->accept_no_counter);
+        CHECK(parse({"--accept-counter=nothing"}).error().code == Errc::usage);
+        CHECK(parse({"--check"})->check);
+        CHECK_FALSE(parse({})->check);
+        CHECK(parse({"--check", "--create"}).error().code == Errc::usage);
+    }
     TEST_CASE("command line: everything, and the old spellings") {
         auto o = parse({"--store=/s", "--create", "--store-size=33554432", "--tpm=swtpm:unix:/t", "tpmlocality=2",
                         "owner_auth=text:x", "srk_auth=hash:00", "--srk-handle=0x81000002", "--seal-pcrs=sha256:0,7",

@@ -115,6 +115,37 @@ TEST_SUITE("manager") {
         CHECK(judge_start(0, ~0ULL) == StartVerdict::old_copy);
         CHECK(judge_start(~0ULL, 0) == StartVerdict::lost_counter);
     }
+    TEST_CASE("freshness: what a start does about its counter, every cell") {
+        using enum CounterFound;
+        using Verdict = StartVerdict;
+        struct Cell {
+            bool off;
+            CounterFound found;
+            Verdict verdict;
+            bool word;
+            CounterPlan plan;
+        };
+        std::vector<Cell> cells;
+        for (CounterFound found : {none_named, there, not_there, unknown}) {
+            for (Verdict v : {Verdict::level, Verdict::finish_step, Verdict::old_copy, Verdict::lost_counter}) {
+                for (bool word : {false, true}) {
+                    cells.push_back({true, found, v, word, CounterPlan::unprotected});
+                    CounterPlan plan = word ? CounterPlan::make_new : CounterPlan::refuse;
+                    if (found == unknown) {
+                        plan = CounterPlan::fail;
+                    } else if (found == there && v != Verdict::lost_counter) {
+                        plan = word ? CounterPlan::refuse_word : CounterPlan::compare;
+                    }
+                    cells.push_back({false, found, v, word, plan});
+                }
+            }
+        }
+        for (const Cell& c : cells) {
+            INFO(static_cast<int>(c.found), " ", static_cast<int>(c.verdict), " ", c.word, " ", c.off);
+            CHECK(plan_counter({.off = c.off, .found = c.found, .verdict = c.verdict, .accept_none = c.word}) ==
+                  c.plan);
+        }
+    }
     TEST_CASE("freshness: lazy steps are due once a window, and only if there is something to cover") {
         LazySteps lazy(900s);
         Clock::time_point t{1000h};

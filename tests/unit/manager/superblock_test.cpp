@@ -1,4 +1,5 @@
 #include "manager/key_wrap.hpp"
+#include "manager/recovery_keys.hpp"
 #include "manager/superblock.hpp"
 
 #include "check.hpp"
@@ -33,7 +34,12 @@ Superblock sample_superblock() {
     s.counter_handle = 0x01800004;
     s.tpm_identity = Bytes(34, std::byte{0x66});
     s.tpm_description = "a TPM";
-    s.recovery = Bytes(140, std::byte{0x77});
+    s.recovery = {{.id = "0badcafe",
+                   .created = 1'700'000'000,
+                   .label = "safe",
+                   .kept = Bytes(60, std::byte{0x88}),
+                   .box = Bytes(140, std::byte{0x77})},
+                  {.id = {}, .created = 0, .label = {}, .kept = {}, .box = Bytes(140, std::byte{0x99})}};
     return s;
 }
 
@@ -110,19 +116,80 @@ TEST_SUITE("manager") {
         s.sealed.values.resize(1);
         s.sealed.blob.resize(2);
         s.tpm_identity.resize(1);
-        CHECK(to_hex(encode(s)) == "0001"
-                                   "00"
-                                   "00112233445566778899aabbccddeeff"
-                                   "01800004"
-                                   "000166"
-                                   "0005"
-                                   "612054504d"
-                                   "0000"
-                                   "000b"
-                                   "00800081"
-                                   "0001"
-                                   "000b0020" +
-                                       repeated("55", 32) + "00024444");
+        const std::string head = "00"
+                                 "00112233445566778899aabbccddeeff"
+                                 "01800004"
+                                 "000166"
+                                 "0005"
+                                 "612054504d";
+        const std::string rest = "000b"
+                                 "00800081"
+                                 "0001"
+                                 "000b0020" +
+                                 repeated("55", 32) + "00024444";
+        CHECK(to_hex(encode(s)) == "0002" + head + "00" + rest);
+        // With a recovery key; and version 1, which had one at most and knew nothing of it.
+        s.recovery = {sample_superblock().recovery[0]};
+        s.recovery[0].kept.resize(2);
+        s.recovery[0].box.resize(3);
+        const std::string key = "01"
+                                "08"
+                                "3062616463616665"
+                                "000000006553f100"
+                                "04"
+                                "73616665"
+                                "00028888"
+                                "0003777777";
+        CHECK(to_hex(encode(s)) == "0002" + head + key + rest);
+        const Superblock old = decode_superblock(from_hex("0001" + head + "0003777777" + rest).value()).value();
+        REQUIRE(old.recovery.size() == 1);
+        CHECK(old.recovery[0] ==
+              RecoveryKey{.id = {}, .created = 0, .label = {}, .kept = {}, .box = Bytes(3, std::byte{0x77})});
+        CHECK(decode_superblock(from_hex("0001" + head + "0000" + rest).value()).value().recovery.empty());
+    }
+    TEST_CASE("superblock: more recovery keys than it may have are refused") {
+        Superblock s = sample_superblock();
+        s.recovery.resize(recovery_key_limit);
+        CHECK(decode_superblock(encode(s)));
+        s.recovery.resize(recovery_key_limit + 1);
+        CHECK(decode_superblock(encode(s)).error().code == Errc::corrupt);
+    }
+    TEST_CASE("recovery keys: each opens the keyring as it is now, once all boxes are closed anew") {
+        Keyring keyring = sample_keyring();
+        const SecretBytes first = store::random_key();
+        const SecretBytes second = store::random_key();
+        std::vector<RecoveryKey> keys{make_recovery_key(first, keyring, {.label = "a", .created = 1}).value(),
+                                      make_recovery_key(second, keyring, {.label = {}, .created = 2}).value()};
+        CHECK(keys[0].id == recovery_key_id(first, keyring.image));
+        CHECK(keys[0].id.size() == 8);
+        CHECK(keys[0].id != keys[1].id);
+        keyring.counter = {.handle = 77, .auth = Bytes(4, std::byte{1})};
+        CHECK(close_recovery_boxes(keys, keyring).value() == 0);
+        for (const SecretBytes* key : {&first, &second}) {
+            CHECK(open_recovery_box(keys, *key, keyring.image).value().counter.handle == 77);
+        }
+        CHECK(open_recovery_box(keys, store::random_key(), keyring.image).error().code == Errc::mismatch);
+        CHECK(open_recovery_box(keys, first, random_uuid()).error().code == Errc::mismatch);
+        // One that an older program made stays as it is, and is known once it was used.
+        keys[0].kept.clear();
+        keys[0].id.clear();
+        keyring.counter.handle = 78;
+        CHECK(close_recovery_boxes(keys, keyring).value() == 1);
+        CHECK(open_recovery_box(keys, first, keyring.image).value().counter.handle == 77);
+        CHECK(keys[0].id == recovery_key_id(first, keyring.image));
+        CHECK(close_recovery_boxes(keys, keyring).value() == 0);
+        CHECK(open_recovery_box(keys, first, keyring.image).value().counter.handle == 78);
+        // What is kept is of this store's key only.
+        Keyring other = sample_keyring();
+        other.master = store::random_key();
+        CHECK(close_recovery_boxes(keys, other).error().code == Errc::corrupt);
+    }
+    TEST_CASE("recovery keys: a label is one line of printable text") {
+        CHECK(check_recovery_label(""));
+        CHECK(check_recovery_label("safe at München"));
+        for (const std::string& bad : {std::string("two\nlines"), std::string("\xff"), std::string(65, 'x')}) {
+            CHECK(check_recovery_label(bad).error().code == Errc::usage);
+        }
     }
     TEST_CASE("hash key wrap: opens in its own place only") {
         SecretBytes group_key = store::random_key();
