@@ -19,7 +19,9 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.append(os.path.join(TOP, "tests", "integration"))
+sys.path.append(os.path.join(TOP, "tools", "lib"))
 import harness  # noqa: E402
+import left  # noqa: E402
 import tpm  # noqa: E402
 
 CACHE = os.environ.get("VTPMD_SYSTEMDLAB", "/var/tmp/vtpmd-systemdlab")
@@ -163,9 +165,7 @@ def own_control_group():
         for group, before in made:
             with open(os.path.join(before, "cgroup.procs"), "w") as f:
                 f.write(str(os.getpid()))
-            for folder, _, _ in os.walk(group, topdown=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+            left.end_group(group)
     return leave
 
 
@@ -307,6 +307,10 @@ class Host:
             raise AssertionError(f"the container ended with {status}:\n{self.nspawn.log()[-3000:]}")
 
     def power_cut(self):
+        """nspawn's end alone would leave the container running."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
         self.nspawn.kill()
         self.pid = None
 
@@ -347,7 +351,7 @@ class Case(harness.Case):
     def _end(self):
         for host in self.hosts:
             if host.nspawn:
-                host.nspawn.kill()
+                host.power_cut()
 
 
 def main():

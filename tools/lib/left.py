@@ -48,6 +48,21 @@ def processes(mark):
     return found
 
 
+def end_group(group):
+    """Whatever runs in a control group (a container that lost its keeper), and the group."""
+    deadline = time.monotonic() + PATIENCE
+    while os.path.isdir(group) and time.monotonic() < deadline:
+        for folder, _, _ in os.walk(group, topdown=False):
+            try:
+                with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as f:
+                    for pid in f.read().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                os.rmdir(folder)
+            except OSError:  # it is not empty yet
+                continue
+        time.sleep(0.05)
+
+
 def mounts():
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as f:
         return [line.split()[4] for line in f]
@@ -74,11 +89,7 @@ def find(mark, before):
     groups = [g for g in groups if not os.path.exists(f"/proc/{g.rsplit('-', 1)[1]}")]
     for group in groups:
         print(f"left behind: {group}")
-        for folder, _, _ in os.walk(group, topdown=False):
-            try:
-                os.rmdir(folder)
-            except OSError:
-                pass
+        end_group(group)
     return bool(left or mounted or groups)
 
 
