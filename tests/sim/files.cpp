@@ -84,7 +84,7 @@ Result<std::unique_ptr<BlockFile>> Io::open(const std::string& path, OpenMode mo
     }
     Files::File* file = files_.find(path);
     if (file == nullptr) {
-        if (mode == OpenMode::existing) {
+        if (mode != OpenMode::create) {
             return make_error(Errc::not_found, "{}: no such file", path);
         }
         files_.put(path, {});

@@ -493,9 +493,12 @@ void World::start_instance(std::size_t n, bool twin, bool create) {
     const bool alone_here = std::ranges::none_of(
         instances_, [&](const auto& o) { return o.get() != &i && o->vtpm == n && !o->process.dead; });
     const bool registered = v.presence.certain() && v.presence.quiet() && v.presence.value() == Presence::there;
-    const bool could = create && v.presence.certain() && v.presence.quiet() && v.presence.value() == Presence::absent;
-    const bool calm = healthy() && alone_here && !twin && !v.lossy && !v.twinned && !v.unclear && (create || v.tpm) &&
-                      (registered || could) && v.group.certain() && group_opens(v.group.value());
+    // A full store takes no new one.
+    const bool could = create && model_.fill.empty() && v.presence.certain() && v.presence.quiet() &&
+                       v.presence.value() == Presence::absent;
+    const bool calm = healthy() && alone_here && !twin && !v.lossy && !v.twinned && !v.unclear &&
+                      (v.tpm || (create && v.given_up.empty())) && (registered || could) && v.group.certain() &&
+                      group_opens(v.group.value());
     const std::uint64_t before = disturbances_;
     const bool asks = create && !registered;
     if (asks) {
