@@ -1,5 +1,9 @@
-// Backup of the manager's store: its copy is the answer's body, or a request's that asks what it is. And its recovery keys.
+// The manager's store itself: its backup, which is the answer's body, or a request's that asks what it is; its recovery keys;
+// and its growth.
 #include "api/handlers.hpp"
+#include "util/text.hpp"
+
+#include <limits>
 
 namespace vtpmd::api {
 
@@ -84,6 +88,27 @@ constexpr Field recovery_query[] = {
     {"id", "string", true, "of the key, as GET /v1/recovery shows it"},
 };
 
+Task<Result<Response>> grow_store(Call call) {
+    std::uint64_t bytes = 0;
+    if (const auto size = text_of(call.body, "size", ""); !size.empty()) {
+        auto number = parse_number(size, std::numeric_limits<std::uint64_t>::max());
+        if (!number) {
+            co_return in_context(number.error(), "size");
+        }
+        bytes = *number;
+    }
+    auto grown = co_await call.control.grow_store(bytes);
+    if (!grown) {
+        co_return grown.error();
+    }
+    co_return host_answer(*grown);
+}
+
+constexpr Field grow_fields[] = {
+    {"size", "string", false,
+     "bytes that the store is to have; of a block device that was made larger it may be left out, for all of it"},
+};
+
 } // namespace
 
 std::vector<Route> backup_routes() {
@@ -96,6 +121,7 @@ std::vector<Route> backup_routes() {
         {{"DELETE", "/v1/recovery", "Removes a recovery key", {}, recovery_query}, remove_recovery},
         {{"POST", "/v1/backup", "A consistent copy of the manager's store, which goes on meanwhile, as bytes", {}},
          make_backup},
+        {{"POST", "/v1/store/grow", "Makes the manager's store larger, while it is in use", grow_fields}, grow_store},
     };
 }
 

@@ -20,7 +20,10 @@ ErrorKind kind_of(Errc code) noexcept {
                 "ask as root or as a member of the group of --api-group; where a signature was refused, have the "
                 "approver sign again, with the key that the group was made for"};
     case Errc::no_space:
-        return {507, "no_space", "delete vTPMs that are not needed, or make room on the store's disk"};
+        return {
+            507, "no_space",
+            "make the store larger (vtpmctl store grow SIZE), delete vTPMs that are not needed, or make room on the "
+            "store's disk"};
     case Errc::rollback:
         return {409, "rollback",
                 "use a newer list; where it is the store that is old, see the manager's log, and --accept-counter in "

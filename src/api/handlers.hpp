@@ -47,7 +47,9 @@ struct Route {
 [[nodiscard]] std::vector<Route> edit_routes();
 /// Its instance (power_routes.cpp).
 [[nodiscard]] std::vector<Route> power_routes();
-/// And for backups (backup_routes.cpp).
+/// Of the manager.
+[[nodiscard]] Response host_answer(const manager::HostInfo& h);
+/// And for the store itself (backup_routes.cpp).
 [[nodiscard]] std::vector<Route> backup_routes();
 
 } // namespace vtpmd::api

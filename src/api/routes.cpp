@@ -56,18 +56,7 @@ void add_json(std::string& out, const VtpmInfo& v) {
     out += v.autostart ? R"(,"autostart":true})" : R"(,"autostart":false})";
 }
 
-Task<Result<Response>> get_host(Call call) {
-    const manager::HostInfo h = call.control.host();
-    co_return answer(200, json::object{{"version", h.version},
-                                       {"store", h.store},
-                                       {"store_uuid", to_string(h.store_uuid)},
-                                       {"tpm", h.tpm},
-                                       {"vtpms", whole(h.vtpms)},
-                                       {"open", whole(h.open)},
-                                       {"tombstones", whole(h.tombstones)},
-                                       {"store_bytes", whole(h.store_bytes)},
-                                       {"store_bytes_used", whole(h.store_bytes_used)}});
-}
+Task<Result<Response>> get_host(Call call) { co_return host_answer(call.control.host()); }
 
 /// Of those that there are when it is asked; one that goes meanwhile is not told of.
 Task<Result<Response>> list_vtpms(Call call) {
@@ -388,6 +377,20 @@ Result<Bytes> bytes_of(const json::object& body, std::string_view name) {
         return in_context(bytes.error(), name);
     }
     return bytes;
+}
+
+Response host_answer(const manager::HostInfo& h) {
+    return answer(200, json::object{{"version", h.version},
+                                    {"store", h.store},
+                                    {"store_uuid", to_string(h.store_uuid)},
+                                    {"tpm", h.tpm},
+                                    {"vtpms", whole(h.vtpms)},
+                                    {"open", whole(h.open)},
+                                    {"tombstones", whole(h.tombstones)},
+                                    {"store_bytes", whole(h.store_bytes)},
+                                    {"store_bytes_used", whole(h.store_bytes_used)},
+                                    {"store_bytes_reserved", whole(h.store_bytes_reserved)},
+                                    {"trouble", h.trouble}});
 }
 
 Result<std::optional<Uuid>> uuid_of(const json::object& fields, std::string_view name) {

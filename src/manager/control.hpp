@@ -151,8 +151,10 @@ struct HostInfo {
     std::size_t vtpms = 0;
     std::size_t open = 0;
     std::size_t tombstones = 0;
-    std::uint64_t store_bytes = 0;      ///< room for records
-    std::uint64_t store_bytes_used = 0; ///< of it, by the last checkpoint
+    std::uint64_t store_bytes = 0;          ///< that records may take
+    std::uint64_t store_bytes_used = 0;     ///< that they take now
+    std::uint64_t store_bytes_reserved = 0; ///< that those of what is registered can come to
+    std::string trouble = {};               ///< why the store does not take writes; empty: it does
 };
 
 /// A vTPM's guest, as its instance reports it.
@@ -284,6 +286,9 @@ class Control {
     virtual Task<Result<NewRecoveryKey>> add_recovery_key(std::string label) = 0;
     /// Errc::not_found.
     virtual Task<Result<void>> remove_recovery_key(std::string id) = 0;
+    /// Makes the store larger, in use: a file to `bytes`; a block device that was made larger too (0: all of it). Errc::usage: it
+    /// would not get larger, or too large; no_space: of the file system or the device.
+    virtual Task<Result<HostInfo>> grow_store(std::uint64_t bytes) = 0;
     /// Errc::pcr_mismatch: there is none yet, and the group is closed; not_found: there is none yet, and none is to be made.
     virtual Task<Result<CaInfo>> group_ca(Uuid uuid, NoCa if_none) = 0;
     /// What another CA made of its request, with as much of the chain as is wanted, PEM. Errc::usage says what is wrong with it.

@@ -1,5 +1,5 @@
-// Backups of the store, one at a time: each pins what it reads, and has a buffer of its own. And the keys that open it where the
-// TPM does not.
+// The store itself: backups, one at a time (each pins what it reads, and has a buffer of its own), the keys that open it where the
+// TPM does not, and its growth.
 #include "manager/control_service.hpp"
 
 #include <algorithm>
@@ -99,6 +99,14 @@ Task<Result<std::unique_ptr<StoreCopy>>> ControlService::backup() {
         co_return copy.error();
     }
     co_return std::unique_ptr<StoreCopy>(std::make_unique<OneCopy>(std::move(*copy), backup_runs_));
+}
+
+Task<Result<HostInfo>> ControlService::grow_store(std::uint64_t bytes) {
+    auto grown = co_await parts_.vault.grow(bytes);
+    if (!grown) {
+        co_return grown.error();
+    }
+    co_return host();
 }
 
 } // namespace vtpmd::manager

@@ -21,7 +21,7 @@ ControlService::ControlService(Parts parts)
 
 HostInfo ControlService::host() const {
     const Registry& registry = parts_.vault.registry();
-    const store::JournalCounters& journal = parts_.vault.journal_counters();
+    const Vault::Fill fill = parts_.vault.fill();
     return {.version = VTPMD_VERSION,
             .store = parts_.store_path,
             .store_uuid = parts_.vault.uuid(),
@@ -29,8 +29,10 @@ HostInfo ControlService::host() const {
             .vtpms = registry.vtpm_count(),
             .open = parts_.service.open_count(),
             .tombstones = registry.tombstone_count(),
-            .store_bytes = journal.half_bytes,
-            .store_bytes_used = journal.checkpoint_bytes};
+            .store_bytes = fill.limit,
+            .store_bytes_used = fill.used,
+            .store_bytes_reserved = fill.reserved,
+            .trouble = std::string(parts_.vault.trouble())};
 }
 
 VtpmState ControlService::state_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const {

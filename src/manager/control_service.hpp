@@ -57,6 +57,7 @@ class ControlService final : public Control {
     [[nodiscard]] std::vector<RecoveryKeyInfo> recovery_keys() const override;
     Task<Result<NewRecoveryKey>> add_recovery_key(std::string label) override;
     Task<Result<void>> remove_recovery_key(std::string id) override;
+    Task<Result<HostInfo>> grow_store(std::uint64_t bytes) override;
     Task<Result<CaInfo>> group_ca(Uuid uuid, NoCa if_none) override;
     Task<Result<CaInfo>> set_group_ca(Uuid uuid, std::string certificates) override;
     Task<Result<SealInfo>> seal() override;

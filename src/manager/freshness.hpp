@@ -130,6 +130,8 @@ class Freshness {
     [[nodiscard]] std::vector<Bytes> prologue();
     Task<Result<void>> before_acknowledge();
 
+    /// A value that the hardware counter has reached: no copy of the store that is older is accepted. 0: there is no counter.
+    [[nodiscard]] std::uint64_t reached() const noexcept { return policy_.mode == Mode::off || fatal_ ? 0 : hardware_; }
     /// True while the journal is ahead of the hardware.
     [[nodiscard]] bool owed() const noexcept;
     /// Another program moved our counter: what is acknowledged from now on could not be told from an older copy.

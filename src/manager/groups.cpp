@@ -222,7 +222,7 @@ Task<Result<GroupId>> Groups::add(GroupDetail made, Bytes chosen_id) {
     made.attestation = std::move(*attestation);
 
     const Uuid uuid = made.protection.approved.group;
-    const GroupId id = parts_.vault.registry().groups().rbegin()->first + 1;
+    const GroupId id = parts_.vault.registry().next_group_id();
     auto stored = co_await parts_.vault.create_group(id, uuid, encode(made));
     if (!stored) {
         co_return stored.error();

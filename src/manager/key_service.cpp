@@ -555,17 +555,12 @@ Task<Result<void>> KeyService::enrol_numbered(Uuid uuid, TpmVersion version, std
         co_return make_error(Errc::busy, "vTPM {} is open, or is being made or deleted", uuid);
     }
     OwnHold hold{holders_, uuid};
-    auto made = co_await parts_.vault.register_vtpm(uuid, version);
-    if (!made) {
-        co_return made;
-    }
-    ++counters_.registered;
-    // A crash in between leaves a vTPM that nobody was told of, and that has no state.
-    auto numbered = co_await parts_.vault.number_vtpm(uuid, number);
-    if (numbered) {
+    auto made = co_await parts_.vault.register_numbered(uuid, version, number);
+    if (made) {
+        ++counters_.registered;
         parts_.log.info("vTPM {} registered, TPM {}, with the number {}", uuid, to_string(version), number);
     }
-    co_return numbered;
+    co_return made;
 }
 
 Task<Result<void>> KeyService::move(Uuid uuid, GroupId group) {
@@ -596,7 +591,7 @@ Task<Result<void>> KeyService::bury(Uuid uuid, TombstoneRecord::Reason reason) {
     auto removed = co_await parts_.vault.remove(uuid, reason);
     // Also after an error that left the tombstone.
     comings_.erase(uuid);
-    if (parts_.gone && parts_.vault.registry().tombstone(uuid) != nullptr) {
+    if (parts_.gone && parts_.vault.registry().find(uuid) == nullptr) {
         parts_.gone(uuid);
     }
     co_return removed;

@@ -83,7 +83,7 @@ class KeyService {
     /// Ends idle links now and the others after the request they are at. No new ones should come.
     void stop();
 
-    /// Registers a new vTPM. Errc::busy while somebody else is at it: two registrations of one UUID would stop the journal.
+    /// Registers a new vTPM. Errc::busy while somebody else is at it.
     Task<Result<void>> enrol(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
     /// The same, with a number for toolstacks of 2006 (legacy_service.hpp).
     Task<Result<void>> enrol_numbered(Uuid uuid, TpmVersion version, std::uint32_t number);

@@ -66,7 +66,9 @@ void add_service(Families& f, KeyService& service) {
     f.gauge("vtpmd_links", "Connections of instances now", service.link_count());
 }
 
-void add_store(Families& f, const store::JournalCounters& c) {
+void add_store(Families& f, const Vault& vault) {
+    const store::JournalCounters& c = vault.journal_counters();
+    const Vault::Fill fill = vault.fill();
     f.counter("vtpmd_journal_records_total", "Records made durable", c.records);
     f.counter("vtpmd_journal_batches_total", "Batches that the records shared", c.batches);
     f.counter("vtpmd_journal_syncs_total", "Syncs of the store", c.syncs);
@@ -80,8 +82,12 @@ void add_store(Families& f, const store::JournalCounters& c) {
     Metric& sizes = f.add("vtpmd_journal_batch_records", "histogram", "Records that shared a batch");
     add_buckets(sizes, c.batch_sizes, bounds, static_cast<double>(c.records));
     f.gauge("vtpmd_journal_largest_batch", "Records of the largest batch", c.largest_batch);
-    f.gauge("vtpmd_store_bytes", "Bytes that records have room for", c.half_bytes);
-    f.gauge("vtpmd_store_used_bytes", "Of them, taken by the last checkpoint", c.checkpoint_bytes);
+    f.gauge("vtpmd_store_bytes", "Bytes that records may take", fill.limit);
+    f.gauge("vtpmd_store_used_bytes", "Of them, taken now", fill.used);
+    f.gauge("vtpmd_store_reserved_bytes", "Of them, what everything that is registered can come to", fill.reserved);
+    f.gauge("vtpmd_store_writable", "0 while the store takes no writes", vault.trouble().empty() ? 1 : 0);
+    f.counter("vtpmd_journal_refused_total", "Changes that could not follow what was there", c.refused);
+    f.gauge("vtpmd_journal_set_aside", "Records of an older program that were set aside at the start", c.set_aside);
 }
 
 void add_freshness(Families& f, const FreshnessInfo& i) {
@@ -147,7 +153,7 @@ std::vector<Metric> collect_metrics(const ControlService& control, const Control
     Families f;
     add_vtpms(f, control);
     add_service(f, parts.service);
-    add_store(f, parts.vault.journal_counters());
+    add_store(f, parts.vault);
     add_freshness(f, control.freshness());
     add_hardware(f, parts.root.metrics());
     add_supervisor(f, parts.supervisor);

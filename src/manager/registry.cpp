@@ -4,63 +4,68 @@
 
 namespace vtpmd::manager {
 
+namespace {
+
+SnapshotSize size_of_tombstone(const Registry::Tombstone& t) {
+    return size_of(TombstoneFacts{.reason = t.reason, .grouped = !t.group.is_nil()});
+}
+
+} // namespace
+
 Result<void> Registry::apply(const Record& record) {
-    return std::visit([this](const auto& r) { return on(r); }, record);
-}
-
-Result<void> Registry::on(const GroupRecord& r) {
-    if (!groups_
-             .try_emplace(r.id, Group{.uuid = r.uuid, .created = r.created, .vtpms = 0, .detail = {}, .certifier = {}})
-             .second) {
-        return make_error(Errc::corrupt, "group {} is there twice", r.id);
+    if (auto may = check(*this, record, Occasion::replay); !may) {
+        Error e = may.error();
+        e.code = Errc::corrupt;
+        return e;
     }
+    std::visit([this](const auto& r) { on(r); }, record);
     return {};
 }
 
-Result<void> Registry::on(const VtpmRecord& r) {
-    auto group = groups_.find(r.group);
-    if (group == groups_.end()) {
-        return make_error(Errc::corrupt, "vTPM {} belongs to group {}, which is not there", r.uuid, r.group);
-    }
-    const auto gone = tombstones_.find(r.uuid);
-    const bool back =
-        r.returned && gone != tombstones_.end() && gone->second.reason == TombstoneRecord::Reason::migrated;
-    if (gone != tombstones_.end() && !back) {
-        return make_error(Errc::corrupt, "vTPM {} is registered after its tombstone", r.uuid);
-    }
-    if (!vtpms_
-             .try_emplace(r.uuid,
-                          Vtpm{.created = r.created, .group = r.group, .version = r.version, .returned = r.returned})
-             .second) {
-        return make_error(Errc::corrupt, "vTPM {} is registered twice", r.uuid);
-    }
-    if (back) {
-        tombstones_.erase(gone);
-    }
-    ++group->second.vtpms;
-    return {};
+void Registry::count(SnapshotSize before, SnapshotSize after) {
+    size_.now += after.now - before.now;
+    size_.most += after.most - before.most;
 }
 
-Result<void> Registry::on(const KeyRecord& r) {
-    auto it = vtpms_.find(r.uuid);
-    if (it == vtpms_.end()) {
-        return make_error(Errc::corrupt, "a key for vTPM {}, which is not registered", r.uuid);
-    }
-    if (r.sequence <= it->second.sequence) {
-        return make_error(Errc::corrupt, "vTPM {}: key {} comes after key {}", r.uuid, r.sequence, it->second.sequence);
-    }
-    it->second.sequence = r.sequence;
-    it->second.key = r.key;
-    it->second.returned = false;
-    return {};
+SnapshotSize Registry::vtpm_size(const Uuid& uuid) const {
+    const auto facts = vtpm_facts(uuid);
+    return facts ? size_of(*facts) : SnapshotSize{};
 }
 
-Result<void> Registry::on(const TombstoneRecord& r) {
-    // A snapshot says of a vTPM that is gone only that it is gone, so there need not be a registration.
-    if (!tombstones_.try_emplace(r.uuid, Tombstone{.reason = r.reason, .when = r.when, .group = r.group}).second) {
-        return make_error(Errc::corrupt, "vTPM {} has two tombstones", r.uuid);
+SnapshotSize Registry::group_size(GroupId id) const {
+    const auto facts = group_facts(id);
+    return facts ? size_of(*facts) : SnapshotSize{};
+}
+
+void Registry::on(const GroupRecord& r) {
+    groups_.emplace(r.id, Group{.uuid = r.uuid, .created = r.created, .vtpms = 0, .detail = {}, .certifier = {}});
+    next_group_ = std::max(next_group_, r.id + 1);
+    count({}, group_size(r.id));
+}
+
+void Registry::on(const VtpmRecord& r) {
+    vtpms_.emplace(r.uuid, Vtpm{.created = r.created, .group = r.group, .version = r.version, .returned = r.returned});
+    if (const auto gone = tombstones_.find(r.uuid); gone != tombstones_.end()) {
+        drop_tombstone(gone);
     }
-    if (auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
+    ++groups_.at(r.group).vtpms;
+    count({}, vtpm_size(r.uuid));
+}
+
+void Registry::on(const KeyRecord& r) {
+    const SnapshotSize before = vtpm_size(r.uuid);
+    Vtpm& vtpm = vtpms_.at(r.uuid);
+    vtpm.sequence = r.sequence;
+    vtpm.key = r.key;
+    vtpm.returned = false;
+    count(before, vtpm_size(r.uuid));
+}
+
+void Registry::on(const TombstoneRecord& r) {
+    Tombstone made{.reason = r.reason, .when = r.when, .group = r.group, .freshness = freshness_.value_or(0)};
+    if (const auto it = vtpms_.find(r.uuid); it != vtpms_.end()) {
+        made.stateless = it->second.sequence == 0 && !it->second.returned;
+        count(vtpm_size(r.uuid), {});
         --groups_.at(it->second.group).vtpms;
         vtpms_.erase(it);
         names_.erase(r.uuid);
@@ -69,93 +74,146 @@ Result<void> Registry::on(const TombstoneRecord& r) {
             numbered_.erase(number.mapped());
         }
     }
-    return {};
+    count({}, size_of_tombstone(made));
+    tombstone_bytes_ += size_of_tombstone(made).now;
+    tombstones_.emplace(r.uuid, made);
 }
 
-Result<void> Registry::on(const NameRecord& r) {
-    if (!vtpms_.contains(r.uuid)) {
-        return tombstones_.contains(r.uuid)
-                   ? Result<void>{}
-                   : make_error(Errc::corrupt, "a name for vTPM {}, which was never registered", r.uuid);
+void Registry::drop_tombstone(std::unordered_map<Uuid, Tombstone>::iterator it) {
+    count(size_of_tombstone(it->second), {});
+    tombstone_bytes_ -= size_of_tombstone(it->second).now;
+    tombstones_.erase(it);
+}
+
+void Registry::on(const NameRecord& r) {
+    if (!vtpms_.contains(r.uuid)) { // it is gone
+        return;
     }
+    const SnapshotSize before = vtpm_size(r.uuid);
     if (r.name.empty()) {
         names_.erase(r.uuid);
     } else {
         names_.insert_or_assign(r.uuid, r.name);
     }
-    return {};
+    count(before, vtpm_size(r.uuid));
 }
 
-Result<void> Registry::on(const ResetRecord& r) {
-    auto it = vtpms_.find(r.uuid);
-    if (it == vtpms_.end() || r.sequence <= it->second.sequence) {
-        return make_error(Errc::corrupt, "vTPM {} is reset by number {}, but it is not there or further", r.uuid,
-                          r.sequence);
-    }
-    it->second.sequence = r.sequence;
-    it->second.key = {};
+void Registry::on(const ResetRecord& r) {
+    const SnapshotSize before = vtpm_size(r.uuid);
+    Vtpm& vtpm = vtpms_.at(r.uuid);
+    vtpm.sequence = r.sequence;
+    vtpm.key = {};
     resets_.insert_or_assign(r.uuid, Reset{.sequence = r.sequence, .when = r.when, .given_up = r.given_up});
-    return {};
+    count(before, vtpm_size(r.uuid));
 }
 
-Result<void> Registry::on(const FreshnessRecord& r) {
-    freshness_ = std::max(freshness_.value_or(0), r.counter);
-    return {};
+void Registry::on(const FreshnessRecord& r) { freshness_ = std::max(freshness_.value_or(0), r.counter); }
+
+void Registry::on(const GroupDetailRecord& r) {
+    const SnapshotSize before = group_size(r.id);
+    groups_.at(r.id).detail = r.detail;
+    count(before, group_size(r.id));
 }
 
-Result<void> Registry::on(const GroupDetailRecord& r) {
-    auto group = groups_.find(r.id);
-    if (group == groups_.end()) {
-        return make_error(Errc::corrupt, "a detail of group {}, which is not there", r.id);
-    }
-    group->second.detail = r.detail;
-    return {};
+void Registry::on(const GroupGoneRecord& r) {
+    count(group_size(r.id), {});
+    groups_.erase(r.id);
 }
 
-Result<void> Registry::on(const GroupGoneRecord& r) {
-    auto group = groups_.find(r.id);
-    if (group == groups_.end() || group->second.vtpms != 0 || r.id == 0) {
-        return make_error(Errc::corrupt, "group {} is gone, but it has vTPMs, is the store's own, or was never there",
-                          r.id);
-    }
-    groups_.erase(group);
-    return {};
+void Registry::on(const MovedRecord& r) {
+    Vtpm& vtpm = vtpms_.at(r.uuid);
+    --groups_.at(vtpm.group).vtpms;
+    vtpm.group = r.group;
+    ++groups_.at(r.group).vtpms;
 }
 
-Result<void> Registry::on(const MovedRecord& r) {
-    auto vtpm = vtpms_.find(r.uuid);
-    auto group = groups_.find(r.group);
-    if (vtpm == vtpms_.end() || vtpm->second.sequence != 0 || group == groups_.end()) {
-        return make_error(Errc::corrupt,
-                          "vTPM {} moves to group {}, but one of them is not there or the vTPM has a key already",
-                          r.uuid, r.group);
-    }
-    --groups_.at(vtpm->second.group).vtpms;
-    vtpm->second.group = r.group;
-    ++group->second.vtpms;
-    return {};
+void Registry::on(const CertifierRecord& r) {
+    const SnapshotSize before = group_size(r.id);
+    groups_.at(r.id).certifier = r.detail;
+    count(before, group_size(r.id));
 }
 
-Result<void> Registry::on(const CertifierRecord& r) {
-    auto group = groups_.find(r.id);
-    if (group == groups_.end()) {
-        return make_error(Errc::corrupt, "a CA of group {}, which is not there", r.id);
-    }
-    group->second.certifier = r.detail;
-    return {};
-}
-
-Result<void> Registry::on(const NumberRecord& r) {
-    if (!vtpms_.contains(r.uuid) || number_of(r.uuid) || !numbered_.try_emplace(r.number, r.uuid).second) {
-        return make_error(Errc::corrupt,
-                          "number {} for vTPM {}, which is not registered, or one of them has another already",
-                          r.number, r.uuid);
-    }
+void Registry::on(const NumberRecord& r) {
+    const SnapshotSize before = vtpm_size(r.uuid);
+    numbered_.emplace(r.number, r.uuid);
     numbers_.emplace(r.uuid, r.number);
-    return {};
+    count(before, vtpm_size(r.uuid));
 }
 
-void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
+std::optional<VtpmFacts> Registry::vtpm_facts(const Uuid& uuid) const {
+    const auto* v = find(uuid);
+    if (v == nullptr) {
+        return std::nullopt;
+    }
+    const Reset* r = reset(uuid);
+    return VtpmFacts{.sequence = v->sequence,
+                     .group = v->group,
+                     .returned = v->returned,
+                     .number = number_of(uuid).value_or(0),
+                     .name_size = name(uuid).size(),
+                     .reset_size = r != nullptr ? r->given_up.size() : 0,
+                     .key_size = v->key.size()};
+}
+
+std::optional<GroupFacts> Registry::group_facts(GroupId id) const {
+    const Group* g = group(id);
+    if (g == nullptr) {
+        return std::nullopt;
+    }
+    return GroupFacts{
+        .uuid = g->uuid, .vtpms = g->vtpms, .detail_size = g->detail.size(), .certifier_size = g->certifier.size()};
+}
+
+std::optional<TombstoneFacts> Registry::tombstone_facts(const Uuid& uuid) const {
+    const Tombstone* t = tombstone(uuid);
+    return t == nullptr ? std::nullopt
+                        : std::optional(TombstoneFacts{.reason = t->reason, .grouped = !t->group.is_nil()});
+}
+
+std::unordered_set<Uuid> Registry::retirable(const Retirement& rules) const {
+    std::unordered_set<Uuid> out;
+    std::vector<std::pair<std::uint64_t, Uuid>> covered;
+    std::uint64_t left = tombstone_bytes_;
+    for (const auto& [uuid, t] : tombstones_) {
+        if (t.reason != TombstoneRecord::Reason::deleted) {
+            continue;
+        }
+        if (t.stateless) {
+            out.insert(uuid);
+            left -= size_of_tombstone(t).now;
+        } else if (t.freshness < rules.hardware) {
+            covered.emplace_back(t.when, uuid);
+        }
+    }
+    if (left <= rules.budget) {
+        return out;
+    }
+    std::ranges::sort(covered);
+    for (const auto& [when, uuid] : covered) {
+        if (left <= rules.budget / 2) {
+            break;
+        }
+        out.insert(uuid);
+        left -= size_of_tombstone(tombstones_.at(uuid)).now;
+    }
+    return out;
+}
+
+void Registry::retire(const std::unordered_set<Uuid>& uuids) {
+    for (const Uuid& uuid : uuids) {
+        if (const auto it = tombstones_.find(uuid); it != tombstones_.end()) {
+            drop_tombstone(it);
+        }
+    }
+}
+
+void Registry::replayed() {
+    for (auto& [uuid, t] : tombstones_) {
+        t.freshness = freshness_.value_or(0);
+    }
+}
+
+void Registry::snapshot(const std::function<void(const Record&)>& emit, const std::unordered_set<Uuid>& retired) const {
     for (const auto& [id, g] : groups_) {
         emit(GroupRecord{.id = id, .uuid = g.uuid, .created = g.created});
         if (!g.detail.empty()) {
@@ -182,7 +240,9 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit) const {
         emit(NumberRecord{.uuid = uuid, .number = number});
     }
     for (const auto& [uuid, t] : tombstones_) {
-        emit(TombstoneRecord{.uuid = uuid, .reason = t.reason, .when = t.when, .group = t.group});
+        if (!retired.contains(uuid)) {
+            emit(TombstoneRecord{.uuid = uuid, .reason = t.reason, .when = t.when, .group = t.group});
+        }
     }
     if (freshness_) {
         emit(FreshnessRecord{.counter = *freshness_});

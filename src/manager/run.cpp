@@ -159,6 +159,7 @@ class Manager {
             tasks_.spawn("a toolstack's socket", legacy_socket_->run());
         }
         vault_->freshness().on_fatal([this](const Error& e) { fail(e); });
+        vault_->when_stopped([this](const Error& e) { fail(e); });
         tasks_.on_failure([this](const std::string& name) {
             fail(make_error(Errc::unavailable, "'{}' ended by an exception, see above", name));
         });
@@ -329,6 +330,7 @@ class Manager {
     /// What makes going on impossible: stop, and say so at the end.
     void fail(Error e) {
         deps_.log.error("{}", e.message);
+        notify_status(fmt::format("ends: {}", e.message));
         if (!failure_) {
             failure_ = std::move(e);
         }

@@ -72,13 +72,31 @@ class Vault final : private store::JournalClient {
     [[nodiscard]] const store::JournalCounters& journal_counters() const { return image_->counters(); }
     [[nodiscard]] Freshness& freshness() noexcept { return *freshness_; }
 
+    /// How full the store is, in bytes of a snapshot's records.
+    struct Fill {
+        std::uint64_t used = 0;     ///< now
+        std::uint64_t reserved = 0; ///< that what is registered can come to
+        std::uint64_t limit = 0;    ///< up to which more is registered
+        [[nodiscard]] bool nearly_full() const { return reserved > limit / 5 * 4; }
+    };
+    [[nodiscard]] Fill fill() const;
+    /// Why the store does not take writes; empty: it does.
+    [[nodiscard]] std::string_view trouble() const { return store::trouble(image_->writability()); }
+    /// Called once, when the journal has stopped for good.
+    void when_stopped(std::function<void(const Error&)> f) { when_stopped_ = std::move(f); }
+    /// ManagerImage::grow().
+    Task<Result<void>> grow(std::uint64_t size);
+
+    // Whether a change may follow what is there is decided when it is written, in the order in which changes are written
+    // (registry_rules.hpp): its errors are those of the calls below.
+
     /// Into a group (0: the store's own; Errc::not_found, pcr_mismatch: it is closed). The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
     /// for those that are there only.
     Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
+    /// The same, with a number for toolstacks of 2006, or not at all. Errc::exists: the number is taken.
+    Task<Result<void>> register_numbered(Uuid uuid, TpmVersion version, std::uint32_t number);
     /// Empty takes its name away. Errc::not_found, tombstone (it was deleted meanwhile), usage: check_vtpm_name().
     Task<Result<void>> rename(Uuid uuid, std::string name);
-    /// A registered vTPM gets a number for toolstacks of 2006. Errc::exists: the number is taken, or it has one.
-    Task<Result<void>> number_vtpm(Uuid uuid, std::uint32_t number);
     /// Into another group, as long as it has saved nothing: what it saved is under its group's key, and its approver's word is
     /// not to be got round. Errc::not_found, usage; pcr_mismatch: that group is closed. Not while it is open.
     Task<Result<void>> move_vtpm(Uuid uuid, GroupId group);
@@ -101,7 +119,7 @@ class Vault final : private store::JournalClient {
     /// that never saved anything stays as it is. Errc::not_found, unavailable; usage: it is still to come back from another
     /// host. Not while it is open.
     Task<Result<void>> reset(Uuid uuid);
-    /// Leaves a tombstone, and steps the counter so that no older copy brings it back. Not while a save of it is running.
+    /// Leaves a tombstone, steps the counter so that no older copy brings it back, and destroys its key, here and in the journal.
     Task<Result<void>> remove(Uuid uuid, TombstoneRecord::Reason reason);
 
     // Groups (manager/groups.hpp decides). Each change steps the counter, so that no older copy of the store undoes it. An error
@@ -166,12 +184,23 @@ class Vault final : private store::JournalClient {
     // store::JournalClient
     Result<void> apply(ByteView record) override;
     void snapshot(const std::function<void(ByteView)>& emit) override;
+    void snapshot_after(std::span<const ByteView> records, const std::function<void(ByteView)>& emit) override;
+    void checkpointed() override;
+    void begin_batch(std::uint64_t room) override;
+    Result<void> check(std::span<const Bytes> records) override;
+    bool checkpoint_makes_room() override;
+    bool cannot_follow(ByteView record) override;
+    void on_stopped(const Error& why) override;
     Task<> gather(Task<Result<void>> everyone) override;
     std::vector<Bytes> prologue(std::size_t count) override;
     Task<Result<void>> before_acknowledge() override;
 
     Task<Result<void>> commit(Record record);
     Task<Result<void>> commit_all(std::vector<Bytes> records);
+    Task<Result<void>> commit_all(std::vector<Bytes> records, std::function<Result<void>()> still);
+    void emit_snapshot(const Registry& of, const std::function<void(ByteView)>& emit);
+    Task<Result<void>> forget_keys();
+    void watch_fill();
     [[nodiscard]] Error closed_error(GroupId id) const;
 
     const Options options_;
@@ -184,6 +213,15 @@ class Vault final : private store::JournalClient {
     std::optional<Freshness> freshness_;
     std::map<GroupId, SecretBytes> group_keys_;
     std::map<GroupId, std::string> why_closed_;
+    std::optional<Draft> draft_;        ///< the registry with the batch so far
+    Admission admission_;               ///< of that batch
+    std::unordered_set<Uuid> retiring_; ///< tombstones that the last snapshot left out
+    bool retire_all_ = false;           ///< that may; the store needs the room
+    bool told_nearly_full_ = false;
+    FifoLock forgetting_;         ///< one checkpoint that forgets keys at a time
+    std::uint64_t to_forget_ = 0; ///< changes that took a key away, counted
+    std::uint64_t forgotten_ = 0; ///< of them, those whose keys are gone from the store
+    std::function<void(const Error&)> when_stopped_;
     bool resumed_ = false;     ///< this creation takes up one that was cut short
     bool recovered_ = false;   ///< opened by the recovery file: the seal is to be made anew
     bool untaken_ = false;     ///< opened from a backup, and nothing was changed yet: the counter was not stepped

@@ -48,6 +48,12 @@ class ReplayInto final : public store::JournalClient {
         return decoded ? registry_.apply(*decoded) : Result<void>(decoded.error());
     }
     void snapshot(const std::function<void(ByteView)>& /*emit*/) override {}
+    void snapshot_after(std::span<const ByteView> /*records*/, const std::function<void(ByteView)>& /*emit*/) override {
+    }
+    bool cannot_follow(ByteView record) override {
+        auto decoded = decode(record);
+        return decoded && !manager::check(registry_, *decoded, Occasion::replay);
+    }
     Task<> gather(Task<Result<void>> /*everyone*/) override { co_return; }
     std::vector<Bytes> prologue(std::size_t /*count*/) override { return {}; }
     Task<Result<void>> before_acknowledge() override { co_return Result<void>{}; }

@@ -314,6 +314,7 @@ Task<Result<void>> Vault::do_open() {
     if (auto replayed = co_await image_->open_journal(keyring_.master.clone(), *this); !replayed) {
         co_return replayed;
     }
+    registry_.replayed();
     if (registry_.group(0) == nullptr) {
         co_return make_error(Errc::corrupt, "the journal has no group 0");
     }
@@ -327,6 +328,7 @@ Task<Result<void>> Vault::do_open() {
     if (auto resealed = co_await reseal_if_told(); !resealed) {
         co_return resealed;
     }
+    watch_fill();
     if (image_->backup() && !freshness_->owed() && !options_.accept_counter) {
         // A copy that is only tried must not make the store that it is of an old one.
         untaken_ = true;

@@ -7,9 +7,17 @@
 //
 // A checkpoint goes into the half that is not active: its header is zeroed, then the rest, sync; header and parts, sync;
 // the end frame, sync: now it is the valid one. Then the other half's header is zeroed, sync, and only then is anything
-// new acknowledged. So while both halves have a header the newer one holds nothing that the older one lacks, and a
-// checkpoint that was cut short can be forgotten. With neither half whole the image is refused: an empty journal exists
-// only where start_journal() never succeeded, which the superblock tells.
+// new acknowledged. So while both halves have a header the newer one holds nothing that was acknowledged and that the older
+// one lacks, and a checkpoint that was cut short can be forgotten. With neither half whole the image is refused: an empty
+// journal exists only where start_journal() never succeeded, which the superblock tells.
+//
+// A batch that does not fit behind the last one is made durable by the checkpoint itself, which is then one of the state
+// with that batch. So a store needs room for its state, and none for the way there: one that is full to the last byte still
+// takes every batch that does not make the state larger.
+//
+// To grow: the checkpoint goes into half 0, which stays where it is; all from its old end to its new one and the header of
+// the new half 1 become zeros, sync; then the superblock with the new size. Half 0 is the same by the old and by the new
+// superblock, and half 1 is blank by both, so either may be found. Until it is known which, nothing else is written.
 #include "store/journal.hpp"
 
 #include "store/journal_format.hpp"
@@ -84,10 +92,28 @@ Task<Result<void>> zero_range(BlockFile& file, std::uint64_t from, std::uint64_t
 /// A call of append() that waits for its batch; lives in that call's frame.
 struct Waiter {
     std::vector<Bytes> records;
-    std::size_t size = 0; ///< in a frame
+    std::size_t size = 0;                ///< in a frame
+    std::function<Result<void>()> still; ///< ManagerImage::append_all()
     Result<void> outcome{};
     asio::any_completion_handler<void()> done;
 };
+
+/// Callers that share a write.
+struct Batch {
+    std::vector<Waiter*> callers;
+    std::vector<Waiter*> refused; ///< by the client's check, each with its outcome
+    Body body;
+    bool short_of_room = false; ///< one of the refused
+};
+
+/// Bytes of a checkpoint beside its records, at most: the half's header, the end frame, and what each part adds. Two parts
+/// that follow each other are together more than one holds, or they would be one.
+constexpr std::uint64_t checkpoint_fixed = 2 * journal::sector_size;
+constexpr std::uint64_t part_overhead = 4 + journal::frame_overhead + journal::sector_size - 1;
+constexpr std::uint64_t room_in(std::uint64_t half_size) {
+    return (half_size - checkpoint_fixed - 2 * part_overhead) * journal::body_limit /
+           (journal::body_limit + 2 * part_overhead);
+}
 
 class JournalImage final : public ManagerImage {
   public:
@@ -104,7 +130,7 @@ class JournalImage final : public ManagerImage {
         , backup_(stored.backup)
         , look_only_(look_only)
         , joined_(executor) {
-        counters_.half_bytes = fixed.half_size;
+        set_size(fixed);
     }
 
     [[nodiscard]] const Uuid& uuid() const override { return uuid_; }
@@ -125,14 +151,16 @@ class JournalImage final : public ManagerImage {
     Task<Result<void>> append(Bytes record) override {
         std::vector<Bytes> records;
         records.push_back(std::move(record));
-        return uninterrupted(do_append(std::move(records)));
+        return uninterrupted(do_append(std::move(records), {}));
     }
-    Task<Result<void>> append_all(std::vector<Bytes> records) override {
-        return uninterrupted(do_append(std::move(records)));
+    Task<Result<void>> append_all(std::vector<Bytes> records, std::function<Result<void>()> still) override {
+        return uninterrupted(do_append(std::move(records), std::move(still)));
     }
     Task<Result<void>> checkpoint() override { return uninterrupted(do_explicit_checkpoint()); }
     Task<Result<std::unique_ptr<ImageCopy>>> copy() override { return uninterrupted(do_copy()); }
     Task<Result<void>> settle() override { return uninterrupted(do_settle()); }
+    Task<Result<void>> grow(std::uint64_t size) override { return uninterrupted(do_grow(size)); }
+    [[nodiscard]] Writability writability() const override { return state_; }
     Task<> close() override {
         closed_ = true;
         joined_.set();
@@ -142,6 +170,20 @@ class JournalImage final : public ManagerImage {
   private:
     [[nodiscard]] const std::string& path() const { return file_->path(); }
     [[nodiscard]] std::uint64_t half_at(std::size_t half) const { return halves_at + half * fixed_.half_size; }
+    void set_size(const Fixed& fixed) {
+        fixed_ = fixed;
+        counters_.half_bytes = fixed.half_size;
+        counters_.room = room_in(fixed.half_size);
+    }
+    void on(JournalEvent event) {
+        const auto after = next(state_, event);
+        if (!after) {
+            log_.error("{}: event {} in state {} of the journal", path(), static_cast<int>(event),
+                       static_cast<int>(state_));
+            std::abort();
+        }
+        state_ = *after;
+    }
 
     // ---- superblock
 
@@ -161,6 +203,7 @@ class JournalImage final : public ManagerImage {
         if (written) {
             opaque_ = std::move(superblock);
             backup_ = false;
+            on(JournalEvent::superblock_done);
         } else {
             note_lost(written.error());
         }
@@ -185,13 +228,14 @@ class JournalImage final : public ManagerImage {
         }
         key_ = std::move(key);
         client_ = &client;
+        state_ = Writability::unopened; // of this start
         // What an earlier start left that was cut short must not be found beside this one's.
         auto forgotten = co_await forget_half(1);
         if (!forgotten) {
             co_return forgotten.error();
         }
         active_ = 1;
-        auto begun = co_await write_checkpoint();
+        auto begun = co_await write_checkpoint(nullptr);
         if (!begun) {
             co_return begun;
         }
@@ -229,8 +273,9 @@ class JournalImage final : public ManagerImage {
         }
         Half& half = halves[*chosen];
         // All of it is understood before any of the disk is touched.
-        if (auto replayed = replay(half); !replayed) {
-            co_return replayed;
+        auto set_aside = replay(half, half_at(*chosen));
+        if (!set_aside) {
+            co_return set_aside.error();
         }
         counters_.checkpoint_bytes = half.checkpoint_bytes;
         if (look_only_) {
@@ -246,7 +291,14 @@ class JournalImage final : public ManagerImage {
             generation_ = half.generation; // the other's number is not to be believed
         }
         next_ = std::move(half.next);
+        counters_.set_aside = *set_aside;
+        on(*set_aside == 0 ? JournalEvent::opened : JournalEvent::set_aside);
         open_ = true;
+        if (*set_aside != 0) {
+            if (auto gone = co_await recover(); !gone) {
+                log_.error("{}: {}; nothing is acknowledged until a checkpoint succeeds", path(), gone.error().message);
+            }
+        }
         co_return Result<void>{};
     }
 
@@ -299,14 +351,35 @@ class JournalImage final : public ManagerImage {
             path(), half_at(0), half_at(1));
     }
 
-    Result<void> replay(const Half& half) {
+    /// How many records were set aside. A program before this one could write a record that cannot be applied, where two
+    /// operations met. It told nobody that any of that write is kept, applied what stood before that record, and wrote nothing
+    /// behind. So such a record can only be in the last batch; the rest of that batch goes with it.
+    Result<std::uint64_t> replay(const Half& half, std::uint64_t half_offset) {
+        const bool ends_in_batch = half.last_offset >= half.checkpoint_bytes;
+        std::uint64_t set_aside = 0;
         for (const SecretBytes& frame : half.frames) {
-            auto applied = journal::for_each_record(frame.view(), [this](ByteView r) { return client_->apply(r); });
+            const bool last = ends_in_batch && &frame == &half.frames.back();
+            auto applied = journal::for_each_record(frame.view(), [&](ByteView r) -> Result<void> {
+                if (set_aside != 0) {
+                    ++set_aside;
+                    return {};
+                }
+                auto done = client_->apply(r);
+                if (!done && last && client_->cannot_follow(r)) {
+                    log_.error("{}: the last write of the journal (offset {}) has a record that cannot follow what is "
+                               "before it: {}. An older program wrote it, where two operations met, and stopped. It is "
+                               "set aside with the rest of that write; nobody was told that any of it is kept",
+                               path(), half_offset + half.last_offset, done.error().message);
+                    ++set_aside;
+                    return {};
+                }
+                return done;
+            });
             if (!applied) {
                 return in_context(applied.error(), path());
             }
         }
-        return {};
+        return set_aside;
     }
 
     /// Puts on the disk what was concluded from it: torn tails are zeros, the other half is given up.
@@ -354,8 +427,9 @@ class JournalImage final : public ManagerImage {
 
     // ---- append
 
-    Task<Result<void>> do_append(std::vector<Bytes> records) {
+    Task<Result<void>> do_append(std::vector<Bytes> records, std::function<Result<void>()> still) {
         Waiter waiter;
+        waiter.still = std::move(still);
         for (const Bytes& r : records) {
             waiter.size += 4 + r.size();
         }
@@ -367,10 +441,6 @@ class JournalImage final : public ManagerImage {
         counters_.waiting = queue_.size();
         queued_ += waiter.size;
         joined_.set();
-        if (!flushing_) {
-            flushing_ = true;
-            group_.spawn("journal", flush());
-        }
         co_await wait(waiter);
         co_return waiter.outcome;
     }
@@ -392,20 +462,32 @@ class JournalImage final : public ManagerImage {
         return {};
     }
 
-    static Task<> wait(Waiter& waiter) {
+    /// The writer begins once this one can be told its outcome, which may be known at once.
+    Task<> wait(Waiter& waiter) {
         return asio::async_initiate<const asio::use_awaitable_t<>, void()>(
-            [](auto handler, Waiter* w) { w->done = std::move(handler); }, asio::use_awaitable, &waiter);
+            [this](auto handler, Waiter* w) {
+                w->done = std::move(handler);
+                if (!flushing_) {
+                    flushing_ = true;
+                    group_.spawn("journal", flush());
+                }
+            },
+            asio::use_awaitable, &waiter);
     }
 
     /// The one writer: batch after batch until nobody waits.
     Task<> flush() {
         while (!queue_.empty()) {
             co_await guarded_gather();
-            std::vector<Waiter*> batch = take_batch();
+            Batch batch{.callers = take_batch(), .refused = {}, .body = {}};
+            const std::size_t size = batch.callers.size();
             Result<void> outcome = co_await guarded_commit(batch);
-            expected_ = batch.size() + queue_.size();
-            for (Waiter* w : batch) {
+            expected_ = size + queue_.size();
+            for (Waiter* w : batch.callers) {
                 w->outcome = outcome;
+                asio::post(co_await asio::this_coro::executor, std::move(w->done));
+            }
+            for (Waiter* w : batch.refused) {
                 asio::post(co_await asio::this_coro::executor, std::move(w->done));
             }
         }
@@ -453,17 +535,17 @@ class JournalImage final : public ManagerImage {
     }
 
     /// No caller is left waiting because something threw.
-    Task<Result<void>> guarded_commit(const std::vector<Waiter*>& batch) {
+    Task<Result<void>> guarded_commit(Batch& batch) {
         try {
             auto outcome = co_await commit(batch);
             co_return outcome;
         } catch (const std::exception& e) {
-            stop(make_error(Errc::unavailable, "{}: {}", path(), e.what()));
+            stop(make_error(Errc::unavailable, "{}", e.what()));
         }
         co_return *stopped_;
     }
 
-    Task<Result<void>> commit(const std::vector<Waiter*>& batch) {
+    Task<Result<void>> commit(Batch& batch) {
         if (stopped_) {
             co_return *stopped_;
         }
@@ -476,6 +558,9 @@ class JournalImage final : public ManagerImage {
         if (!written) {
             co_return written;
         }
+        if (batch.callers.empty()) {
+            co_return written;
+        }
         auto acknowledged = co_await client_->before_acknowledge();
         if (!acknowledged) { // the records are there all the same
             Error unknown = acknowledged.error();
@@ -485,38 +570,113 @@ class JournalImage final : public ManagerImage {
         co_return acknowledged;
     }
 
-    Task<Result<void>> write_batch(const std::vector<Waiter*>& batch) {
+    Task<Result<void>> write_batch(Batch& batch) {
         auto recovered = co_await recover();
         if (!recovered) {
             co_return in_context(recovered.error(), "nothing can be kept after an earlier failure");
         }
-        Body body;
-        auto gathered = gather(batch, body);
+        auto gathered = gather(batch);
         if (!gathered) {
             co_return gathered;
         }
-        if (next_.offset + body.extent() > fixed_.half_size) {
-            auto made = co_await write_checkpoint();
-            if (!made) {
+        if (batch.short_of_room && client_->checkpoint_makes_room()) {
+            auto made = co_await write_checkpoint(nullptr);
+            if (!made && state_ != Writability::appendable) {
                 co_return made;
             }
-            if (next_.offset + body.extent() > fixed_.half_size) {
-                co_return make_error(Errc::no_space,
-                                     "{}: full: {} bytes after a checkpoint of {} do not fit a half of {}", path(),
-                                     body.extent(), next_.offset, fixed_.half_size);
+            gathered = gather(batch);
+            if (!gathered) {
+                co_return gathered;
             }
         }
+        if (batch.callers.empty()) {
+            co_return Result<void>{};
+        }
+        const bool fits = next_.offset + batch.body.extent() <= fixed_.half_size;
+        Task<Result<void>> writing = fits ? write_frame(batch.body) : write_by_checkpoint(batch.body);
+        auto written = co_await std::move(writing);
+        co_return written;
+    }
+
+    /// What of the batch may be written, in its body.
+    Result<void> gather(Batch& batch) {
+        batch.callers.insert(batch.callers.begin(), batch.refused.begin(), batch.refused.end());
+        batch.refused.clear();
+        batch.short_of_room = false;
+        batch.body = Body();
+        client_->begin_batch(counters_.room);
+        std::size_t count = 0;
+        for (const Waiter* w : batch.callers) {
+            count += w->records.size();
+        }
+        std::size_t size = 0;
+        const std::vector<Bytes> prologue = client_->prologue(count);
+        for (const Bytes& r : prologue) {
+            size += 4 + r.size();
+            if (size > prologue_limit) {
+                return make_error(Errc::too_large, "{}: a prologue of over {} bytes", path(), prologue_limit);
+            }
+            batch.body.add(r);
+        }
+        if (auto may = client_->check(prologue); !may) {
+            return may;
+        }
+        std::vector<Waiter*> taken;
+        for (Waiter* w : batch.callers) {
+            w->outcome = w->still ? w->still() : Result<void>{};
+            if (w->outcome) {
+                w->outcome = client_->check(w->records);
+            }
+            if (!w->outcome) {
+                ++counters_.refused;
+                batch.short_of_room = batch.short_of_room || w->outcome.error().code == Errc::no_space;
+                batch.refused.push_back(w);
+                continue;
+            }
+            taken.push_back(w);
+            for (const Bytes& r : w->records) {
+                batch.body.add(r);
+            }
+        }
+        batch.callers = std::move(taken);
+        return {};
+    }
+
+    /// Behind the last frame.
+    Task<Result<void>> write_frame(const Body& body) {
         const std::uint64_t at = half_at(active_) + next_.offset;
         // next_ moves even if the write fails: it is not used again before a checkpoint has replaced it.
         const Bytes frame = journal::encode_frame(uuid_, next_, FrameType::batch, body);
         auto written = co_await file_->write_sync(at, frame);
         ++counters_.syncs;
         if (!written) {
+            on(JournalEvent::write_failed);
+            distrusted_[active_] = true;
             co_return co_await supersede(written.error());
         }
+        counters_.bytes += frame.size();
+        co_return take(body);
+    }
+
+    /// As a checkpoint of the state with it.
+    Task<Result<void>> write_by_checkpoint(const Body& body) {
+        auto made = co_await write_checkpoint(&body);
+        if (made || state_ == Writability::appendable) { // or nothing was written
+            co_return made;
+        }
+        if (state_ == Writability::needs_checkpoint) {
+            co_return co_await supersede(made.error());
+        }
+        // It is durable, but the half before it is not given up.
+        Error unknown = made.error();
+        unknown.code = Errc::unavailable;
+        co_return unknown;
+    }
+
+    /// A batch is durable.
+    Result<void> take(const Body& body) {
         ++counters_.batches;
         counters_.records += body.count();
-        counters_.bytes += frame.size();
         counters_.largest_batch = std::max<std::uint64_t>(counters_.largest_batch, body.count());
         const auto& bounds = JournalCounters::batch_bounds;
         ++counters_
@@ -524,35 +684,13 @@ class JournalImage final : public ManagerImage {
         auto applied = journal::for_each_record(body.bytes(), [this](ByteView r) { return client_->apply(r); });
         if (!applied) {
             stop(applied.error());
+            return *stopped_;
         }
-        co_return applied;
-    }
-
-    Result<void> gather(const std::vector<Waiter*>& batch, Body& body) {
-        std::size_t count = 0;
-        for (const Waiter* w : batch) {
-            count += w->records.size();
-        }
-        std::size_t size = 0;
-        for (const Bytes& r : client_->prologue(count)) {
-            size += 4 + r.size();
-            if (size > prologue_limit) {
-                return make_error(Errc::too_large, "{}: a prologue of over {} bytes", path(), prologue_limit);
-            }
-            body.add(r);
-        }
-        for (const Waiter* w : batch) {
-            for (const Bytes& r : w->records) {
-                body.add(r);
-            }
-        }
-        return {};
+        return applied;
     }
 
     /// A batch may be on the disk or not: a checkpoint without it decides.
     Task<Result<void>> supersede(Error failure) {
-        suspect_ = true;
-        distrusted_[active_] = true;
         note_lost(failure);
         log_.error("{}; trying a checkpoint in the other half", failure.message);
         auto recovered = co_await recover();
@@ -566,23 +704,39 @@ class JournalImage final : public ManagerImage {
 
     /// Of an image that was pulled away or written over nothing is to be believed: all of it is written again.
     void note_lost(const Error& failure) {
-        if (pulled_away(failure) && open_) {
-            suspect_ = true;
+        if (pulled_away(failure) && open_ && !stopped_) {
+            on(JournalEvent::image_lost);
             superblock_lost_ = true;
             distrusted_ = {true, true};
         }
     }
 
     void stop(const Error& why) {
-        log_.error("{}: the journal stops: {}", path(), why.message);
-        stopped_ = why;
+        if (stopped_) {
+            return;
+        }
+        stopped_ = make_error(Errc::unavailable, "{}: the journal stops: {}", path(), why.message);
+        on(JournalEvent::fault);
+        log_.error("{}", stopped_->message);
+        joined_.set();
+        client_->on_stopped(*stopped_);
     }
 
     // ---- checkpoints
 
     /// Makes the active half one that can be appended to.
     Task<Result<void>> recover() {
-        if (suspect_) {
+        if (stopped_) {
+            co_return *stopped_;
+        }
+        if (state_ == Writability::superblock_unknown) {
+            auto written = co_await store_superblock(fixed_, opaque_);
+            if (!written) {
+                co_return written;
+            }
+            on(JournalEvent::superblock_done);
+        }
+        if (state_ == Writability::needs_checkpoint) {
             if (superblock_lost_) {
                 auto written = co_await store_superblock(fixed_, opaque_);
                 if (!written) {
@@ -590,38 +744,46 @@ class JournalImage final : public ManagerImage {
                 }
                 superblock_lost_ = false;
             }
-            auto made = co_await write_checkpoint();
+            auto made = co_await write_checkpoint(nullptr);
             if (made) {
                 log_.info("{}: the journal goes on in a new checkpoint", path());
             }
             co_return made;
         }
-        if (other_lives_) {
-            auto forgotten = co_await forget_half(1 - active_);
-            other_lives_ = !forgotten.has_value();
-            co_return forgotten;
+        if (state_ == Writability::other_half_alive) {
+            co_return co_await give_up_other();
         }
         co_return Result<void>{};
+    }
+
+    Task<Result<void>> give_up_other() {
+        auto forgotten = co_await forget_half(1 - active_);
+        if (forgotten) {
+            on(JournalEvent::other_forgotten);
+        } else {
+            note_lost(forgotten.error());
+        }
+        co_return forgotten;
     }
 
     Task<Result<void>> do_explicit_checkpoint() {
         if (!open_ || closed_) {
             co_return make_error(Errc::closed, "{}: the journal is not open", path());
         }
-        if (stopped_) {
-            co_return *stopped_;
-        }
         auto held = co_await lock_.acquire();
         if (!held) {
             co_return held.error();
         }
-        if (other_lives_) {
+        if (stopped_) {
+            co_return *stopped_;
+        }
+        if (state_ == Writability::other_half_alive || state_ == Writability::superblock_unknown) {
             auto recovered = co_await recover();
             if (!recovered) {
                 co_return recovered;
             }
         }
-        auto made = co_await write_checkpoint();
+        auto made = co_await write_checkpoint(nullptr);
         co_return made;
     }
 
@@ -634,7 +796,7 @@ class JournalImage final : public ManagerImage {
         if (!held) {
             co_return held.error();
         }
-        if (suspect_) { // a batch failed in between
+        if (state_ != Writability::appendable) { // a batch failed in between
             co_return make_error(Errc::unavailable, "{}: does not take writes at the moment", path());
         }
         // What was appended in between comes with it: all up to here is whole.
@@ -696,10 +858,10 @@ class JournalImage final : public ManagerImage {
         std::uint64_t records = 0;
         std::uint64_t bytes = 0;
     };
-    Result<Snapshot> take_snapshot() {
+    Result<Snapshot> take_snapshot(std::span<const ByteView> after) {
         Snapshot out;
         bool too_large = false;
-        client_->snapshot([&](ByteView record) {
+        auto emit = [&](ByteView record) {
             if (record.size() > append_limit) {
                 too_large = true;
                 return;
@@ -709,7 +871,12 @@ class JournalImage final : public ManagerImage {
             }
             out.parts.back().add(record);
             ++out.records;
-        });
+        };
+        if (after.empty()) {
+            client_->snapshot(emit);
+        } else {
+            client_->snapshot_after(after, emit);
+        }
         if (too_large) {
             return make_error(Errc::too_large, "{}: a record of the snapshot is over {} bytes", path(), append_limit);
         }
@@ -719,16 +886,25 @@ class JournalImage final : public ManagerImage {
         }
         if (out.bytes > fixed_.half_size) {
             return make_error(Errc::no_space,
-                              "{}: a checkpoint of {} bytes does not fit a half of {}; nothing was changed", path(),
-                              out.bytes, fixed_.half_size);
+                              "{}: full: a checkpoint of {} bytes does not fit a half of {}; nothing was changed. Make "
+                              "it larger (vtpmctl store grow), or delete vTPMs",
+                              path(), out.bytes, fixed_.half_size);
         }
         return out;
     }
 
-    /// Into the half that is not active, which then is. On error the active half stays what it was, but if the error came
-    /// after the first write nothing may be appended to it (suspect_), since the new one may be whole on the disk.
-    Task<Result<void>> write_checkpoint() {
-        auto snapshot = take_snapshot();
+    /// Into the half that is not active, which then is; with the records of `batch`, if there is one, which are durable then
+    /// and applied. On error the active half stays what it was, but if the error came after the first write nothing may be
+    /// appended to it (needs_checkpoint), since the new one may be whole on the disk. other_half_alive: it is, and durable.
+    Task<Result<void>> write_checkpoint(const Body* batch) {
+        std::vector<ByteView> after;
+        if (batch != nullptr) {
+            (void)journal::for_each_record(batch->bytes(), [&after](ByteView r) -> Result<void> {
+                after.push_back(r);
+                return {};
+            });
+        }
+        auto snapshot = take_snapshot(after);
         if (!snapshot) {
             co_return snapshot.error();
         }
@@ -738,7 +914,7 @@ class JournalImage final : public ManagerImage {
             note_lost(cleared.error());
             co_return cleared;
         }
-        suspect_ = true;
+        on(JournalEvent::checkpoint_begun);
         distrusted_[target] = true;
         auto begun = journal::begin_half(key_.view(), uuid_, ++generation_);
         auto written = co_await write_parts(target, begun, *snapshot);
@@ -746,20 +922,100 @@ class JournalImage final : public ManagerImage {
             note_lost(written.error());
             co_return written;
         }
+        on(JournalEvent::checkpoint_whole);
         next_ = std::move(begun.position);
         active_ = target;
-        suspect_ = false;
         distrusted_[target] = false;
-        other_lives_ = true;
         ++counters_.checkpoints;
         counters_.checkpoint_bytes = snapshot->bytes;
         counters_.bytes += snapshot->bytes;
-        auto forgotten = co_await forget_half(1 - target);
-        other_lives_ = !forgotten.has_value();
-        if (!forgotten) {
-            note_lost(forgotten.error());
+        if (batch != nullptr) {
+            if (auto taken = take(*batch); !taken) {
+                co_return taken;
+            }
         }
-        co_return forgotten;
+        client_->checkpointed();
+        co_return co_await give_up_other();
+    }
+
+    // ---- growth
+
+    Task<Result<void>> do_grow(std::uint64_t size) {
+        if (!open_ || closed_) {
+            co_return make_error(Errc::closed, "{}: the journal is not open", path());
+        }
+        auto held = co_await lock_.acquire();
+        if (!held) {
+            co_return held.error();
+        }
+        auto recovered = co_await recover();
+        if (!recovered) {
+            co_return recovered;
+        }
+        auto room = co_await reserve(size);
+        if (!room) {
+            co_return room.error();
+        }
+        Fixed larger = fixed_;
+        larger.half_size = half_size_for(*room);
+        if (larger.half_size <= fixed_.half_size) {
+            co_return make_error(Errc::usage, "{}: has {} bytes already; a store only grows", path(),
+                                 halves_at + 2 * fixed_.half_size);
+        }
+        if (active_ == 1) {
+            auto made = co_await write_checkpoint(nullptr);
+            if (!made) {
+                co_return made;
+            }
+        }
+        ++begun_[1];
+        const bool all = std::exchange(distrusted_[1], true);
+        auto zeroed = co_await zero_range(*file_, half_at(1), halves_at + larger.half_size, all);
+        if (zeroed) {
+            zeroed = co_await zero_range(*file_, halves_at + larger.half_size,
+                                         halves_at + larger.half_size + journal::sector_size, true);
+        }
+        if (zeroed) {
+            zeroed = co_await file_->sync();
+            ++counters_.syncs;
+        }
+        if (!zeroed) {
+            note_lost(zeroed.error());
+            co_return zeroed;
+        }
+        on(JournalEvent::resize_begun);
+        auto written = co_await store_superblock(larger, opaque_);
+        if (!written) {
+            // Which of the two is found is not known before one of them is written.
+            note_lost(written.error());
+            auto back = co_await recover();
+            co_return back
+                ? in_context(written.error(), "the store keeps its size")
+                : make_error(Errc::unavailable, "{}: nothing is kept until the superblock can be written again: {}",
+                             path(), written.error().message);
+        }
+        on(JournalEvent::superblock_done);
+        log_.info("{}: grown from {} to {} bytes", path(), halves_at + 2 * fixed_.half_size,
+                  halves_at + 2 * larger.half_size);
+        set_size(larger);
+        co_return Result<void>{};
+    }
+
+    /// The bytes that the place then has, allocated.
+    Task<Result<std::uint64_t>> reserve(std::uint64_t size) {
+        if (size > max_size || (size == 0 && !file_->fixed_size())) {
+            co_return make_error(Errc::usage, "{}: a store of {} bytes; say how large it is to be, up to {}", path(),
+                                 size, max_size);
+        }
+        // A device that was made larger is looked at again.
+        auto room = co_await file_->allocate(0, std::max(size, halves_at + 2 * fixed_.half_size));
+        if (!room) {
+            co_return room.error();
+        }
+        if (size == 0) {
+            co_return std::min(file_->size(), max_size);
+        }
+        co_return size;
     }
 
     Task<Result<void>> clear_half(std::size_t index) {
@@ -826,9 +1082,8 @@ class JournalImage final : public ManagerImage {
     std::size_t active_ = 0;
     std::uint64_t generation_ = 0; ///< the highest ever tried
     Position next_;
-    bool superblock_lost_ = false;         ///< to be written again as well
-    bool suspect_ = false;                 ///< the active half cannot be appended to: a checkpoint must come first
-    bool other_lives_ = false;             ///< the active half is whole but the older one is not given up yet
+    bool superblock_lost_ = false; ///< to be written again as well
+    Writability state_ = Writability::unopened;
     std::array<std::uint64_t, 2> begun_{}; ///< how often that half was begun anew (copies look whether it was)
     std::array<bool, 2> distrusted_{};     ///< a write or sync in that half failed: what is read may not be on the disk
     bool open_ = false;

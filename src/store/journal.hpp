@@ -6,6 +6,7 @@
 #pragma once
 
 #include "store/image_copy.hpp"
+#include "store/journal_state.hpp"
 #include "util/block_file.hpp"
 #include "util/log.hpp"
 #include "util/secret_bytes.hpp"
@@ -14,6 +15,7 @@
 #include <array>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 namespace vtpmd::store {
@@ -22,10 +24,29 @@ namespace vtpmd::store {
 class JournalClient {
   public:
     virtual ~JournalClient() = default;
-    /// A record that is now durable. An error while opening (a record this version does not know) refuses the image.
+    /// A record that is now durable. An error while opening (a record this version does not know) refuses the image; later it
+    /// stops the journal, so check() must not let it come to that.
     virtual Result<void> apply(ByteView record) = 0;
     /// Calls `emit` for records that rebuild everything apply() was ever given. Called between batches.
     virtual void snapshot(const std::function<void(ByteView record)>& emit) = 0;
+    /// The same as it will be after these records too, which are checked and not applied.
+    virtual void snapshot_after(std::span<const ByteView> records, const std::function<void(ByteView)>& emit) = 0;
+    /// The last snapshot is durable, and what it left out is gone for good.
+    virtual void checkpointed() {}
+
+    /// A batch begins. `room`: a checkpoint holds a snapshot whose records are that many bytes, each counted with 4 more.
+    virtual void begin_batch(std::uint64_t /*room*/) {}
+    /// The records of one caller, which apply() will be given one after the other, behind those of this batch that were checked
+    /// before. An error is that caller's answer, and none of its records is written; the others' are.
+    virtual Result<void> check(std::span<const Bytes> /*records*/) { return {}; }
+    /// Whether a checkpoint would make room: asked when check() said Errc::no_space.
+    virtual bool checkpoint_makes_room() { return false; }
+    /// apply() refused this record while opening. True if it is well formed and cannot follow what was applied before: older
+    /// programs wrote such a record where two operations met, and stopped behind it.
+    virtual bool cannot_follow(ByteView /*record*/) { return false; }
+    /// The journal has stopped for good: the program should end.
+    virtual void on_stopped(const Error& /*why*/) {}
+
     /// Before a batch is taken, as long as fewer callers wait than shared the last batch or were waiting at its end: time to
     /// wait for the others. `everyone` ends when they have come, or when there is nothing to wait for any more (a batch is
     /// full, close()); it may be cancelled, or not awaited at all. Must end by itself: it delays the callers that are there.
@@ -45,9 +66,12 @@ struct JournalCounters {
     /// How many batches were shared by at most so many callers; the last for those that more shared.
     static constexpr std::array<std::uint64_t, 8> batch_bounds{1, 2, 4, 8, 16, 32, 64, 128};
     std::array<std::uint64_t, batch_bounds.size() + 1> batch_sizes{};
-    /// How full it is: bytes a half has, and what the last checkpoint took of it. Over 7/8, new vTPMs should be refused,
-    /// so that those that are there can go on (every checkpoint must fit).
+    /// Bytes that a half has, and what the last checkpoint took of it.
     std::uint64_t half_bytes = 0, checkpoint_bytes = 0;
+    /// What a snapshot may take (JournalClient::begin_batch).
+    std::uint64_t room = 0;
+    /// Calls that check() refused; records that were set aside when the journal was opened.
+    std::uint64_t refused = 0, set_aside = 0;
 };
 
 /// Its operations run to their end even if the calling task is cancelled. close() comes before destruction.
@@ -110,8 +134,10 @@ class ManagerImage {
     ///                      is told to anybody about the records concerned;
     ///   any other          (io, no_space, too_large ...) nothing of it is kept, memory and disk are as before.
     virtual Task<Result<void>> append(Bytes record) = 0;
-    /// The same for several records that must be there together or not at all.
-    virtual Task<Result<void>> append_all(std::vector<Bytes> records) = 0;
+    /// The same for several records that must be there together or not at all. `still` is asked just before they are checked: an
+    /// error means that what they were made from is not so any more (empty: nothing is asked).
+    virtual Task<Result<void>> append_all(std::vector<Bytes> records, std::function<Result<void>()> still) = 0;
+    Task<Result<void>> append_all(std::vector<Bytes> records) { return append_all(std::move(records), {}); }
     /// Success if memory is what a restart would find; else tries to make it so. An answer that depends on a record *not*
     /// being there (a vTPM asks which of its saves was taken) is given only after this.
     virtual Task<Result<void>> settle() = 0;
@@ -120,6 +146,11 @@ class ManagerImage {
     /// Writes a checkpoint, and gives out a copy of the image as it is then. Appends go on while that is read, and do not wait
     /// for it. The copy goes before the image does.
     virtual Task<Result<std::unique_ptr<ImageCopy>>> copy() = 0;
+    /// Makes the image larger, while it is in use: a file to `size` bytes, a block device to as much of it as `size` (0: all of
+    /// it). Appends wait for it. Whatever fails or crashes on the way, the image is whole, and as large as before or as it
+    /// should be. Errc::usage: it would not get larger, or over max_size; no_space; unavailable: it is not known which.
+    virtual Task<Result<void>> grow(std::uint64_t size) = 0;
+    [[nodiscard]] virtual Writability writability() const = 0;
     /// Waits for what is in flight; appends fail with Errc::closed from now on.
     virtual Task<> close() = 0;
 

@@ -150,6 +150,7 @@ class RealFile final : public BlockFile {
 
     Task<Result<void>> do_allocate(std::uint64_t offset, std::uint64_t length) {
         if (device_) {
+            (void)::ioctl(fd_.get(), BLKGETSIZE64, &size_); // it may have been made larger
             if (length > size_ || offset > size_ - length) {
                 co_return make_error(Errc::no_space, "{}: the device has {} bytes, {} are needed", path_, size_,
                                      offset + length);

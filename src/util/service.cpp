@@ -37,6 +37,8 @@ void notify(const char* state) {
 
 void notify_ready(const std::string& status) { notify(("READY=1\nSTATUS=" + status).c_str()); }
 
+void notify_status(const std::string& status) { notify(("STATUS=" + status).c_str()); }
+
 void notify_stopping() { notify("STOPPING=1"); }
 
 std::vector<PassedSocket> take_passed_sockets() {

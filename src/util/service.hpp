@@ -10,6 +10,8 @@ namespace vtpmd {
 
 /// READY=1, with a status text for `systemctl status`.
 void notify_ready(const std::string& status);
+/// STATUS= alone: what goes wrong.
+void notify_status(const std::string& status);
 /// STOPPING=1.
 void notify_stopping();
 

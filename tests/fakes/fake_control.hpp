@@ -17,8 +17,13 @@ class FakeControl final : public manager::Control {
     std::vector<std::string> calls;        ///< "create UUID" and the like
     mutable std::size_t asked_for = 0;     ///< calls of vtpm()
     std::optional<Uuid> gone;              ///< between vtpms() and vtpm()
+    std::uint64_t grown_to = 0;            ///< as the last one asked
     std::optional<Error> next_error;       ///< given once, by the next call that can fail
 
+    Task<Result<manager::HostInfo>> grow_store(std::uint64_t bytes) override {
+        grown_to = bytes;
+        co_return host();
+    }
     [[nodiscard]] manager::HostInfo host() const override { return {.version = "fake", .vtpms = all.size()}; }
     [[nodiscard]] std::vector<Uuid> vtpms() const override {
         std::vector<Uuid> out;

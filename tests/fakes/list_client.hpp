@@ -3,6 +3,7 @@
 
 #include "store/journal.hpp"
 
+#include <optional>
 #include <vector>
 
 namespace vtpmd::test {
@@ -22,6 +23,14 @@ class ListClient final : public store::JournalClient {
             emit(r);
         }
     }
+    void snapshot_after(std::span<const ByteView> after, const std::function<void(ByteView record)>& emit) override {
+        snapshot(emit);
+        for (const ByteView r : after) {
+            emit(r);
+        }
+    }
+    Result<void> check(std::span<const Bytes> wanted) override { return on_check ? on_check(wanted) : Result<void>{}; }
+    void on_stopped(const Error& why) override { stopped = why; }
     Task<> gather(Task<Result<void>> everyone) override {
         ++gathers;
         if (on_gather) {
@@ -43,6 +52,8 @@ class ListClient final : public store::JournalClient {
     std::vector<std::size_t> prologue_counts;
     Result<void> acknowledge_outcome{};
     std::function<Task<>(Task<Result<void>> everyone)> on_gather; ///< nobody is waited for without it
+    std::function<Result<void>(std::span<const Bytes>)> on_check;
+    std::optional<Error> stopped;
     bool refuse_all = false;
     int gathers = 0;
     int snapshots = 0;

@@ -37,6 +37,7 @@ void make_backup(const Options& o);
 void recovery_list(const Options& o);
 void recovery_add(const Options& o);
 void recovery_remove(const Options& o);
+void store_grow(const Options& o);
 
 /// approve.cpp: a group's approver signs a list (manager/approval_list.hpp). Needs no manager.
 void approve(const Options& o);

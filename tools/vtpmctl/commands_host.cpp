@@ -6,8 +6,11 @@
 #include "top.hpp"
 #include "util/secret_bytes.hpp"
 
+#include "util/text.hpp"
+
 #include <boost/json.hpp>
 #include <cstdio>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -99,6 +102,31 @@ void recovery_remove(const Options& o) {
     const std::string& id = o.words.front();
     confirm(o, "Remove recovery key " + id + "?", "Its file opens this store no more.");
     print(o, ask(o, "DELETE", "/v1/recovery?id=" + encoded(id)));
+}
+
+namespace {
+
+/// Bytes from "33554432", "32M" and the like.
+std::uint64_t bytes_of(const Options& o, std::string_view text) {
+    constexpr std::string_view units = "KMG";
+    const std::size_t unit = text.empty() ? std::string_view::npos : units.find(text.back());
+    const unsigned shift = unit == std::string_view::npos ? 0 : 10 * (static_cast<unsigned>(unit) + 1);
+    const auto number = vtpmd::parse_number(unit == std::string_view::npos ? text : text.substr(0, text.size() - 1),
+                                            std::numeric_limits<std::uint64_t>::max() >> shift);
+    if (!number || *number == 0) {
+        o.refuse("needs the size that the store is to have, in bytes, or with K, M or G: 64M");
+    }
+    return *number << shift;
+}
+
+} // namespace
+
+void store_grow(const Options& o) {
+    json::object body;
+    if (!o.words.empty()) {
+        body["size"] = std::to_string(bytes_of(o, o.words.front()));
+    }
+    print(o, ask(o, "POST", "/v1/store/grow", json::serialize(body)));
 }
 
 } // namespace vtpmctl

@@ -184,6 +184,12 @@ std::vector<Command> host_rows() {
          "a key opens the store no more",
          {yes, json},
          recovery_remove},
+        {Section::host,
+         "store grow",
+         {.shown = "[SIZE]", .least = 0, .most = 1, .otherwise = "needs the size that the store is to have"},
+         "make the manager's store larger, in use: bytes, or with K, M or G; all of a block device if none is given",
+         {json},
+         store_grow},
     };
 }
 

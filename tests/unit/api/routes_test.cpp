@@ -185,6 +185,15 @@ TEST_SUITE("api") {
         CHECK(object(call("GET", path)).at("name") == "");
     }
 
+    TEST_CASE_FIXTURE(Fixture, "the store grows to the size that is said, or to what its device has") {
+        CHECK(call("POST", "/v1/store/grow", R"({"size":"33554432"})").status == 200);
+        CHECK(control.grown_to == 33'554'432);
+        CHECK(call("POST", "/v1/store/grow").status == 200);
+        CHECK(control.grown_to == 0);
+        CHECK(call("POST", "/v1/store/grow", R"({"size":"much"})").status == 400);
+        CHECK(call("POST", "/v1/store/grow", R"({"size":"1"})", false).status == 403);
+    }
+
     TEST_CASE_FIXTURE(Fixture, "a backup is a stream, and one that is refused is not") {
         Response r = call("POST", "/v1/backup");
         CHECK(r.status == 200);
