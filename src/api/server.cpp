@@ -5,6 +5,7 @@
 #include "util/deadline.hpp"
 #include "util/shielded.hpp"
 #include "util/task_group.hpp"
+#include "util/text.hpp"
 #include "util/unix_socket.hpp"
 
 #include <algorithm>
