@@ -4,6 +4,7 @@
 #include "store/aead.hpp"
 #include "util/deadline.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <set>
 
@@ -122,6 +123,16 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return count(Request::save, std::move(current));
         }
         auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
+        co_return count(Request::save, std::move(saved));
+    }
+    Task<Result<void>> save_over(Bytes over, SecretBytes hash_key) override {
+        if (auto open = co_await open_unasked(); !open) {
+            co_return count(Request::save, std::move(open));
+        }
+        if (auto current = knows_present(); !current) {
+            co_return count(Request::save, std::move(current));
+        }
+        auto saved = co_await save_if_over(std::move(over), std::move(hash_key));
         co_return count(Request::save, std::move(saved));
     }
     Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
@@ -256,6 +267,28 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return make_error(Errc::exists, "vTPM {}: a key of this kind was certified already", *uuid_);
         }
         co_return co_await parts.certify(*uuid_, std::move(request));
+    }
+
+    /// Compares with what is durable. Nobody else saves meanwhile: this session holds the vTPM.
+    Task<Result<void>> save_if_over(Bytes over, SecretBytes hash_key) {
+        Vault& vault = service_.parts_.vault;
+        auto present = co_await vault.load_key(*uuid_);
+        if (!present) {
+            co_return present.error();
+        }
+        ByteView there;
+        if (*present) {
+            if ((*present)->equals(hash_key.view())) {
+                co_return Result<void>{}; // its answer was lost
+            }
+            there = (*present)->view().subspan(proto::hash_key_part);
+        }
+        if (!std::ranges::equal(there, over)) {
+            co_return make_error(
+                Errc::rollback, "vTPM {}: another instance has saved since this one did; what this one has is not kept",
+                *uuid_);
+        }
+        co_return co_await vault.save_key(*uuid_, std::move(hash_key));
     }
 
     [[nodiscard]] bool is_administrator() const {

@@ -29,7 +29,7 @@ bool worth_retrying(Errc code) {
 class Client final : public ManagerClient {
   public:
     Client(asio::any_io_executor executor, ClientOptions options, Connect connect, Clock& clock, const Log& log)
-        : options_(options)
+        : options_(std::move(options))
         , clock_(clock)
         , log_(log)
         , connect_(std::move(connect))
@@ -50,13 +50,12 @@ class Client final : public ManagerClient {
     }
 
     Task<Result<void>> save_hash_key(ByteView hash_key) override {
-        SecretBytes request = secret_frame(encode_save(hash_key));
-        auto answer = co_await exchange("SAVEHASHKEY", request.view(), &is_answer);
-        if (!answer) {
-            co_return std::move(answer).error();
+        offered_ = to_bytes(hash_key.subspan(hash_key_part));
+        auto saved = co_await save(hash_key);
+        if (saved) {
+            had_record_ = true;
+            on_record_ = std::exchange(offered_, std::nullopt);
         }
-        auto saved = parse_save_reply(*answer);
-        had_record_ = had_record_ || saved.has_value();
         co_return saved;
     }
 
@@ -68,6 +67,12 @@ class Client final : public ManagerClient {
         }
         auto loaded = parse_load_reply(*answer);
         cleanse(*answer);
+        if (loaded) {
+            if (auto ours = is_ours(*loaded); !ours) {
+                co_return ours.error();
+            }
+            settle_record(*loaded);
+        }
         co_return loaded;
     }
 
@@ -146,6 +151,8 @@ class Client final : public ManagerClient {
         co_return co_await exchange("a TPM command for the manager", command, &is_tpm_answer);
     }
 
+    [[nodiscard]] bool connected() const override { return channel_ != nullptr; }
+
     void close() override {
         closed_ = true;
         if (channel_) {
@@ -158,6 +165,59 @@ class Client final : public ManagerClient {
     static bool is_answer(const FrameHeader& h) { return h.tag == tag::response; }
     static bool is_tpm_answer(const FrameHeader& h) {
         return h.tag == tag::tpm12_response || h.tag == tag::tpm20_command;
+    }
+
+    /// By SAVE_OVER, where it is known what this goes over and the manager has it.
+    Task<Result<void>> save(ByteView hash_key) {
+        if (on_record_ && !without_save_over_) {
+            SecretBytes request = secret_frame(encode_save_over(*on_record_, hash_key));
+            auto answer = co_await exchange("SAVE_OVER", request.view(), &is_answer);
+            if (!answer) {
+                co_return std::move(answer).error();
+            }
+            auto saved = parse_save_reply(*answer);
+            if (!saved && saved.error().code == Errc::rollback) {
+                co_return superseded();
+            }
+            if (saved || saved.error().code != Errc::unsupported) {
+                co_return saved;
+            }
+            without_save_over_ = true;
+        }
+        SecretBytes request = secret_frame(encode_save(hash_key));
+        auto answer = co_await exchange("SAVEHASHKEY", request.view(), &is_answer);
+        if (!answer) {
+            co_return std::move(answer).error();
+        }
+        co_return parse_save_reply(*answer);
+    }
+
+    static Bytes hash_in(const std::optional<SecretBytes>& hash_key) {
+        return hash_key ? to_bytes(hash_key->view().subspan(hash_key_part)) : Bytes{};
+    }
+
+    /// What is on record must be what was acknowledged last, or what is in doubt.
+    Result<void> is_ours(const std::optional<SecretBytes>& record) {
+        const Bytes there = hash_in(record);
+        if (!on_record_ || there == *on_record_ || there == offered_) {
+            return {};
+        }
+        return superseded();
+    }
+    void settle_record(const std::optional<SecretBytes>& record) {
+        on_record_ = hash_in(record);
+        offered_.reset();
+    }
+    Error superseded() {
+        Error e =
+            make_error(Errc::rollback,
+                       "{}: vTPM {}: another instance has saved since this one did: what runs here is its past, and is "
+                       "not kept; only one of the two images is the present one: start that",
+                       channel_ ? channel_->peer() : std::string("the manager"), options_.greeting.uuid);
+        if (options_.superseded) {
+            options_.superseded(e);
+        }
+        return e;
     }
 
     static SecretBytes secret_frame(Bytes frame) {
@@ -308,6 +368,16 @@ class Client final : public ManagerClient {
                 "it running on another store?",
                 channel_->peer(), options_.greeting.uuid);
         }
+        if (greeted_once_ && on_record_) {
+            auto kept = co_await check_record(*reply);
+            if (!kept) {
+                co_return kept;
+            }
+        }
+        if (!greeted_once_ && !reply->has_record) {
+            on_record_ = Bytes{};
+        }
+        without_save_over_ = false;
         if (failures_ > 0) {
             log_.info("manager {}: connected", channel_->peer());
         }
@@ -315,6 +385,25 @@ class Client final : public ManagerClient {
         had_record_ = reply->has_record;
         greeted_ = *reply;
         co_return Result<void>{};
+    }
+
+    /// While there was no link, another instance may have had the vTPM.
+    Task<Result<void>> check_record(const HelloReply& reply) {
+        std::optional<SecretBytes> record;
+        if (reply.has_record) {
+            const Bytes request = encode_load();
+            auto answer = co_await once(request);
+            if (!answer) {
+                co_return std::move(answer).error();
+            }
+            auto loaded = parse_load_reply(*answer);
+            cleanse(*answer);
+            if (!loaded) {
+                co_return std::move(loaded).error();
+            }
+            record = std::move(*loaded);
+        }
+        co_return is_ours(record);
     }
 
     Task<Result<ResetInfo>> ask_reset() {
@@ -348,6 +437,10 @@ class Client final : public ManagerClient {
     bool greeted_once_ = false;
     bool had_record_ = false;
     bool in_exchange_ = false;
+    bool without_save_over_ = false; ///< the manager of this link is older
+    std::optional<Bytes>
+        on_record_; ///< hash of the slot that was acknowledged or loaded last, empty: none; not set: not known
+    std::optional<Bytes> offered_; ///< hash of the slot whose fate is not known
     bool closed_ = false;
     bool away_ = false;            ///< the last request ran out of time
     unsigned failures_ = 0;        ///< of links in a row
@@ -360,7 +453,7 @@ class Client final : public ManagerClient {
 
 std::unique_ptr<ManagerClient> make_manager_client(asio::any_io_executor executor, ClientOptions options,
                                                    ManagerClient::Connect connect, Clock& clock, const Log& log) {
-    return std::make_unique<Client>(std::move(executor), options, std::move(connect), clock, log);
+    return std::make_unique<Client>(std::move(executor), std::move(options), std::move(connect), clock, log);
 }
 
 } // namespace vtpmd::proto

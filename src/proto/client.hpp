@@ -23,8 +23,8 @@ class ManagerClient {
     /// not_found, unavailable (nobody answered in time).
     virtual Task<Result<HelloReply>> hello() = 0;
     /// Durable at the manager on success. After any error the outcome is unknown: the same hash_key must be
-    /// offered again before any slot is written. Errc::unavailable after the deadline; otherwise what the
-    /// manager says.
+    /// offered again, or load_hash_key() asked what is on record, before any slot is written. Errc::unavailable after the
+    /// deadline; rollback: another instance has saved since this one did (here and below); otherwise what the manager says.
     virtual Task<Result<void>> save_hash_key(ByteView hash_key) = 0;
     /// nullopt: registered, but nothing was ever saved.
     virtual Task<Result<std::optional<SecretBytes>>> load_hash_key() = 0;
@@ -47,6 +47,8 @@ class ManagerClient {
     virtual Task<Result<Bytes>> tpm_command(Bytes command) = 0;
     /// Drops the link for good: requests end with Errc::closed.
     virtual void close() = 0;
+    /// False while there is no link, as far as is known.
+    [[nodiscard]] virtual bool connected() const { return true; }
 };
 
 struct ClientOptions {
@@ -56,6 +58,9 @@ struct ClientOptions {
     /// Instead of request_deadline once a request has run out of it, until one succeeds again: a manager that is known to
     /// be away must not make every guest wait so long.
     Clock::duration retry_deadline = std::chrono::seconds(2);
+    /// Another instance of this vTPM has saved since this one did (a copy of its image was run while the link was lost): what
+    /// runs here is its past. Told as soon as a link shows it. Empty: nobody wants to know.
+    std::function<void(const Error&)> superseded = {};
     /// How long a first hello that is refused with `busy` is tried again: the manager may not have noticed
     /// yet that the last instance of this vTPM died.
     Clock::duration busy_patience = std::chrono::seconds(2);

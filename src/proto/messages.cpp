@@ -66,6 +66,18 @@ Request parse_hello(ByteView body) {
     return hello;
 }
 
+Request parse_save_over(ByteView body) {
+    WireReader in(body);
+    Bytes over = to_bytes(in.bytes(in.u8()));
+    const ByteView key = in.ok() ? in.rest() : ByteView{};
+    const bool sizes = (over.empty() || is_slot_hash_size(over.size())) &&
+                       (key.size() == hash_key_short || key.size() == hash_key_long);
+    if (!in.ok() || !sizes) {
+        return bad(Status::bad_param_size, fmt::format("SAVE_OVER with a body of {} bytes", body.size()));
+    }
+    return SaveRequest{SecretBytes(key), std::move(over)};
+}
+
 bool may_pass(const FrameHeader& h) {
     if (h.tag == tag::tpm12_command) {
         return h.code == tpm12_ord_extend || h.code == tpm12_ord_get_random || h.code == tpm12_ord_pcr_read;
@@ -81,7 +93,9 @@ Request parse_ours(const FrameHeader& h, ByteView body) {
         if (body.size() != hash_key_short && body.size() != hash_key_long) {
             return bad(Status::bad_param_size, fmt::format("SAVEHASHKEY with a body of {} bytes", body.size()));
         }
-        return SaveRequest{SecretBytes(body)};
+        return SaveRequest{SecretBytes(body), {}};
+    case ordinal::save_over:
+        return parse_save_over(body);
     case ordinal::quote: {
         auto quote = parse_quote(body);
         if (!quote) {
@@ -201,6 +215,14 @@ Bytes encode_hello(const HelloRequest& request) {
 }
 
 Bytes encode_save(ByteView hash_key) { return make_frame(tag::request, ordinal::save_hash_key, hash_key); }
+Bytes encode_save_over(ByteView over, ByteView hash_key) {
+    WireWriter out;
+    out.u8(static_cast<std::uint8_t>(over.size())).bytes(over).bytes(hash_key);
+    Bytes body = out.take();
+    Bytes frame = make_frame(tag::request, ordinal::save_over, body);
+    cleanse(body);
+    return frame;
+}
 Bytes encode_load() { return make_frame(tag::request, ordinal::load_hash_key); }
 Bytes encode_get_boot_hash() { return make_frame(tag::request, ordinal::get_boot_hash); }
 Bytes encode_handed_over() { return make_frame(tag::request, ordinal::handed_over); }

@@ -15,9 +15,13 @@
 //   0x56500006   ATTACH         see ask_messages.hpp
 //   0x56500009   RESET_INFO     -                                    u64 sequence, u64 seconds since 1970, u8 n
 //                                                                    (32 or 20), hash of the slot given up[n]
+//   0x5650000A   SAVE_OVER      u8 n (0, 20 or 32), hash[n] of the    -
+//                               slot on record, then 52 or 64 bytes
 //   tag 0x01C2   management, see management.hpp
 //
-// HELLO, HANDED_OVER, QUOTE, CERTIFY and RESET_INFO are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket,
+// SAVE_OVER is SAVEHASHKEY for one that names what it replaces (n = 0: nothing): TPM_VENDOR_ERROR + 6 if that is not what is on
+// record, so that two instances of one vTPM never save over each other. What is on record already is saved, whatever it replaces.
+// HELLO, HANDED_OVER, QUOTE, CERTIFY, RESET_INFO and SAVE_OVER are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket,
 // once, before anything else. HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. QUOTE asks for a deep quote.
 // RESET_INFO asks for the last reset to factory, where HELLO says that there was one; who has not asked keeps nothing on that
 // link, since it may be an instance that began before. CERTIFY asks for an endorsement key's certificate; a manager from before it
@@ -63,6 +67,7 @@ inline constexpr std::uint32_t handed_over = 0x56500002;
 inline constexpr std::uint32_t quote = 0x56500003;
 inline constexpr std::uint32_t certify = 0x56500004;
 inline constexpr std::uint32_t reset_info = 0x56500009;
+inline constexpr std::uint32_t save_over = 0x5650000A;
 } // namespace ordinal
 
 struct HelloRequest {
@@ -96,7 +101,8 @@ using BootHash = std::array<std::byte, boot_hash_size>;
 // --- requests, as the server sees them ---
 
 struct SaveRequest {
-    SecretBytes hash_key; ///< 52 or 64 bytes
+    SecretBytes hash_key;           ///< 52 or 64 bytes
+    std::optional<Bytes> over = {}; ///< SAVE_OVER: hash of the slot that it replaces, empty: none
 };
 struct LoadRequest {};
 struct BootHashRequest {};
@@ -141,6 +147,8 @@ enum class TpmRefusal { failed, no_such_command };
 [[nodiscard]] Bytes encode_hello(const HelloRequest& request);
 /// Holds a secret: cleanse it after use.
 [[nodiscard]] Bytes encode_save(ByteView hash_key);
+/// `over` has 0, 20 or 32 bytes. Holds a secret: cleanse it after use.
+[[nodiscard]] Bytes encode_save_over(ByteView over, ByteView hash_key);
 [[nodiscard]] Bytes encode_load();
 [[nodiscard]] Bytes encode_get_boot_hash();
 [[nodiscard]] Bytes encode_handed_over();

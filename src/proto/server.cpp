@@ -65,7 +65,13 @@ class Session {
             co_return encode_error(e);
         }
         if (auto* save = std::get_if<SaveRequest>(&request)) {
-            auto saved = co_await handler_.save_hash_key(std::move(save->hash_key));
+            Task<Result<void>> saving = save->over
+                                            ? handler_.save_over(std::move(*save->over), std::move(save->hash_key))
+                                            : handler_.save_hash_key(std::move(save->hash_key));
+            auto saved = co_await std::move(saving);
+            if (!saved && saved.error().code == Errc::unsupported) {
+                co_return encode_error(saved.error());
+            }
             co_return saved ? encode_success() : refuse("SAVEHASHKEY", saved.error());
         }
         if (std::holds_alternative<LoadRequest>(request)) {

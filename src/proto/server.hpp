@@ -19,6 +19,10 @@ class Handler {
     virtual Task<Result<HelloReply>> hello(HelloRequest request) = 0;
     /// 52 or 64 bytes. Durable on return.
     virtual Task<Result<void>> save_hash_key(SecretBytes hash_key) = 0;
+    /// The same, if the slot on record has the hash `over` (empty: there is none), or is this very one; Errc::rollback otherwise.
+    virtual Task<Result<void>> save_over(Bytes /*over*/, SecretBytes /*hash_key*/) {
+        co_return make_error(Errc::unsupported, "not offered");
+    }
     /// nullopt: nothing was ever saved.
     virtual Task<Result<std::optional<SecretBytes>>> load_hash_key() = 0;
     virtual Task<Result<BootHash>> boot_hash() = 0;

@@ -66,6 +66,11 @@ struct Peer : fakes::ServiceLink {
         Bytes a = ask(proto::encode_save(Bytes(hash_key_long, static_cast<std::byte>(mark))));
         return proto::parse_save_reply(a);
     }
+    Result<void> save_over(std::optional<std::uint8_t> over, std::uint8_t mark) {
+        const Bytes base = over ? Bytes(32, static_cast<std::byte>(*over)) : Bytes{};
+        Bytes a = ask(proto::encode_save_over(base, Bytes(hash_key_long, static_cast<std::byte>(mark))));
+        return proto::parse_save_reply(a);
+    }
     int load() {
         Bytes a = ask(proto::encode_load());
         auto key = proto::parse_load_reply(a);
@@ -103,6 +108,36 @@ TEST_SUITE("manager service") {
         CHECK(c.of(Request::load).done == 3);
         CHECK(c.registered == 1);
         CHECK(rig.m.loop.logged("registered"));
+        p.hang_up();
+    }
+    TEST_CASE("a save that names what it goes over: only over that, or if it is there already") {
+        Rig rig;
+        {
+            Peer p(rig);
+            REQUIRE(p.hello(1));
+            CHECK(p.save_over(4, 5).error().code == Errc::rollback); // there is nothing
+            REQUIRE(p.save_over(std::nullopt, 5));
+            REQUIRE(p.save_over(std::nullopt, 5)); // the answer was lost
+            CHECK(p.save_over(std::nullopt, 6).error().code == Errc::rollback);
+            REQUIRE(p.save_over(5, 6));
+            CHECK(p.save_over(5, 7).error().code == Errc::rollback);
+            CHECK(p.load() == 6);
+            p.hang_up();
+            CHECK(p.ended());
+        }
+        {
+            Peer other(rig); // on a copy of the image
+            REQUIRE(other.hello(1, false));
+            REQUIRE(other.save_over(6, 8));
+            other.hang_up();
+            CHECK(other.ended());
+        }
+        Peer p(rig);
+        REQUIRE(p.hello(1, false));
+        CHECK(p.save_over(6, 7).error().code == Errc::rollback);
+        CHECK(p.load() == 8);
+        REQUIRE(p.save(9)); // an older instance names nothing
+        CHECK(p.load() == 9);
         p.hang_up();
     }
     TEST_CASE("reset: not while it is open; then nothing is kept but by who knows of it") {

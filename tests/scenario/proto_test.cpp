@@ -39,6 +39,17 @@ struct FakeHandler final : Handler {
         record = std::move(key);
         co_return Result<void>{};
     }
+    Task<Result<void>> save_over(Bytes over, SecretBytes key) override {
+        if (!takes_over) {
+            co_return co_await Handler::save_over(std::move(over), std::move(key)); // as an older manager
+        }
+        overs.push_back(over);
+        const ByteView there = record ? record->view().subspan(hash_key_part) : ByteView{};
+        if (!std::ranges::equal(there, over)) {
+            co_return make_error(Errc::rollback, "another has saved");
+        }
+        co_return co_await save_hash_key(std::move(key));
+    }
     Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
         if (load_error) {
             co_return *load_error;
@@ -72,6 +83,8 @@ struct FakeHandler final : Handler {
     QuoteRequest asked;
     std::optional<QuoteReply> quote_reply;
     unsigned hellos = 0, saves = 0;
+    bool takes_over = false;
+    std::vector<Bytes> overs;
 };
 
 /// A manager that can be down, and whose links can be cut after so many frames either way.
@@ -80,6 +93,7 @@ struct Rig {
         : group(loop.io.get_executor(), loop.log) {
         ClientOptions options;
         options.greeting = {uuid, TpmVersion::tpm20, create};
+        options.superseded = [this](const Error&) { ++superseded; };
         client = make_manager_client(
             loop.io.get_executor(), options, [this] { return connect(); }, loop.clock, loop.log);
     }
@@ -136,6 +150,10 @@ struct Rig {
         if (cut == Cut::silent) {
             co_return true;
         }
+        if (std::holds_alternative<LoadRequest>(request)) {
+            (void)co_await channel.send(encode_success(handler.record->view()));
+            co_return true;
+        }
         auto saved = co_await handler.save_hash_key(std::move(std::get<SaveRequest>(request).hash_key));
         if (answer && saved) {
             (void)co_await channel.send(encode_success());
@@ -150,7 +168,7 @@ struct Rig {
     TaskGroup group;
     std::unique_ptr<ManagerClient> client;
     Cut cut = Cut::none;
-    unsigned garbage = 0, connects = 0;
+    unsigned garbage = 0, connects = 0, superseded = 0;
     bool down = false;
 };
 
@@ -343,6 +361,72 @@ TEST_SUITE("proto") {
         next.loop.settle();
         CHECK(next.loop.run(next.client->save_hash_key(key(4))).error().code == Errc::tombstone);
         CHECK(next.handler.saves == 1);
+    }
+
+    TEST_CASE("what a save goes over is named, where the manager has that; an older one is asked the old way") {
+        Rig r;
+        REQUIRE(r.loop.run(r.client->hello()));
+        REQUIRE(r.loop.run(r.client->save_hash_key(key(1)))); // an older one
+        CHECK(r.handler.overs.empty());
+        r.handler.takes_over = true;
+        r.group.cancel(); // it was updated: a link made anew asks again
+        r.loop.settle();
+        REQUIRE(r.loop.run(r.client->save_hash_key(key(2))));
+        REQUIRE(r.loop.run(r.client->save_hash_key(key(3))));
+        CHECK(r.handler.overs == std::vector<Bytes>{Bytes(32, std::byte{1}), Bytes(32, std::byte{2})});
+        Rig fresh;
+        fresh.handler.takes_over = true;
+        REQUIRE(fresh.loop.run(fresh.client->hello()));
+        REQUIRE(fresh.loop.run(fresh.client->save_hash_key(key(1))));
+        CHECK(fresh.handler.overs == std::vector<Bytes>{Bytes{}});
+    }
+
+    TEST_CASE("another instance saved while there was no link: noticed on the next one, nothing is saved over it") {
+        for (bool takes_over : {false, true}) {
+            Rig r;
+            r.handler.takes_over = takes_over;
+            REQUIRE(r.loop.run(r.client->hello()));
+            REQUIRE(r.loop.run(r.client->save_hash_key(key(1))));
+            r.group.cancel();
+            r.loop.settle();
+            r.handler.record = SecretBytes(key(9)); // the other one's
+            auto saved = r.loop.run(r.client->save_hash_key(key(2)));
+            REQUIRE_FALSE(saved);
+            CHECK(saved.error().code == Errc::rollback);
+            CHECK(saved.error().message.find("another instance has saved") != std::string::npos);
+            CHECK(r.superseded == 1);
+            CHECK(r.handler.record->equals(key(9)));
+            CHECK(r.loop.run(r.client->load_hash_key()).error().code == Errc::rollback);
+        }
+    }
+
+    TEST_CASE("another instance saved on the same manager: the manager's own word") {
+        Rig r;
+        r.handler.takes_over = true;
+        REQUIRE(r.loop.run(r.client->hello()));
+        REQUIRE(r.loop.run(r.client->save_hash_key(key(1))));
+        r.handler.record = SecretBytes(key(9));
+        CHECK(r.loop.run(r.client->save_hash_key(key(2))).error().code == Errc::rollback);
+        CHECK(r.superseded == 1);
+    }
+
+    TEST_CASE("what is in doubt when the link is lost may be on record, or what was before it; both are this "
+              "instance's own") {
+        for (auto cut : {Rig::Cut::request, Rig::Cut::answer}) {
+            Rig r;
+            REQUIRE(r.loop.run(r.client->hello()));
+            REQUIRE(r.loop.run(r.client->save_hash_key(key(1))));
+            r.group.cancel();
+            r.loop.settle();
+            r.cut = cut;
+            r.handler.hellos = 0;
+            auto saving = r.loop.start(r.client->save_hash_key(key(2)));
+            REQUIRE(r.loop.wait(*saving));
+            REQUIRE(saving->value);
+            CHECK(*saving->value);
+            CHECK(r.handler.record->equals(key(2)));
+            CHECK(r.superseded == 0);
+        }
     }
 
     TEST_CASE("answers that are none: the link is dropped and tried again") {

@@ -64,6 +64,15 @@ TEST_SUITE("proto") {
         for (std::size_t n : {hash_key_short, hash_key_long}) {
             auto save = std::get<SaveRequest>(parse_request(encode_save(key(n))));
             CHECK(save.hash_key.equals(key(n)));
+            CHECK_FALSE(save.over);
+            for (std::size_t over : {0U, 20U, 32U}) {
+                auto named = std::get<SaveRequest>(parse_request(encode_save_over(key(over), key(n))));
+                CHECK(named.hash_key.equals(key(n)));
+                CHECK(named.over == key(over));
+            }
+            for (std::size_t odd : {1U, 19U, 21U, 33U}) {
+                CHECK(std::holds_alternative<BadRequest>(parse_request(encode_save_over(key(odd), key(n)))));
+            }
         }
         CHECK(std::holds_alternative<LoadRequest>(parse_request(encode_load())));
         CHECK(std::holds_alternative<BootHashRequest>(parse_request(encode_get_boot_hash())));
@@ -108,6 +117,7 @@ TEST_SUITE("proto") {
     TEST_CASE("requests: truncated at every length, and a trailing byte") {
         const std::vector<Bytes> all = {encode_hello({uuid, TpmVersion::tpm20, true}),
                                         encode_save(key(52)),
+                                        encode_save_over(key(20), key(64)),
                                         encode_save(key(64)),
                                         encode_load(),
                                         encode_get_boot_hash(),
