@@ -1,7 +1,9 @@
 // Layout of an instance's image, format version 1. All numbers are big-endian.
 //
 //   0        superblock, two copies of 4096 bytes (superblock.hpp), magic "VTPMDSTA", payload:
-//              u32 TPM version (1: 1.2, 2: 2.0), u32 1 once a save was accepted, u64 bytes of a slot's place (capacity)
+//              u32 TPM version (1: 1.2, 2: 2.0), u32 1 once a save was accepted, u64 bytes of a slot's place (capacity);
+//              and while a save is withdrawn: hash[32] of its slot, then under its key the hash key[64] that counts instead, tag[16]
+//              (nonce 1, AAD "vtpmd withdrawn 1", uuid, u32 TPM version, hash[32])
 //   8192     slot 0's place
 //   8192 + capacity   slot 1's place
 //
@@ -41,15 +43,26 @@ constexpr std::size_t slot_overhead = slot_header_size + 4 + aead_tag_size + dig
 constexpr std::uint32_t slot_magic = 0x56545053;
 static_assert(max_state_size + slot_overhead <= file_capacity);
 
+/// A save that does not count although the manager may have its key.
+struct Withdrawn {
+    Bytes slot_hash;
+    Bytes sealed; ///< the hash key that counts, under the save's key
+};
+constexpr std::size_t withdrawn_size = digest_size + hash_key_size + aead_tag_size;
+
 struct Geometry {
     TpmVersion version;
     bool live;
     std::uint64_t capacity;
+    std::optional<Withdrawn> withdrawn = {};
 };
 
 Bytes encode(const Geometry& g) {
     WireWriter w;
     w.be32(static_cast<std::uint32_t>(g.version)).be32(g.live ? 1 : 0).be64(g.capacity);
+    if (g.withdrawn) {
+        w.bytes(g.withdrawn->slot_hash).bytes(g.withdrawn->sealed);
+    }
     return w.take();
 }
 
@@ -58,12 +71,18 @@ Result<Geometry> decode(ByteView payload, const std::string& path) {
     const std::uint32_t version = r.be32();
     const std::uint32_t live = r.be32();
     const std::uint64_t capacity = r.be64();
+    std::optional<Withdrawn> withdrawn;
+    if (r.ok() && r.remaining() == withdrawn_size) {
+        withdrawn.emplace();
+        withdrawn->slot_hash = to_bytes(r.bytes(digest_size));
+        withdrawn->sealed = to_bytes(r.bytes(hash_key_size + aead_tag_size));
+    }
     const bool sane = r.expect_end() && (version == 1 || version == 2) && live <= 1 && capacity >= least_capacity &&
                       capacity <= file_capacity && capacity % unit == 0;
     if (!sane) {
         return make_error(Errc::corrupt, "{}: the superblock's content makes no sense", path);
     }
-    return Geometry{static_cast<TpmVersion>(version), live == 1, capacity};
+    return Geometry{static_cast<TpmVersion>(version), live == 1, capacity, std::move(withdrawn)};
 }
 
 Bytes slot_header(std::uint32_t slot, std::uint64_t sequence, std::size_t length) {
@@ -78,6 +97,20 @@ Bytes slot_aad(const ImageIdentity& identity, ByteView header) {
     w.bytes(as_bytes("vtpmd state 1")).bytes(identity.uuid.bytes);
     w.be32(static_cast<std::uint32_t>(identity.version)).bytes(header);
     return w.take();
+}
+
+Bytes withdrawn_aad(const ImageIdentity& identity, ByteView slot_hash) {
+    WireWriter w;
+    w.bytes(as_bytes("vtpmd withdrawn 1")).bytes(identity.uuid.bytes);
+    w.be32(static_cast<std::uint32_t>(identity.version)).bytes(slot_hash);
+    return w.take();
+}
+
+/// The slot itself is under the same key with nonce 0.
+Nonce withdrawn_nonce() {
+    Nonce nonce{};
+    nonce.back() = std::byte{1};
+    return nonce;
 }
 
 /// What lies in a slot's place, as far as can be told without the key.
@@ -108,7 +141,11 @@ class SlotImage final : public StateImage {
     Task<Result<SecretBytes>> load(ByteView hash_key) override { return uninterrupted(do_load(hash_key)); }
     Task<Result<SecretBytes>> prepare(ByteView state) override { return uninterrupted(do_prepare(state)); }
     Task<Result<void>> accept() override { return uninterrupted(do_accept()); }
-    void reject() override { pending_.reset(); }
+    void reject() override {
+        pending_.reset();
+        pending_key_.clear();
+    }
+    Task<Result<void>> withdraw() override { return uninterrupted(do_withdraw()); }
     Task<Result<bool>> holds(ByteView slot_hash) override { return uninterrupted(do_holds(slot_hash)); }
     Task<Result<bool>> give_up(ByteView slot_hash) override { return uninterrupted(do_give_up(slot_hash)); }
 
@@ -161,6 +198,22 @@ class SlotImage final : public StateImage {
         if (hash_key.size() != hash_key_size) {
             co_return make_error(Errc::usage, "a hash key has {} bytes, not {}", hash_key_size, hash_key.size());
         }
+        if (geometry_.withdrawn &&
+            std::ranges::equal(geometry_.withdrawn->slot_hash, hash_key.subspan(aead_key_size))) {
+            const Nonce nonce = withdrawn_nonce();
+            auto instead =
+                aead_open(hash_key.first(aead_key_size), nonce,
+                          withdrawn_aad(identity_, geometry_.withdrawn->slot_hash), geometry_.withdrawn->sealed);
+            if (!instead) {
+                co_return make_error(Errc::corrupt, "{}: what it says of a withdrawn save cannot be read: {}", path(),
+                                     instead.error().message);
+            }
+            co_return co_await load_slot(instead->view());
+        }
+        co_return co_await load_slot(hash_key);
+    }
+
+    Task<Result<SecretBytes>> load_slot(ByteView hash_key) {
         const ByteView wanted = hash_key.subspan(aead_key_size);
         std::array<SlotContent, 2> slots;
         for (std::uint32_t i = 0; i < 2; ++i) {
@@ -171,7 +224,7 @@ class SlotImage final : public StateImage {
             slots[i] = std::move(*content);
             if (slots[i].kind != SlotContent::Kind::empty && !slots[i].raw.empty() &&
                 std::ranges::equal(slots[i].digest, wanted)) {
-                co_return co_await take(i, slots[i], hash_key.first(aead_key_size));
+                co_return co_await take(i, slots[i], hash_key);
             }
         }
         co_return no_such_slot(slots);
@@ -240,8 +293,9 @@ class SlotImage final : public StateImage {
             path(), identity_.uuid, found);
     }
 
-    Task<Result<SecretBytes>> take(std::uint32_t slot, const SlotContent& content, ByteView key) {
-        auto plain = aead_open(key, Nonce{}, slot_aad(identity_, content.header()), content.sealed());
+    Task<Result<SecretBytes>> take(std::uint32_t slot, const SlotContent& content, ByteView hash_key) {
+        auto plain =
+            aead_open(hash_key.first(aead_key_size), Nonce{}, slot_aad(identity_, content.header()), content.sealed());
         if (!plain) {
             co_return make_error(Errc::corrupt, "{}: slot {} of vTPM {} (offset {}) has the right hash but {}", path(),
                                  slot, identity_.uuid, slot_offset(slot), plain.error().message);
@@ -253,6 +307,7 @@ class SlotImage final : public StateImage {
             co_return make_error(Errc::corrupt, "{}: slot {} says {} bytes of state and has fewer", path(), slot, size);
         }
         valid_ = slot;
+        valid_key_ = SecretBytes(hash_key);
         pending_.reset();
         sequence_ = content.sequence;
         // The manager took this save, but the mark may be missing if the program ended in between.
@@ -303,6 +358,7 @@ class SlotImage final : public StateImage {
         }
         sequence_ = sequence;
         pending_ = slot;
+        pending_key_ = hash_key.clone();
         co_return hash_key;
     }
 
@@ -330,14 +386,41 @@ class SlotImage final : public StateImage {
             co_return make_error(Errc::usage, "{}: no save is waiting to be accepted", path());
         }
         valid_ = *pending_;
+        valid_key_ = std::move(pending_key_);
         pending_.reset();
         if (auto old = std::exchange(given_up_, std::nullopt)) {
             // If this fails, the next save goes over it.
             auto zeroed = co_await wipe(*old);
             (void)zeroed;
         }
+        if (geometry_.live && geometry_.withdrawn) {
+            // If this fails it stays, and names a save that is not on record any more.
+            Geometry cleared = geometry_;
+            cleared.withdrawn.reset();
+            auto written = co_await write_geometry(std::move(cleared));
+            (void)written;
+        }
         auto marked = co_await mark_live();
         co_return marked;
+    }
+
+    Task<Result<void>> do_withdraw() {
+        if (!pending_ || !valid_ || valid_key_.empty()) {
+            co_return make_error(Errc::usage, "{}: no save is waiting that has another before it", path());
+        }
+        const ByteView key = pending_key_.view().first(aead_key_size);
+        Geometry changed = geometry_;
+        changed.withdrawn.emplace();
+        changed.withdrawn->slot_hash = to_bytes(pending_key_.view().subspan(aead_key_size));
+        changed.withdrawn->sealed.resize(hash_key_size + aead_tag_size);
+        const Nonce nonce = withdrawn_nonce();
+        aead_seal(key, nonce, withdrawn_aad(identity_, changed.withdrawn->slot_hash), valid_key_.view(),
+                  changed.withdrawn->sealed);
+        auto written = co_await write_geometry(std::move(changed));
+        if (written) {
+            reject();
+        }
+        co_return written;
     }
 
     Task<Result<void>> wipe(std::uint32_t slot) {
@@ -361,9 +444,13 @@ class SlotImage final : public StateImage {
         }
         Geometry marked = geometry_;
         marked.live = true;
-        auto written = co_await keep_superblock(marked);
+        co_return co_await write_geometry(std::move(marked));
+    }
+
+    Task<Result<void>> write_geometry(Geometry changed) {
+        auto written = co_await keep_superblock(changed);
         if (written) {
-            geometry_ = marked;
+            geometry_ = std::move(changed);
         }
         co_return written;
     }
@@ -381,9 +468,11 @@ class SlotImage final : public StateImage {
 
     Superblock superblock_;
     Geometry geometry_;
-    std::uint64_t sequence_ = 0;             ///< of the last save written or loaded
-    std::optional<std::uint32_t> valid_;     ///< the slot the manager's record names
-    std::optional<std::uint32_t> pending_;   ///< the slot written and not yet decided on
+    std::uint64_t sequence_ = 0;           ///< of the last save written or loaded
+    std::optional<std::uint32_t> valid_;   ///< the slot the manager's record names
+    std::optional<std::uint32_t> pending_; ///< the slot written and not yet decided on
+    SecretBytes valid_key_;                ///< its hash key
+    SecretBytes pending_key_;
     std::optional<std::uint32_t> given_up_;  ///< the slot of give_up(), until the first save
     bool superblock_lost_ = false;           ///< another program may have written over it: to be written again
     std::array<std::size_t, 2> allocated_{}; ///< bytes of each slot's place that have their room on the disk

@@ -57,6 +57,10 @@ class StateImage {
     /// The manager certainly did not take it: the old slot stays valid, the prepared one is free again. If the manager's
     /// answer was lost, call neither: ask it for the record again and load().
     virtual void reject() = 0;
+    /// It is not known whether the manager took it, and it is not to count: durably notes that whoever loads with the prepared key
+    /// finds the state that is valid now. After that the prepared slot is free again. After an error nothing has changed.
+    /// Errc::usage: there is no state to go back to.
+    virtual Task<Result<void>> withdraw() = 0;
 
     /// Whether a slot has this hash (the second part of a hash key), whoever may have its key.
     virtual Task<Result<bool>> holds(ByteView slot_hash) = 0;

@@ -187,6 +187,16 @@ class FakeImage final : public store::StateImage {
         co_return Result<void>{};
     }
     void reject() override { pending = false; }
+    /// Whoever loads with the pending key finds what is valid now.
+    Task<Result<void>> withdraw() override {
+        co_await points_.pass();
+        if (fail_withdraw) {
+            co_return make_error(*fail_withdraw, "fake: withdrawing");
+        }
+        withdrawn = {slots[1 - valid].save, slots[valid].save};
+        pending = false;
+        co_return Result<void>{};
+    }
     Task<Result<bool>> holds(ByteView slot_hash) override {
         co_await points_.pass();
         co_return std::ranges::any_of(slots,
@@ -199,6 +209,7 @@ class FakeImage final : public store::StateImage {
 
     /// The state that a restart would find with this key; nullptr: none.
     [[nodiscard]] const SecretBytes* stored(std::uint64_t save) const {
+        save = save != 0 && save == withdrawn.first ? withdrawn.second : save;
         for (const Slot& s : slots) {
             if (save != 0 && s.save == save) {
                 return &s.blob;
@@ -216,7 +227,8 @@ class FakeImage final : public store::StateImage {
     std::uint64_t saves = 0;
     unsigned prepares = 0;
     bool pending = false, live = false;
-    std::optional<Errc> fail_prepare, fail_accept;
+    std::optional<Errc> fail_prepare, fail_accept, fail_withdraw;
+    std::pair<std::uint64_t, std::uint64_t> withdrawn; ///< a save, and the one that counts instead
 
   private:
     Points& points_;
@@ -226,7 +238,7 @@ class FakeImage final : public store::StateImage {
 
 class FakeManager final : public proto::ManagerClient {
   public:
-    enum class Fault { none, refuses, lost_request, lost_answer };
+    enum class Fault { none, refuses, fails_after, lost_request, lost_answer, superseded };
 
     explicit FakeManager(Points& points)
         : points_(points) {}
@@ -245,6 +257,9 @@ class FakeManager final : public proto::ManagerClient {
         if (fault == Fault::refuses) {
             co_return make_error(Errc::io, "fake: the manager's disk failed");
         }
+        if (fault == Fault::superseded) {
+            co_return make_error(Errc::rollback, "fake: another has saved since");
+        }
         if (fault == Fault::lost_request) {
             co_return make_error(Errc::unavailable, "fake: no answer");
         }
@@ -253,10 +268,16 @@ class FakeManager final : public proto::ManagerClient {
         if (fault == Fault::lost_answer) {
             co_return make_error(Errc::unavailable, "fake: no answer");
         }
+        if (fault == Fault::fails_after) {
+            co_return make_error(Errc::io, "fake: the manager's disk failed, after the record");
+        }
         co_return Result<void>{};
     }
     Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
         co_await points_.pass();
+        if (fault == Fault::lost_request || fault == Fault::lost_answer) {
+            co_return make_error(Errc::unavailable, "fake: no answer");
+        }
         if (record == 0) {
             co_return std::optional<SecretBytes>{};
         }

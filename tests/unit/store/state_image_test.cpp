@@ -138,6 +138,71 @@ TEST_SUITE("store") {
         }
     }
 
+    TEST_CASE_FIXTURE(Fixture,
+                      "state image: a withdrawn save does not count, whichever key the manager turns out to have") {
+        FaultDisk disk;
+        auto image = create(disk).value();
+        CHECK(run_task(loop, image->withdraw()).error().code == Errc::usage); // nothing is pending
+        REQUIRE(run_task(loop, image->prepare(state_of(100, 7))));
+        CHECK(run_task(loop, image->withdraw()).error().code == Errc::usage); // there is nothing before it
+        image->reject();
+        const SecretBytes older = save(*image, state_of(3000, 1));
+        const SecretBytes withdrawn = run_task(loop, image->prepare(state_of(9000, 2))).value();
+        REQUIRE(run_task(loop, image->withdraw()));
+        for (const SecretBytes* on_record : {&older, &withdrawn}) {
+            auto again = open(disk).value();
+            CHECK(run_task(loop, again->load(on_record->view())).value().equals(state_of(3000, 1)));
+            CHECK(run_task(loop, again->load(SecretBytes(Bytes(64, std::byte{9})).view())).error().code ==
+                  Errc::rollback);
+        }
+        // The one that could be on record may be overwritten, and what comes next counts.
+        auto again = open(disk).value();
+        REQUIRE(run_task(loop, again->load(withdrawn.view())));
+        const SecretBytes next = run_task(loop, again->prepare(state_of(4000, 3))).value();
+        auto crashed = open(disk).value();
+        CHECK(run_task(loop, crashed->load(withdrawn.view())).value().equals(state_of(3000, 1)));
+        REQUIRE(run_task(loop, again->accept()));
+        auto last = open(disk).value();
+        CHECK(run_task(loop, last->load(next.view())).value().equals(state_of(4000, 3)));
+        CHECK(run_task(loop, last->load(withdrawn.view())).error().code == Errc::rollback);
+    }
+
+    TEST_CASE_FIXTURE(Fixture, "state image: withdrawn twice in a row, the last word counts") {
+        FaultDisk disk;
+        auto image = create(disk).value();
+        const SecretBytes older = save(*image, state_of(3000, 1));
+        (void)run_task(loop, image->prepare(state_of(9000, 2))).value();
+        REQUIRE(run_task(loop, image->withdraw()));
+        const SecretBytes second = run_task(loop, image->prepare(state_of(9000, 3))).value();
+        REQUIRE(run_task(loop, image->withdraw()));
+        auto again = open(disk).value();
+        CHECK(run_task(loop, again->load(second.view())).value().equals(state_of(3000, 1)));
+        CHECK(run_task(loop, again->load(older.view())).value().equals(state_of(3000, 1)));
+    }
+
+    TEST_CASE_FIXTURE(
+        Fixture, "state image: a withdrawal is told done only if it is on the disk; whatever fails, a state loads") {
+        for (std::uint64_t fail = 0;; ++fail) {
+            FaultDisk disk;
+            auto image = create(disk).value();
+            const SecretBytes older = save(*image, state_of(3000, 1));
+            const SecretBytes withdrawn = run_task(loop, image->prepare(state_of(9000, 2))).value();
+            disk.plan.fail_at = disk.operations() + fail;
+            const bool done = run_task(loop, image->withdraw()).has_value();
+            const bool reached = disk.operations() > disk.plan.fail_at;
+            disk.plan = {};
+            auto again = open(disk).value();
+            CHECK(run_task(loop, again->load(older.view())).value().equals(state_of(3000, 1)));
+            auto by_new = run_task(loop, again->load(withdrawn.view()));
+            REQUIRE(by_new);
+            CHECK((by_new->equals(state_of(3000, 1)) || (!done && by_new->equals(state_of(9000, 2)))));
+            if (!reached) {
+                CHECK(done);
+                break;
+            }
+        }
+    }
+
     TEST_CASE_FIXTURE(Fixture, "state image: of another vTPM or another TPM version it is refused, naming both") {
         FaultDisk disk;
         (void)create(disk).value();
