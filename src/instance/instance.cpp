@@ -33,7 +33,18 @@ Instance::Instance(InstanceConfig config, InstanceParts parts)
     , log_(parts.log)
     , request_shutdown_(std::move(parts.request_shutdown))
     , figures_(parts.executor, parts.engine.version(), counters_)
-    , committer_(parts.engine, parts.image, parts.manager, counters_)
+    , committer_({.executor = parts.executor,
+                  .engine = parts.engine,
+                  .image = parts.image,
+                  .manager = parts.manager,
+                  .counters = counters_,
+                  .clock = parts.clock,
+                  .log = parts.log,
+                  .lock = lock_,
+                  .worker = worker_,
+                  .group = group_,
+                  .uuid = config_.uuid,
+                  .on_lost = request_shutdown_})
     , life_(config_.allow_rollback)
     , confirm_incoming_(std::move(parts.confirm_incoming))
     , lock_(parts.executor)
@@ -55,16 +66,18 @@ Task<Bytes> Instance::execute(Bytes command, std::uint8_t locality) {
         co_return refuse(*refusal);
     }
     // Nearly every command ends here, without a hop.
-    if (!committer_.dirty() && !committer_.keeps_a_moment() && tpm::cost(version(), command) == tpm::Cost::fast) {
+    if (committer_.calm() && !committer_.keeps_a_moment() && tpm::cost(version(), command) == tpm::Cost::fast) {
+        SecretBytes registers = committer_.before(command, Admission::run);
         Bytes answer = run(command, locality);
-        cleanse(command);
         if (!committer_.dirty()) {
+            cleanse(command);
             note(arrival, answer);
             co_return answer;
         }
-        auto settled =
-            co_await shielded(group_, "a commit", settle_answer(std::move(*turn), arrival, std::move(answer)));
-        co_return settled ? std::move(*settled) : Bytes{};
+        Ran ran{std::move(command), std::move(answer), std::move(registers), Admission::run};
+        auto committed =
+            co_await shielded(group_, "a commit", commit_answer(std::move(*turn), arrival, std::move(ran)));
+        co_return committed ? std::move(*committed) : Bytes{};
     }
     auto done =
         co_await shielded(group_, "a command", slow_command(std::move(*turn), arrival, std::move(command), locality));
@@ -80,14 +93,22 @@ void Instance::note(const Arrival& arrival, ByteView answer) {
 }
 
 Task<Bytes> Instance::slow_command(Turn turn, Arrival arrival, Bytes command, std::uint8_t locality) {
-    forget_the_moment();
-    auto settled = co_await settle();
-    if (!settled) {
-        ++counters_.failed_not_durable;
-        note(arrival, Outcome::not_durable);
-        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    if (committer_.state() == Durability::durable) {
+        forget_the_moment();
+        (void)co_await committer_.settle(CommitPatience{}); // of a step that was no command
     }
-    if (is_quote(version(), tpm::peek_header(command).code)) {
+    const Admission how = committer_.admission(command);
+    const bool quote = is_quote(version(), tpm::peek_header(command).code);
+    if (how == Admission::fail) {
+        note(arrival, Outcome::not_durable);
+        co_return refuse_not_durable(tpm::refusal_code(version(), tpm::Refusal::failure));
+    }
+    if (committer_.dirty() || committer_.keeps_a_moment() || how == Admission::refuse ||
+        (quote && how != Admission::run)) {
+        note(arrival, Outcome::not_durable);
+        co_return refuse_not_durable(tpm::not_durable_code(version()));
+    }
+    if (quote) {
         Task<Bytes> quoting = version() == TpmVersion::tpm12
                                   ? owner_quote(std::move(turn), std::move(command), locality)
                                   : own_quote(std::move(turn), std::move(command));
@@ -95,30 +116,52 @@ Task<Bytes> Instance::slow_command(Turn turn, Arrival arrival, Bytes command, st
         note(arrival, quoted);
         co_return quoted;
     }
-    Bytes answer;
-    if (tpm::cost(version(), command) == tpm::Cost::long_) {
+    Ran ran{.command = std::move(command), .answer = {}, .registers = {}, .how = how};
+    ran.registers = committer_.before(ran.command, how);
+    if (tpm::cost(version(), ran.command) == tpm::Cost::long_) {
         ++counters_.long_commands;
-        answer = co_await worker_.run([this, &command, locality] { return run(command, locality); });
+        ran.answer = co_await worker_.run([this, &ran, locality] { return run(ran.command, locality); });
     } else {
-        answer = run(command, locality);
+        ran.answer = run(ran.command, locality);
     }
-    cleanse(command);
-    Bytes out = co_await settle_answer(std::move(turn), arrival, std::move(answer));
+    Bytes out = co_await commit_answer(std::move(turn), arrival, std::move(ran));
     co_return out;
 }
 
-/// The answer if what the command changed is durable, a failure otherwise.
-Task<Bytes> Instance::settle_answer(Turn turn, Arrival arrival, Bytes answer) {
+/// The answer if what the command changed is durable. Otherwise the command has not happened.
+Task<Bytes> Instance::commit_answer(Turn turn, Arrival arrival, Ran ran) {
     const Turn held = std::move(turn);
-    auto settled = co_await settle();
-    if (!settled) {
-        ++counters_.failed_not_durable;
-        note(arrival, Outcome::not_durable);
-        cleanse(answer);
-        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    Result<void> kept;
+    if (ran.how == Admission::watch) {
+        kept = co_await committer_.undo_if_changed(std::move(ran.registers), ran.command, ran.answer);
+    } else {
+        kept = co_await commit_if_changed(std::move(ran.registers), ran.command, ran.answer);
     }
-    note(arrival, answer);
-    co_return answer;
+    cleanse(ran.command);
+    if (!kept) {
+        cleanse(ran.answer);
+        note(arrival, Outcome::not_durable);
+        const bool lost = committer_.state() == Durability::lost;
+        co_return refuse_not_durable(lost ? tpm::refusal_code(version(), tpm::Refusal::failure)
+                                          : tpm::not_durable_code(version()));
+    }
+    note(arrival, ran.answer);
+    co_return std::move(ran.answer);
+}
+
+Task<Result<void>> Instance::commit_if_changed(SecretBytes registers, Bytes command, Bytes answer) {
+    if (!committer_.dirty()) {
+        co_return Result<void>{};
+    }
+    auto kept = co_await committer_.commit(std::move(registers), command, answer);
+    cleanse(command);
+    cleanse(answer);
+    co_return kept;
+}
+
+Bytes Instance::refuse_not_durable(std::uint32_t code) {
+    ++counters_.failed_not_durable;
+    return tpm::error_response(version(), code);
 }
 
 Bytes Instance::run(ByteView command, std::uint8_t locality) {
@@ -146,21 +189,11 @@ void Instance::cancel() {
 // --- durability ---
 
 Task<Result<void>> Instance::settle() {
-    if (!committer_.dirty()) {
-        co_return Result<void>{};
+    std::optional<CommitPatience> patience; // the first save of all takes its time
+    if (committer_.began()) {
+        patience = patience_of_power;
     }
-    auto settled = co_await committer_.settle();
-    if (!settled) {
-        if (!failing_) {
-            log_.error("vTPM {}: {}; its guest gets failures until the state can be saved", config_.uuid,
-                       settled.error().message);
-        }
-        failing_ = true;
-    } else if (failing_) {
-        failing_ = false;
-        log_.info("vTPM {}: the state is saved again, service goes on", config_.uuid);
-    }
-    co_return settled;
+    co_return co_await committer_.settle(patience);
 }
 
 /// Registers that were stored, and what is known of those that were given out, are of a moment that is about to pass: they must
@@ -195,31 +228,36 @@ Task<Result<void>> Instance::with_tpm(std::string what, Event event, Step step) 
 
 Task<Result<void>> Instance::do_step(Turn turn, Event event, Step step) {
     const Turn held = std::move(turn);
-    auto settled = co_await settle();
-    if (!settled) {
-        co_return settled;
+    if (!committer_.calm()) {
+        co_return make_error(Errc::unavailable, "its state cannot be saved now");
     }
     if (event == Event::measurement) {
         forget_the_moment();
     }
+    SecretBytes registers = committer_.before({}, Admission::watch);
     life_.happened(event); // also what the TPM refuses counts: nobody has looked into it
     auto done = step();
-    auto after = co_await settle();
-    co_return done ? std::move(after) : std::move(done);
+    auto after = co_await commit_if_changed(std::move(registers), {}, {});
+    if (!done) {
+        co_return done;
+    }
+    co_return after;
 }
 
 // --- the control channel's other wishes ---
 
 Task<Result<bool>> Instance::established() {
-    bool set = false;
-    auto done = co_await with_tpm("tpmEstablished", Event::look, [this, &set]() -> Result<void> {
-        set = engine_.established();
-        return {};
-    });
-    if (!done) {
-        co_return std::move(done).error();
+    auto turn = co_await lock_.acquire();
+    if (!turn) {
+        co_return std::move(turn).error();
     }
-    co_return set;
+    if (!engine_.running()) {
+        co_return make_error(Errc::unsupported, "tpmEstablished: the TPM is powered off");
+    }
+    if (committer_.dirty() || committer_.state() == Durability::lost) {
+        co_return make_error(Errc::unavailable, "tpmEstablished: its state cannot be saved now");
+    }
+    co_return engine_.established();
 }
 
 Task<Result<void>> Instance::reset_established(std::uint8_t locality) {

@@ -4,8 +4,9 @@
 // Fast commands run on the loop; long ones on the worker thread. Whatever must not stop half-way (a long command, a commit)
 // runs in the instance's own task group, so that a guest that disconnects leaves nothing behind.
 //
-// If a change cannot be made durable its guest gets a TPM failure and the instance is dirty: memory is ahead of the disk.
-// Every later command first tries to settle that, and gets a failure too as long as it does not succeed.
+// A change that cannot be made durable has not happened: the TPM goes back and its guest is told (committer.hpp).
+// While nothing can be made durable, what would change it is refused before it runs, and the rest is answered
+// (durability.hpp).
 //
 // The class is written in instance.cpp (commands, the control channel's wishes), power.cpp (from start to close), quotes.cpp and
 // migration.cpp (state that goes out and comes in, the handover).
@@ -116,8 +117,17 @@ class Instance final : public guest::TpmService {
     /// The same of a TPM 2.0.
     Task<Bytes> own_quote(Turn turn, Bytes command);
     Task<Result<Bytes>> operator_quote(Turn turn, proto::AskQuote question);
-    Task<Bytes> settle_answer(Turn turn, Arrival arrival, Bytes answer);
-    /// Takes a turn and runs `step` on the TPM between settling what there is and settling what it changed.
+    /// A command that has run.
+    struct Ran {
+        Bytes command, answer;
+        SecretBytes registers; ///< as Committer::before() has them
+        Admission how = Admission::run;
+    };
+    Task<Bytes> commit_answer(Turn turn, Arrival arrival, Ran ran);
+    /// Committer::commit() where there is something to commit.
+    Task<Result<void>> commit_if_changed(SecretBytes registers, Bytes command, Bytes answer);
+    Bytes refuse_not_durable(std::uint32_t code);
+    /// Takes a turn and runs `step` on the TPM; what it changed is durable on return, or it has not happened.
     Task<Result<void>> with_tpm(std::string what, Event event, Step step);
     Task<Result<void>> do_step(Turn turn, Event event, Step step);
     Task<Result<void>> do_init(Turn turn, guest::ControlPeer peer);
@@ -174,7 +184,6 @@ class Instance final : public guest::TpmService {
     EngineState came_;             ///< what life_'s setter has set
     SecretBytes given_registers_;  ///< as long as life_ says that they were given out
     const std::function<Task<Result<void>>(store::Digest)> confirm_incoming_;
-    bool failing_ = false;   ///< the last attempt to settle failed (for the log)
     bool resumed_ = false;   ///< the last start brought back saved registers
     bool made_here_ = false; ///< this process made the TPM, with its endorsement key (1.2)
     unsigned runs_ = 0;      ///< power-ons with a guest; 1: the first since the process began

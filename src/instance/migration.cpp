@@ -85,6 +85,10 @@ Task<Result<Bytes>> Instance::get_blob(std::uint32_t type) {
         }
         co_return co_await get_blob(type);
     }
+    if (committer_.dirty() || committer_.state() == Durability::lost) {
+        co_return make_error(Errc::unavailable,
+                             "its state cannot be saved now, and what is not saved is not given out");
+    }
     auto now = engine_.snapshot();
     if (!now) {
         co_return std::move(now).error();

@@ -4,7 +4,6 @@
 #include "instance/manufacture.hpp"
 #include "instance/state_blob.hpp"
 #include "tpm/commands.hpp"
-#include "util/deadline.hpp"
 
 #include <utility>
 
@@ -117,6 +116,8 @@ Task<Result<void>> Instance::power_on(PowerOn how) {
     }
     if (how.must_save) {
         engine_.staged_failed();
+    } else {
+        committer_.began_with(how.state);
     }
     if (!how.try_only) {
         forget_the_moment(); // used up: a crash must not bring registers back a second time
@@ -397,6 +398,7 @@ Task<Result<void>> Instance::do_stop(Turn turn) {
 
 Task<Result<void>> Instance::close(bool keep_registers) {
     co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+    committer_.stop();
     auto turn = co_await lock_.acquire();
     Result<void> ended;
     if (engine_.running()) {
@@ -406,15 +408,14 @@ Task<Result<void>> Instance::close(bool keep_registers) {
     }
     turn->release();
     co_await group_.join();
-    co_return ended;
+    co_return committer_.lost() ? Result<void>(*committer_.lost()) : ended;
 }
 
 Task<Result<void>> Instance::orderly_end(bool keep_registers) {
-    if (committer_.dirty()) {
-        auto settled = co_await with_deadline(clock_, config_.stop_patience, "the last save", settle());
-        if (!settled) {
-            co_return settled;
-        }
+    if (!committer_.calm()) {
+        // Nothing that a guest was told of is lost: what it was not told of has not happened.
+        log_.warning("vTPM {}: could not be shut down in order: its state cannot be saved", config_.uuid);
+        co_return Result<void>{};
     }
     const bool running = life_.power() == Power::on || life_.power() == Power::started;
     if (keep_registers && running) {
@@ -437,7 +438,7 @@ Task<Result<void>> Instance::orderly_end(bool keep_registers) {
 }
 
 Task<Result<void>> Instance::last_save(std::string_view what) {
-    auto settled = co_await with_deadline(clock_, config_.stop_patience, "the last save", settle());
+    auto settled = co_await committer_.settle(patience_of_power);
     if (!settled) {
         // No guest was told of anything that is lost: the next start is one after a power cut.
         log_.warning("vTPM {}: could not be {}: {}", config_.uuid, what, settled.error().message);

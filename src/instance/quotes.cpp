@@ -15,11 +15,13 @@ Task<Bytes> Instance::owner_quote(Turn turn, Bytes command, std::uint8_t localit
     ++counters_.commands;
     ++counters_.long_commands;
     life_.happened(Event::command);
+    SecretBytes registers = committer_.before(command, Admission::watch);
     auto asked = authorise_as_owner(engine_, command, locality);
-    auto settled = co_await settle(); // a wrong proof is counted, and that is durable before anybody is told
-    if (!settled) {
-        ++counters_.failed_not_durable;
-        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    // A wrong proof is counted, and that is durable before anybody is told.
+    const Bytes answer = std::holds_alternative<Bytes>(asked) ? std::get<Bytes>(asked) : Bytes{};
+    auto kept = co_await commit_if_changed(std::move(registers), std::move(command), answer);
+    if (!kept) {
+        co_return refuse_not_durable(tpm::not_durable_code(version()));
     }
     if (auto* refusal = std::get_if<Bytes>(&asked)) {
         ++counters_.tpm_errors;
@@ -50,16 +52,16 @@ Task<Bytes> Instance::own_quote(Turn turn, Bytes command) {
         ++counters_.tpm_errors;
         co_return tpm::error_response(version(), tpm::rc20::auth_context);
     }
+    SecretBytes registers = committer_.before(command, Admission::watch);
     auto asked = parse_deep_quote_20(ByteView(command).subspan(tpm::header_size));
     Result<Bytes> quoted = asked ? Bytes{} : Result<Bytes>(asked.error());
     if (asked) {
         const QuotedVtpm quoted_vtpm{.engine = engine_, .manager = manager_, .uuid = config_.uuid};
         quoted = co_await deep_quote_20(quoted_vtpm, worker_, std::move(*asked));
     }
-    auto settled = co_await settle();
-    if (!settled) {
-        ++counters_.failed_not_durable;
-        co_return tpm::error_response(version(), tpm::Refusal::failure);
+    auto kept = co_await commit_if_changed(std::move(registers), std::move(command), {});
+    if (!kept) {
+        co_return refuse_not_durable(tpm::not_durable_code(version()));
     }
     if (!quoted) {
         ++counters_.tpm_errors;
@@ -89,13 +91,14 @@ Task<Result<Bytes>> Instance::operator_quote(Turn turn, proto::AskQuote question
     if (auto may = life_.may(Event::operator_quote); !may) {
         co_return may.error();
     }
-    if (auto settled = co_await settle(); !settled) {
-        co_return settled.error();
+    if (!committer_.calm()) {
+        co_return make_error(Errc::unavailable, "its state cannot be saved now; ask again later");
     }
+    SecretBytes registers = committer_.before({}, Admission::watch);
     const QuotedVtpm quoted_vtpm{.engine = engine_, .manager = manager_, .uuid = config_.uuid};
     auto quoted = co_await instance::operator_quote(quoted_vtpm, worker_, std::move(question));
-    auto settled = co_await settle();
-    co_return settled ? std::move(quoted) : Result<Bytes>(settled.error());
+    auto kept = co_await commit_if_changed(std::move(registers), {}, {});
+    co_return kept ? std::move(quoted) : Result<Bytes>(kept.error());
 }
 
 } // namespace vtpmd::instance

@@ -158,6 +158,11 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     }
     proto::ClientOptions client;
     client.greeting = {options.uuid, version, options.create, options.incoming};
+    std::optional<Error> superseded;
+    client.superseded = [&superseded, &deps](const Error& e) {
+        superseded = e;
+        deps.stop.request();
+    };
     auto manager = proto::make_manager_client(deps.executor, client, std::move(*connect), deps.clock, deps.log);
 
     OpenRequest request{options.uuid, options.state_path, options.create, options.incoming};
@@ -230,6 +235,9 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     }
     // A Xen guest that was saved is gone like one that was destroyed; only when it comes back is it known (--startup=save).
     auto ended = co_await instance.close(guests.had_xen_guest());
+    if (superseded) {
+        co_return in_context(std::move(*superseded), fmt::format("vTPM {}", options.uuid));
+    }
     if (ended) {
         deps.log.info("vTPM {}: stopped", options.uuid);
     }

@@ -209,11 +209,12 @@ class Client final : public ManagerClient {
         offered_.reset();
     }
     Error superseded() {
-        Error e =
-            make_error(Errc::rollback,
-                       "{}: vTPM {}: another instance has saved since this one did: what runs here is its past, and is "
-                       "not kept; only one of the two images is the present one: start that",
-                       channel_ ? channel_->peer() : std::string("the manager"), options_.greeting.uuid);
+        Error e = make_error(
+            Errc::rollback,
+            "{}: what is on record of vTPM {} is not what this instance saved last: another instance has saved "
+            "since, on a copy of the image (or the manager's store is another copy); what runs here is not kept: "
+            "start the one whose image is the present one",
+            channel_ ? channel_->peer() : std::string("the manager"), options_.greeting.uuid);
         if (options_.superseded) {
             options_.superseded(e);
         }

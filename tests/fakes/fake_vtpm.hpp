@@ -45,6 +45,15 @@ inline std::uint64_t number_in(ByteView blob) {
     return r.be64();
 }
 
+/// The number of a save, as its key and as the hash of its slot.
+inline SecretBytes fake_key(std::uint64_t save) {
+    SecretBytes key(store::hash_key_size);
+    const SecretBytes number = number_blob(save);
+    std::copy_n(number.data(), number.size(), key.data());
+    std::copy_n(number.data(), number.size(), key.data() + proto::hash_key_part);
+    return key;
+}
+
 class FakeEngine final : public Engine {
   public:
     static constexpr std::uint32_t read = 0x17A;     ///< answers with the number
@@ -171,10 +180,7 @@ class FakeImage final : public store::StateImage {
         slot.blob = SecretBytes(state);
         co_await points_.pass();
         pending = true;
-        SecretBytes key(store::hash_key_size);
-        const SecretBytes number = number_blob(slot.save);
-        std::copy_n(number.data(), number.size(), key.data());
-        co_return key;
+        co_return fake_key(slot.save);
     }
     Task<Result<void>> accept() override {
         valid = 1 - valid;
@@ -281,10 +287,7 @@ class FakeManager final : public proto::ManagerClient {
         if (record == 0) {
             co_return std::optional<SecretBytes>{};
         }
-        SecretBytes key(store::hash_key_size);
-        const SecretBytes number = number_blob(record);
-        std::copy_n(number.data(), number.size(), key.data());
-        co_return std::optional<SecretBytes>(std::move(key));
+        co_return std::optional<SecretBytes>(fake_key(record));
     }
     Task<Result<proto::BootHash>> boot_hash() override { co_return proto::BootHash{}; }
     Task<Result<void>> handed_over() override {

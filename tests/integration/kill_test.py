@@ -84,7 +84,7 @@ class Guest12(Guest):
             client.nv_write12(self.INDEX, self.value(0))
 
     def step(self, client):
-        if self.serial < self.BUDGET and random.random() < 0.02:
+        if self.serial < self.BUDGET and random.random() < 0.05:
             self.serial += 1
             self.data_may_be.add(self.value(self.serial))
             client.nv_write12(self.INDEX, self.value(self.serial))

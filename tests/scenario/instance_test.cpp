@@ -52,6 +52,16 @@ struct Machine {
         }
         return header.code;
     }
+    /// Until what the TPM holds is saved again.
+    void let_heal() {
+        REQUIRE(loop.until([&] {
+            loop.settle();
+            if (loop.clock.next_due() > loop.clock.now()) {
+                loop.clock.advance(loop.clock.next_due() - loop.clock.now());
+            }
+            return loop.logged("service goes on");
+        }));
+    }
     /// What a restart would load now.
     [[nodiscard]] std::optional<std::uint64_t> restart_value() const {
         const SecretBytes* blob = image.stored(manager.record);
@@ -86,6 +96,7 @@ struct Machine {
 
 constexpr std::uint32_t rc_failure = 0x101;
 const guest::ControlPeer device_model{.id = &rc_failure};
+constexpr std::uint32_t rc_nv_unavailable = 0x923;
 
 } // namespace
 
@@ -102,59 +113,123 @@ TEST_SUITE("instance") {
         CHECK(m.engine.executed.front() == FakeEngine::startup);
     }
 
-    TEST_CASE("every step of a commit failing: the guest is told, nothing is lost, service goes on") {
+    TEST_CASE("every step of a commit failing: it has not happened and never will, reads are served, service goes on") {
         using Fault = FakeManager::Fault;
         struct Case {
             const char* name;
-            std::optional<Errc> prepare, accept;
+            std::optional<Errc> prepare;
             Fault fault;
         };
         const Case cases[] = {
-            {"slot: EIO", Errc::io, {}, Fault::none},    {"slot: ENOSPC", Errc::no_space, {}, Fault::none},
-            {"manager refuses", {}, {}, Fault::refuses}, {"request lost", {}, {}, Fault::lost_request},
-            {"answer lost", {}, {}, Fault::lost_answer}, {"mark: EIO", {}, Errc::io, Fault::none},
+            {"slot: EIO", Errc::io, Fault::none},    {"slot: ENOSPC", Errc::no_space, Fault::none},
+            {"manager refuses", {}, Fault::refuses}, {"request lost", {}, Fault::lost_request},
+            {"answer lost", {}, Fault::lost_answer},
         };
         for (const Case& c : cases) {
             CAPTURE(c.name);
             Machine m;
             m.start();
             REQUIRE(m.send(FakeEngine::add) == 0);
+            m.engine.registers = 7;
             m.image.fail_prepare = c.prepare;
-            m.image.fail_accept = c.accept;
             m.manager.fault = c.fault;
-            CHECK(m.send(FakeEngine::add) == rc_failure);
-            CHECK(m.vtpm->dirty());
-            CHECK(m.send(FakeEngine::read) == rc_failure); // also a read: its answer could tell of what is not durable
+            CHECK(m.send(FakeEngine::add) == rc_nv_unavailable);
+            CHECK(m.engine.value == 2);
+            CHECK(m.engine.registers == 7);
+            CHECK(m.restart_value() == 2); // also if the manager has the key of what was refused
+            const auto executed = m.engine.executed.size();
+            for (int i = 0; i < 3; ++i) {
+                CHECK(m.send(FakeEngine::add) == rc_nv_unavailable); // refused before it runs
+            }
+            CHECK(m.engine.executed.size() == executed);
+            CHECK(m.send(FakeEngine::read) == 0); // from durable state
+            CHECK(m.acknowledged == 2);
             CHECK(m.vtpm->running());
             m.image.fail_prepare.reset();
-            m.image.fail_accept.reset();
             m.manager.fault = Fault::none;
-            CHECK(m.send(FakeEngine::read) == 0);
-            CHECK_FALSE(m.vtpm->dirty());
-            CHECK(m.restart_value() == m.engine.value);
+            m.let_heal();
             CHECK(m.send(FakeEngine::add) == 0);
+            CHECK(m.engine.value == 3); // what was refused never took effect
+            CHECK(m.restart_value() == 3);
             CHECK(m.loop.logged("service goes on"));
         }
     }
 
-    TEST_CASE("in doubt: the very same key is offered until it is confirmed, and no slot is written before") {
-        for (auto fault :
-             {FakeManager::Fault::lost_request, FakeManager::Fault::lost_answer, FakeManager::Fault::refuses}) {
+    TEST_CASE("an error of the manager that tells nothing: what it has on record does") {
+        using Fault = FakeManager::Fault;
+        Machine m;
+        m.start();
+        REQUIRE(m.send(FakeEngine::add) == 0);
+        m.manager.fault = Fault::fails_after; // on record, and the answer is an error
+        CHECK(m.send(FakeEngine::add) == 0);
+        CHECK(m.restart_value() == 3);
+        CHECK(m.image.withdrawn.first == 0);
+        m.manager.fault = Fault::refuses; // not on record
+        CHECK(m.send(FakeEngine::add) == rc_nv_unavailable);
+        CHECK(m.image.withdrawn.first == 0); // it is known: nothing has to be withdrawn
+        CHECK(m.restart_value() == 3);
+    }
+
+    TEST_CASE("in doubt: withdrawn on the disk before the guest is told; if that fails too, nobody is told anything") {
+        using Fault = FakeManager::Fault;
+        for (auto fault : {Fault::lost_request, Fault::lost_answer}) {
             Machine m;
             m.start();
+            REQUIRE(m.send(FakeEngine::add) == 0);
             m.manager.fault = fault;
+            m.image.fail_withdraw = Errc::io;
             CHECK(m.send(FakeEngine::add) == rc_failure);
-            const unsigned prepares = m.image.prepares;
-            const std::uint64_t key = m.manager.offered.back();
-            for (int i = 0; i < 5; ++i) {
-                CHECK(m.send(FakeEngine::add) == rc_failure);
-                CHECK(m.manager.offered.back() == key);
-            }
-            CHECK(m.image.prepares == prepares);
-            m.manager.fault = FakeManager::Fault::none;
-            CHECK(m.send(FakeEngine::read) == 0);
-            CHECK(m.manager.record == key);
-            CHECK(m.image.prepares == prepares);
+            CHECK(m.send(FakeEngine::read) == rc_failure);
+            CHECK(m.shutdowns == 1); // this instance ends
+            auto ended = m.loop.run(m.vtpm->close());
+            CHECK_FALSE(ended);
+        }
+    }
+
+    TEST_CASE("another instance has saved since: nothing is answered any more, and the end says so") {
+        using Fault = FakeManager::Fault;
+        Machine m;
+        m.start();
+        REQUIRE(m.send(FakeEngine::add) == 0);
+        m.manager.fault = Fault::superseded;
+        CHECK(m.send(FakeEngine::add) == rc_failure);
+        CHECK(m.send(FakeEngine::read) == rc_failure);
+        CHECK(m.shutdowns == 1);
+        auto ended = m.loop.run(m.vtpm->close());
+        REQUIRE_FALSE(ended);
+        CHECK(ended.error().code == Errc::rollback);
+    }
+
+    TEST_CASE("a command that is not expected to change anything, and does: also that has not happened") {
+        using Fault = FakeManager::Fault;
+        Machine m;
+        m.start();
+        REQUIRE(m.send(FakeEngine::slow_add) == 0); // a TPM2_Create that stores, such as one whose use is counted
+        m.manager.fault = Fault::refuses;
+        CHECK(m.send(FakeEngine::slow_add) == rc_nv_unavailable);
+        CHECK(m.engine.value == 2);
+        m.engine.registers = 5;
+        const auto offered = m.manager.offered.size();
+        // Unauthorised, successful: it can only have been the clock that was stored.
+        const Bytes answer = m.loop.run(m.vtpm->execute(FakeEngine::command(FakeEngine::slow_add), 0));
+        CHECK(tpm::peek_header(answer).code == 0);
+        CHECK(m.engine.value == 2);
+        CHECK(m.engine.registers == 5);
+        CHECK(m.manager.offered.size() == offered);
+    }
+
+    TEST_CASE("while nothing can be saved the end is quick, and nothing is lost") {
+        using Fault = FakeManager::Fault;
+        for (auto fault : {Fault::refuses, Fault::lost_request, Fault::lost_answer}) {
+            Machine m;
+            m.start();
+            REQUIRE(m.send(FakeEngine::add) == 0);
+            m.manager.fault = fault;
+            CHECK(m.send(FakeEngine::add) == rc_nv_unavailable);
+            const auto offered = m.manager.offered.size();
+            CHECK(m.loop.run(m.vtpm->close()));
+            CHECK(m.manager.offered.size() == offered);
+            CHECK(m.restart_value() == 2);
         }
     }
 

@@ -199,6 +199,13 @@ Latency engine_calls(ByteView command, const Extent& extent) {
     return timed(extent, [&] { (void)engine->execute(command, 0); });
 }
 
+Latency registers_taken(const Extent& extent) {
+    auto engine = Engine::create(TpmVersion::tpm20).value();
+    engine->power_on({}).value();
+    (void)engine->execute(tpm::startup_command(TpmVersion::tpm20, tpm::StartupMode::clear), 0);
+    return timed(extent, [&] { (void)engine->snapshot(); });
+}
+
 Latency direct_calls(ByteView command, const Extent& extent) {
     libtpms_callbacks callbacks{};
     callbacks.sizeOfStruct = sizeof callbacks;

@@ -37,6 +37,8 @@ std::vector<Latency> round_trips(const std::vector<Fleet*>& fleets, ByteView com
 Latency direct_calls(ByteView command, const Extent& extent);
 /// The same through vtpmd's engine.
 Latency engine_calls(ByteView command, const Extent& extent);
+/// What each change costs besides, so that it can be taken back: the registers, read before it.
+Latency registers_taken(const Extent& extent);
 
 /// What the client does after each answer so that the change outlives a power failure: nothing (the TPM did it, or nobody
 /// does), an fsync of the state file, or also one of its directory, without which the file's rename may be lost.

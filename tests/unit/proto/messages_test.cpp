@@ -117,7 +117,7 @@ TEST_SUITE("proto") {
     TEST_CASE("requests: truncated at every length, and a trailing byte") {
         const std::vector<Bytes> all = {encode_hello({uuid, TpmVersion::tpm20, true}),
                                         encode_save(key(52)),
-                                        encode_save_over(key(20), key(64)),
+                                        encode_save_over(key(20), key(52)),
                                         encode_save(key(64)),
                                         encode_load(),
                                         encode_get_boot_hash(),
