@@ -107,7 +107,7 @@ def install_tree(build, into):
     """`meson install` of a build directory whose prefix is /usr."""
     run("meson", "install", "-C", build, "--no-rebuild", "--quiet", "--destdir", into)
     if not os.path.exists(os.path.join(into, "usr/sbin/vtpmd")):
-        raise AssertionError(f"{build} is not made for /usr: meson configure {build} --prefix=/usr --sysconfdir=/etc")
+        raise AssertionError(f"{build} is not made for /usr: meson setup --reconfigure {build} --prefix=/usr --sysconfdir=/etc")
 
 
 def built_tree(case):
