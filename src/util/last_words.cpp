@@ -17,7 +17,9 @@ void leave_last_words(std::string_view text) {
         return;
     }
     const auto room = static_cast<std::size_t>(std::max<off_t>(st.st_size, 0)); // it cannot grow
-    (void)::pwrite(fd, text.data(), std::min(text.size(), room), 0);
+    if (::pwrite(fd, text.data(), std::min(text.size(), room), 0) < 0) {
+        return; // there is nobody to tell: the process ends
+    }
 }
 
 } // namespace vtpmd
