@@ -43,8 +43,12 @@ struct Answer {
 };
 
 struct Host {
-    explicit Host(TpmVersion version = TpmVersion::tpm20) {
+    /// `store_size` in bytes; 0: the machine's own.
+    explicit Host(TpmVersion version = TpmVersion::tpm20, std::uint64_t store_size = 0) {
         m.tpm.version = version;
+        if (store_size != 0) {
+            m.options.size = store_size;
+        }
         if (version == TpmVersion::tpm12) {
             m.tpm.banks = {hwtpm::HashAlg::sha1};
         }

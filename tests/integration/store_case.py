@@ -1,6 +1,7 @@
 """What the tests of the manager's store share: a manager with its management socket, and what is there."""
 import http.client
 import json
+import os
 import socket
 import struct
 import uuid as uuids
@@ -55,7 +56,19 @@ class Stored(harness.Case):
         return {what: sorted(self.must("GET", f"/v1/{what}")[what], key=lambda one: one["uuid"]) for what in ("vtpms", "groups")}
 
     def save(self, uuid):
-        """What an instance says: hello, and a key. Whether both were taken."""
+        """What an instance says: hello, and a key. Whether both were taken. In a process of its own, as an instance is: the
+        manager takes a vTPM for one in use as long as the process that had it is there."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os._exit(0 if self.say_save(uuid) else 1)
+            except BaseException:
+                os._exit(2)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self.assertIn(status, (0, 1))
+        return status == 0
+
+    def say_save(self, uuid):
         link = tpm.ManagerLink(self.manager.socket)
         try:
             hello = struct.pack(">H", 1) + uuids.UUID(uuid).bytes + bytes([2]) + struct.pack(">I", 1)

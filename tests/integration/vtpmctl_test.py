@@ -69,7 +69,7 @@ class Vtpmctl(harness.Case):
         for args, meant in ((["verify-quote", "q", "--pcrs=sha256:10=00"], "verify-quote has no --pcrs; did you mean --pcr?"),
                             (["verify-quote", "--host-pcrs", "x", "q"], "verify-quote has no --host-pcrs; did you mean --host-pcr?"),
                             (["quote", "v", "--pcr=sha256:10"], "quote has no --pcr; did you mean --pcrs?"),
-                            (["verify-quote", "q", "--label=prod"], "did you mean vtpmctl approve?"),
+                            (["verify-quote", "q", "--label=prod"], "did you mean vtpmctl recovery add, approve?"),
                             (["list", "--colour=red"], "list has no --colour; see vtpmctl list --help"),
                             (["list", "-x"], "list has no -x; see"),
                             (["lst"], "there is no command 'lst'; did you mean list?"),

@@ -62,8 +62,10 @@ TEST_SUITE("api") {
             if (parameters != 0) {
                 CHECK(one.at("parameters").as_array().size() == parameters);
             }
-            REQUIRE(one.contains("requestBody") == !route.fields.empty());
+            REQUIRE(one.contains("requestBody") == (!route.fields.empty() || route.octets));
             if (route.fields.empty()) {
+                CHECK((!route.octets ||
+                       one.at("requestBody").at("content").as_object().contains("application/octet-stream")));
                 continue;
             }
             const json::object& schema =
