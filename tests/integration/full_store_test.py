@@ -83,7 +83,7 @@ class Full(Stored):
         self.must("PATCH", f"/v1/vtpms/{uuids_there[0]}", {"name": "n" * 64})
         self.must("POST", f"/v1/vtpms/{uuids_there[1]}/reset")
         self.restart()
-        for uuid in uuids_there[:20]:
+        for uuid in uuids_there[:1] + uuids_there[2:20]:  # an instance of the other asks for its reset first
             self.assertTrue(self.save(uuid))
         for uuid in uuids_there[20:30]:
             self.must("DELETE", f"/v1/vtpms/{uuid}")
