@@ -110,7 +110,8 @@ Result<Values> from_arguments(const CommandLine::Source& source, const po::optio
         return collect(po::command_line_parser(arguments).options(description).positional(words).style(style).run(),
                        source.specs, "command line");
     } catch (const po::unknown_option& e) {
-        std::string_view name = e.get_option_name();
+        const std::string given = e.get_option_name();
+        std::string_view name = given;
         name.remove_prefix(std::min(name.size(), name.find_first_not_of('-')));
         return make_error(Errc::usage, "there is no option --{}{} see --help", printable(name),
                           meant(source.specs, name));

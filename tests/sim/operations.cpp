@@ -344,7 +344,7 @@ void World::manage(const Step& s) {
         v.group.begin(g);
         v.name.begin(name);
         run_in<void>(m.process, m.operations, m.service->enrol(uuid, TpmVersion::tpm20, *id, name),
-                     [=, this, &v](Result<void> r, bool dead) {
+                     [=, &v](Result<void> r, bool dead) {
                          const Outcome o = outcome_of(r.has_value(), result(r), dead);
                          conclude(v.group, g, in_group, o);
                          conclude(v.name, name, was_called, o);
@@ -381,7 +381,7 @@ void World::manage(const Step& s) {
         const std::string name = name_of(s.c % 4);
         const bool was = v.name.allows(name);
         v.name.begin(name);
-        run_in<void>(m.process, m.operations, m.vault->rename(uuid, name), [=, this, &v](Result<void> r, bool dead) {
+        run_in<void>(m.process, m.operations, m.vault->rename(uuid, name), [=, &v](Result<void> r, bool dead) {
             conclude(v.name, name, was, outcome_of(r.has_value(), result(r), dead));
             if (!dead) {
                 judge("rename", r);
@@ -397,7 +397,7 @@ void World::manage(const Step& s) {
         }
         const bool was = v.group.allows(g);
         v.group.begin(g);
-        run_in<void>(m.process, m.operations, m.service->move(uuid, *id), [=, this, &v](Result<void> r, bool dead) {
+        run_in<void>(m.process, m.operations, m.service->move(uuid, *id), [=, &v](Result<void> r, bool dead) {
             conclude(v.group, g, was, outcome_of(r.has_value(), result(r), dead));
             if (!dead) {
                 judge("move", r);
@@ -460,7 +460,7 @@ void World::group_step(const Step& s) {
         const bool was = g.presence.allows(Presence::there);
         g.presence.begin(Presence::there);
         run_in<manager::GroupId>(m.process, m.operations, m.groups->create(std::move(request)),
-                                 [=, this, &g](Result<manager::GroupId> r, bool dead) {
+                                 [=, &g](Result<manager::GroupId> r, bool dead) {
                                      const Error e = r ? Error{} : r.error();
                                      const Outcome o = outcome_of(r.has_value(), e.code, dead);
                                      if (o == Outcome::yes) {
@@ -484,7 +484,7 @@ void World::group_step(const Step& s) {
     if (s.kind == Kind::group_remove) {
         const bool was = g.presence.allows(Presence::absent);
         g.presence.begin(Presence::absent);
-        run_in<void>(m.process, m.operations, m.groups->remove(*id), [=, this, &g](Result<void> r, bool dead) {
+        run_in<void>(m.process, m.operations, m.groups->remove(*id), [=, &g](Result<void> r, bool dead) {
             const Error e = r ? Error{} : r.error();
             const Outcome o = outcome_of(r.has_value(), e.code, dead);
             conclude(g.presence, Presence::absent, was, o);
@@ -499,17 +499,16 @@ void World::group_step(const Step& s) {
         const std::uint64_t sequence = g.sequence.value() + 1 + s.c % 2;
         const bool was = g.sequence.allows(sequence);
         g.sequence.begin(sequence);
-        run_in<void>(m.process, m.operations, m.groups->update(*id, list_of(n, sequence)),
-                     [=, this, &g](Result<void> r, bool dead) {
-                         const Error e = r ? Error{} : r.error();
-                         // A list is not newer than one that came meanwhile.
-                         const bool old = !r && e.code == Errc::rollback && calm;
-                         conclude(g.sequence, sequence, was,
-                                  old ? Outcome::no : outcome_of(r.has_value(), e.code, dead));
-                         if (!dead && !old) {
-                             judge("updating a group", r.has_value(), e);
-                         }
-                     });
+        run_in<void>(
+            m.process, m.operations, m.groups->update(*id, list_of(n, sequence)), [=, &g](Result<void> r, bool dead) {
+                const Error e = r ? Error{} : r.error();
+                // A list is not newer than one that came meanwhile.
+                const bool old = !r && e.code == Errc::rollback && calm;
+                conclude(g.sequence, sequence, was, old ? Outcome::no : outcome_of(r.has_value(), e.code, dead));
+                if (!dead && !old) {
+                    judge("updating a group", r.has_value(), e);
+                }
+            });
     } else {
         run_in<manager::Certifier::Ca>(m.process, m.operations, m.certifier->show(*id),
                                        [=, this, &g](Result<manager::Certifier::Ca> r, bool dead) {

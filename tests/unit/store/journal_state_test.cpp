@@ -14,8 +14,8 @@ TEST_SUITE("store") {
         using enum Writability;
         using Cell = std::optional<Writability>;
         constexpr Cell no = std::nullopt;
-        constexpr std::array states{unopened,         appendable,         needs_checkpoint,
-                                    other_half_alive, superblock_unknown, stopped};
+        static constexpr std::array states{unopened,         appendable,         needs_checkpoint,
+                                           other_half_alive, superblock_unknown, stopped};
         struct Row {
             JournalEvent event;
             std::array<Cell, states.size()> after;

@@ -112,13 +112,15 @@ TEST_SUITE("util") {
         CHECK(c->get("create") == "");
     }
     TEST_CASE("command line: a bad configuration file is named, with the line and what was meant") {
-        for (const auto& [content, words] : std::vector<std::pair<std::string, std::string>>{
+        for (const auto& example : std::vector<std::pair<std::string, std::string>>{
                  {"# one\nnonsense = 1\n", "line 2: there is no option 'nonsense';"},
                  {"stor = 1\n", "line 1: there is no option 'stor'; did you mean store?"},
                  {"\n\ncreate\n", "line 3: 'create' is not name = value"},
                  {"[section]\nstore = a\n", "line 1: '[section]' is not name = value"},
                  {"= 1\n", "line 1: there is no option ''"},
                  {"store = a\nstore = b\n", "--store is given 2 times"}}) {
+            const std::string& content = example.first;
+            const std::string& words = example.second;
             CAPTURE(content);
             TempFile file(content);
             auto c = parse({}, file.path);
