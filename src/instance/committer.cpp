@@ -416,10 +416,13 @@ Task<> Committer::save_again() {
         wait = std::min(2 * wait, longest_pause);
         // Whoever can say what is on record can take a save. Nobody's command waits for this.
         auto kept = co_await until(stopped(), "the manager", manager_.load_hash_key());
-        if (!kept && is_past(kept.error().code)) {
-            (void)lose(std::move(kept).error());
+        if (!kept) {
+            if (is_past(kept.error().code)) {
+                (void)lose(kept.error());
+            }
+            continue;
         }
-        if (kept && !stopped_) {
+        if (!stopped_) {
             auto turn = co_await lock_.acquire();
             if (turn && !stopped_ && !calm()) {
                 co_await save_once_more();

@@ -200,7 +200,7 @@ TEST_SUITE("store") {
                     CHECK(reopened(left) == after.records);
                 }
             }
-            CHECK(points > 6);
+            CHECK(points * test::every > 6); // a sanitized build tries a third of them
         }
     }
 
