@@ -284,7 +284,7 @@ int main_checked(std::vector<std::string> arguments) {
     if (!mode) {
         return fail(make_error(Errc::usage, "--mode={}: expected manager or instance", name));
     }
-    return run_mode(*mode, std::move(arguments));
+    return run_mode(*mode, arguments);
 }
 
 } // namespace
