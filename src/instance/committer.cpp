@@ -147,9 +147,11 @@ Task<Result<void>> Committer::write_slot(std::optional<CommitPatience> patience)
     staged->unconfirmed = unconfirmed_.clone();
     staged->given_out = given_out_.clone();
     SecretBytes blob = encode_state(engine_.version(), *staged);
-    Task<Result<SecretBytes>> preparing = image_.prepare(blob.view());
+    Task<Result<SecretBytes>> preparing; // assigned once: a Task that is assigned over leaves its frame behind
     if (patience) {
         preparing = with_deadline(clock_, patience->linked, "the disk", prepare(blob.clone()));
+    } else {
+        preparing = image_.prepare(blob.view());
     }
     auto key = co_await std::move(preparing);
     if (!key) {
