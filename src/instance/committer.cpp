@@ -3,6 +3,7 @@
 #include "instance/state_blob.hpp"
 #include "tpm/clock.hpp"
 #include "tpm/commands.hpp"
+#include "tpm/driver_patience.hpp"
 #include "util/deadline.hpp"
 #include "util/shielded.hpp"
 
@@ -15,6 +16,8 @@ namespace {
 
 constexpr Clock::duration first_pause = std::chrono::milliseconds(50);
 constexpr Clock::duration longest_pause = std::chrono::seconds(1);
+constexpr Clock::duration look =
+    std::chrono::milliseconds(500); ///< how often a wait looks whether the manager is there
 
 /// What runs here is the past of its vTPM: saving again is of no use.
 bool is_past(Errc code) { return code == Errc::rollback || code == Errc::tombstone; }
@@ -49,13 +52,6 @@ Task<Result<T>> until(Task<> end, std::string what, Task<Result<T>> operation) {
     co_return make_error(Errc::timed_out, "{}: no answer in time", what);
 }
 
-Task<> run_out(Clock& clock, const proto::ManagerClient& manager, CommitPatience patience) {
-    (void)co_await clock.sleep_for(patience.unlinked);
-    if (manager.connected()) {
-        (void)co_await clock.sleep_for(patience.linked - patience.unlinked);
-    }
-}
-
 } // namespace
 
 Committer::Committer(Parts parts)
@@ -78,6 +74,36 @@ void Committer::move(DurabilityEvent event) {
         std::abort();
     }
     state_ = *to;
+}
+
+// --- how long ---
+
+CommitPatience Committer::patience_for(ByteView command) const {
+    CommitPatience patience = patience_;
+    if (tpm::driver_is_patient(engine_.version(), tpm::peek_header(command).code)) {
+        patience.unlinked = patience_for_restart;
+    }
+    return patience;
+}
+
+/// Ends when `patience` has; a manager that was away and is back has the longer of the two.
+Task<> Committer::run_out(CommitPatience patience) {
+    Clock::duration waited{};
+    Clock::duration limit = std::min(patience.linked, patience.unlinked);
+    bool was_away = false;
+    while (waited < limit) {
+        const auto step = std::min(look, limit - waited);
+        (void)co_await clock_.sleep_for(step);
+        waited += step;
+        const bool away = !manager_.connected();
+        was_away = was_away || away;
+        if (away) {
+            away_since_ = away_since_.value_or(clock_.now() - step);
+            limit = hurried_ ? std::min(patience_.unlinked, patience.unlinked) : patience.unlinked;
+        } else {
+            limit = was_away ? std::max(patience.linked, patience.unlinked) : patience.linked;
+        }
+    }
 }
 
 // --- one save ---
@@ -186,7 +212,7 @@ Task<Result<SecretBytes>> Committer::prepare(SecretBytes blob) {
 Task<Result<void>> Committer::offer_key(std::optional<CommitPatience> patience) {
     Task<Result<void>> offering = manager_.save_hash_key(in_doubt_->view());
     if (patience) {
-        offering = until(run_out(clock_, manager_, *patience), "the manager", std::move(offering));
+        offering = until(run_out(*patience), "the manager", std::move(offering));
     }
     auto saved = co_await std::move(offering);
     if (!saved) {
@@ -244,15 +270,16 @@ SecretBytes Committer::registers_now() {
 
 Task<Result<void>> Committer::commit(SecretBytes registers, ByteView command, ByteView answer) {
     const std::uint32_t code = tpm::peek_header(command).code;
+    const CommitPatience patience = patience_for(command);
     move(DurabilityEvent::change);
-    auto saved = co_await save(patience_);
+    auto saved = co_await save(patience);
     Fate fate = saved || on_record_ ? Fate::durable : Fate::not_known;
     Error why{};
     if (!saved) {
         why = std::move(saved).error();
     }
     if (fate != Fate::durable && !is_past(why.code)) {
-        fate = co_await find_fate(why);
+        fate = co_await find_fate(why, patience);
     }
     if (fate == Fate::durable) {
         went_well();
@@ -311,14 +338,14 @@ Task<Result<void>> Committer::undo_if_changed(SecretBytes registers, ByteView co
     co_return Result<void>{};
 }
 
-Task<Committer::Fate> Committer::find_fate(Error& why) {
+Task<Committer::Fate> Committer::find_fate(Error& why, CommitPatience patience) {
     if (!in_doubt_) {
         co_return Fate::never; // its key was never offered
     }
     if (is_silence(why.code)) {
         co_return Fate::not_known;
     }
-    auto kept = co_await until(run_out(clock_, manager_, patience_), "the manager", manager_.load_hash_key());
+    auto kept = co_await until(run_out(patience), "the manager", manager_.load_hash_key());
     if (!kept) {
         if (is_past(kept.error().code)) {
             why = std::move(kept).error();
@@ -369,6 +396,7 @@ void Committer::forget_staged() {
 void Committer::went_well() {
     move(DurabilityEvent::done);
     guessed_ = false;
+    away_since_.reset();
     if (std::exchange(troubled_, false)) {
         log_.info("vTPM {}: the state is saved again, service goes on", uuid_);
     }
@@ -404,6 +432,26 @@ void Committer::try_again() {
 Task<> Committer::stopped() {
     while (!stopped_) {
         (void)co_await stop_.async_wait(use_tuple);
+    }
+}
+
+Task<> Committer::await_manager(ByteView command) {
+    const CommitPatience patience = patience_for(command);
+    const bool waits = away_since_ && !calm() && !stopped_ && !hurried_ && state_ != Durability::lost &&
+                       effect_of(command) == tpm::Effect::permanent && patience.unlinked > patience_.unlinked;
+    if (!waits) {
+        co_return;
+    }
+    const Clock::duration left = *away_since_ + patience.unlinked - clock_.now();
+    if (left <= Clock::duration::zero()) {
+        co_return;
+    }
+    auto kept =
+        co_await until(run_out({.linked = patience.linked, .unlinked = left}), "the manager", manager_.load_hash_key());
+    if (kept) {
+        co_await save_once_more();
+    } else if (is_past(kept.error().code)) {
+        (void)lose(kept.error());
     }
 }
 

@@ -26,12 +26,14 @@
 
 namespace vtpmd::instance {
 
-/// How long a save is waited for. Linux' driver gives NV_Read and GetRandom 2 s, GetCapability 0.75 s, most that
-/// changes something 120 s (drivers/char/tpm/tpm2-cmd.c); reads wait for the command before them.
+/// How long a save is waited for; of a command whose driver is not patient (tpm/driver_patience.hpp).
 struct CommitPatience {
     Clock::duration linked = std::chrono::milliseconds(1500);  ///< while the manager, or the disk, is at it
     Clock::duration unlinked = std::chrono::milliseconds(500); ///< while there is no manager
 };
+
+/// A manager that is started again is back within this time, and no guest meets an error for it, where the driver waits.
+inline constexpr Clock::duration patience_for_restart = std::chrono::seconds(12);
 
 /// Of what is no command: a power cycle, the end.
 inline constexpr CommitPatience patience_of_power{.linked = std::chrono::seconds(8),
@@ -79,6 +81,9 @@ class Committer {
     /// After a command that may have changed something. On return that is durable, or it has not happened, as if the
     /// command had never come. `registers` are those of before(). `answer` is the TPM's.
     Task<Result<void>> commit(SecretBytes registers, ByteView command, ByteView answer);
+    /// While nothing can be saved for want of a manager: waits for it, if `command` changes something and its driver waits.
+    /// Refused is what comes later than patience_for_restart.
+    Task<> await_manager(ByteView command);
     /// After a command that was run with Admission::watch. Errc::unavailable: it had to be undone.
     Task<Result<void>> undo_if_changed(SecretBytes registers, ByteView command, ByteView answer);
 
@@ -88,6 +93,8 @@ class Committer {
     [[nodiscard]] bool began() const { return !durable_.permanent.empty(); }
     /// A TPM was powered on with what the disk has.
     void began_with(const EngineState& state);
+    /// The end has begun: a manager that is away is not waited for any longer than CommitPatience says.
+    void hurry() { hurried_ = true; }
     /// Ends the attempts to save again. Nothing is committed afterwards but by settle().
     void stop();
 
@@ -111,13 +118,15 @@ class Committer {
   private:
     enum class Fate { durable, never, not_known };
 
+    [[nodiscard]] CommitPatience patience_for(ByteView command) const;
+    Task<> run_out(CommitPatience patience);
     Task<Result<void>> save(std::optional<CommitPatience> patience);
     Task<Result<void>> write_slot(std::optional<CommitPatience> patience);
     Task<Result<SecretBytes>> prepare(SecretBytes blob);
     Task<Result<void>> offer_key(std::optional<CommitPatience> patience);
     Task<Result<void>> accept();
     /// What became of a save that failed. What the manager says about the vTPM itself goes to `why`.
-    Task<Fate> find_fate(Error& why);
+    Task<Fate> find_fate(Error& why, CommitPatience patience);
     Task<Result<void>> put_back(SecretBytes registers);
     [[nodiscard]] SecretBytes registers_now();
     void forget_staged();
@@ -149,14 +158,16 @@ class Committer {
     EngineState saving_;                  ///< what the save under way makes durable
     std::optional<SecretBytes> in_doubt_; ///< the key of a slot that is written and perhaps not yet the manager's
     std::optional<Error> lost_;
-    bool on_record_ = false;    ///< the last save came that far
-    bool troubled_ = false;     ///< for the log
-    bool writing_ = false;      ///< a slot; outlives the patience for it
-    bool abandoned_ = false;    ///< what is being written is not wanted any more
-    bool resaving_ = false;     ///< the TPM holds what is durable; it is to be saved again
-    bool trying_again_ = false; ///< save_again() runs
-    bool guessed_ = false;      ///< a wrong authorisation could not be counted
-    bool orderly_ = false;      ///< shut down: the next command may change that
+    bool on_record_ = false;                      ///< the last save came that far
+    bool troubled_ = false;                       ///< for the log
+    bool hurried_ = false;                        ///< by hurry()
+    std::optional<Clock::time_point> away_since_; ///< the manager, as a save found; none went well since
+    bool writing_ = false;                        ///< a slot; outlives the patience for it
+    bool abandoned_ = false;                      ///< what is being written is not wanted any more
+    bool resaving_ = false;                       ///< the TPM holds what is durable; it is to be saved again
+    bool trying_again_ = false;                   ///< save_again() runs
+    bool guessed_ = false;                        ///< a wrong authorisation could not be counted
+    bool orderly_ = false;                        ///< shut down: the next command may change that
     bool stopped_ = false;
     asio::steady_timer stop_; ///< never expires; cancelled by stop()
     SecretBytes volatile_;

@@ -64,6 +64,8 @@ class Instance final : public guest::TpmService {
 
     /// Powers on and starts the TPM; empty permanent state makes a fresh one. Durable on return.
     Task<Result<void>> start(EngineState state);
+    /// The end is near: what waits for a manager that is away is answered soon.
+    void hurry() { committer_.hurry(); }
     /// Finishes what runs, shuts the TPM down in order, saves, powers off. An error: what a guest was never told of is not
     /// saved. Not itself cancellable; nothing may be called afterwards. With `keep_registers` the running TPM is stored as it is,
     /// for a guest that may come back (Startup::save); any other start shuts it down in order first.

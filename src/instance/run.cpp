@@ -48,6 +48,7 @@ Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instanc
     co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
     notify_stopping();
     deps.log.info("vTPM {}: stopping", options.uuid);
+    instance.hurry();
     co_await guests.stop(stop_patience);
 }
 

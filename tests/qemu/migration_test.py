@@ -98,17 +98,15 @@ class Migration(machine.Case):
 
     def new_manager(self, name):
         """Another host's."""
-        self.api = self.path(f"{name}.api")
-        self.there = harness.Manager(self, name=name, options=["--auto-create", f"--api=unix:{self.api}"]).start(create=True)
+        self.there = harness.Manager(self, name=name).start(create=True)
 
-    def delete_there(self):
-        """The new host's operator deletes the vTPM, just before its state comes: the manager refuses to keep it."""
-        self.dest.process.popen.send_signal(signal.SIGSTOP)  # a vTPM that is open cannot be deleted
+    def replace_store_there(self):
+        """The new host's manager has another store, just before the state comes: it does not know the vTPM."""
+        self.dest.process.popen.send_signal(signal.SIGSTOP)
         self.there.process.kill()
-        self.there.start()
-        with harness.connect(self.api) as sock, sock.makefile("rb") as answer:
-            sock.sendall(f"DELETE /v1/vtpms/{self.source.uuid} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            self.assertRegex(answer.readline().decode(), r"^HTTP/1\.1 2\d\d ")
+        os.rename(self.there.store, self.there.store + ".before")
+        self.there.options.remove("--auto-create")
+        self.there.start(create=True)
         self.dest.process.popen.send_signal(signal.SIGCONT)
 
     def prepare_target(self, take=None):
@@ -167,8 +165,8 @@ class Migration(machine.Case):
         self.broken("new host cannot ask", lambda: None, take=self.path("nowhere"))
         self.broken("new host's manager gone", lambda: self.there.process.kill())
         self.there.start()
-        self.broken("new host's manager refuses", self.delete_there)
-        self.assertIn("deleted", self.dest.process.log())
+        self.broken("new host's manager refuses", self.replace_store_there)
+        self.assertIn("not registered", self.dest.process.log())
         self.new_manager("elsewhere")
         os.unlink(self.dest.image)
         self.prepare_target()
