@@ -40,8 +40,7 @@ constexpr OptionSpec specs[] = {
     {"pid-file", "PATH", "written once guests are served, removed at the end; repeatable", true},
     {"startup", "MODE",
      "clear (default), save or deactivated: how the TPM is started for the guest; none: its firmware does; wait "
-     "(default "
-     "where all guests are qemu:): and the TPM is off until the device model's INIT"},
+     "(default where a guest is qemu:): and the TPM is off until the device model's INIT"},
     {"hwinitpcrs", "PCRS", "all, none (default) or a list such as 5,12-16: PCRs that start with the host's values"},
     {"maintcmds", "0|1", "1 allows the TPM 1.2 maintenance commands (default 0)"},
     {"handover", "unix:PATH",
@@ -161,8 +160,9 @@ Result<void> parse_behaviour(const CommandLine& line, InstanceOptions& out) {
             return startup.error();
         }
         out.startup = *startup;
-    } else if (std::all_of(out.guests.begin(), out.guests.end(),
+    } else if (std::any_of(out.guests.begin(), out.guests.end(),
                            [](const auto& g) { return std::holds_alternative<guest::QemuEndpoint>(g); })) {
+        // Firmware starts it. To find it started is a failure for SeaBIOS, which then disables the owner's hierarchy.
         out.startup = Startup::wait;
     }
     if (auto text = line.get("hwinitpcrs")) {

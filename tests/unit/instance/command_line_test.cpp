@@ -52,6 +52,14 @@ TEST_SUITE("instance") {
         CHECK(o->hwinitpcrs == std::vector<unsigned>{5, 12, 13});
         CHECK(o->maintenance_commands);
     }
+    TEST_CASE("command line: where a guest has firmware, that starts the TPM") {
+        const std::string name = std::string("--uuid=") + uuid;
+        CHECK(parse({name, "--guest=qemu:/q"})->startup == Startup::wait);
+        CHECK(parse({name, "--guest=qemu:/q", "--guest=socket:unix:/g"})->startup == Startup::wait);
+        CHECK(parse({name, "--guest=socket:unix:/g", "--guest=qemu:/q"})->startup == Startup::wait);
+        CHECK(parse({name, "--guest=socket:unix:/g"})->startup == Startup::clear);
+        CHECK(parse({name, "--guest=qemu:/q", "--startup=clear"})->startup == Startup::clear);
+    }
     TEST_CASE("command line: what is wrong is named") {
         CHECK(parse({}).error().message.find("--uuid") != std::string::npos);
         for (const char* bad :
