@@ -48,19 +48,35 @@ def processes(mark):
     return found
 
 
-def end_group(group):
-    """Whatever runs in a control group (a container that lost its keeper), and the group."""
-    deadline = time.monotonic() + PATIENCE
-    while os.path.isdir(group) and time.monotonic() < deadline:
+def members(folder):
+    """The processes of a control group. One of a process namespace beside ours has no number here, and reads as 0."""
+    with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as f:
+        return [int(pid) for pid in f.read().split() if pid != "0"]
+
+
+def end_group(group, patience=PATIENCE):
+    """Ends whatever runs in a control group (a container that lost its keeper), and removes the group. False if it is still there."""
+    deadline = time.monotonic() + patience
+    while os.path.isdir(group):
         for folder, _, _ in os.walk(group, topdown=False):
             try:
-                with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as f:
-                    for pid in f.read().split():
-                        os.kill(int(pid), signal.SIGKILL)
+                with open(os.path.join(folder, "cgroup.kill"), "w", encoding="ascii") as f:  # cgroup2, and all of them
+                    f.write("1")
+            except OSError:
+                pass
+            try:
+                for pid in members(folder):
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
                 os.rmdir(folder)
             except OSError:  # it is not empty yet
                 continue
+        if time.monotonic() > deadline:
+            return not os.path.isdir(group)
         time.sleep(0.05)
+    return True
 
 
 def mounts():
