@@ -161,6 +161,8 @@ second_packages=(clang-14 libclang-rt-14-dev lld-14)
 xen_packages=(qemu-system-x86 busybox-static binutils zstd)
 # A host with systemd in a container: what makes and boots it, and what README's lines are tried with.
 systemd_packages=(debootstrap systemd-container git ccache tpm2-tools curl)
+# A domain: the daemon, virsh, the emulator, and what libvirt stops swtpm with.
+libvirt_packages=(libvirt-daemon-system libvirt-clients qemu-system-x86 seabios swtpm swtpm-tools)
 
 # ---------------------------------------------------------------------------------------------- builds
 
