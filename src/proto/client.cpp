@@ -151,7 +151,7 @@ class Client final : public ManagerClient {
         co_return co_await exchange("a TPM command for the manager", command, &is_tpm_answer);
     }
 
-    [[nodiscard]] bool connected() const override { return channel_ != nullptr; }
+    [[nodiscard]] bool connected() const override { return channel_ != nullptr && welcome_; }
 
     void close() override {
         closed_ = true;
@@ -336,6 +336,7 @@ class Client final : public ManagerClient {
             co_return e;
         }
         channel_ = std::move(*channel);
+        welcome_ = false;
         HelloRequest greeting = options_.greeting;
         // Registered once is enough: asking again could make a manager with an older store take this vTPM for
         // a new one.
@@ -383,6 +384,7 @@ class Client final : public ManagerClient {
             log_.info("manager {}: connected", channel_->peer());
         }
         greeted_once_ = true;
+        welcome_ = true;
         had_record_ = reply->has_record;
         greeted_ = *reply;
         co_return Result<void>{};
@@ -436,6 +438,7 @@ class Client final : public ManagerClient {
     std::unique_ptr<Channel> channel_;
     HelloReply greeted_{};
     bool greeted_once_ = false;
+    bool welcome_ = false; ///< the manager has answered on this link; a service manager may hold its socket meanwhile
     bool had_record_ = false;
     bool in_exchange_ = false;
     bool without_save_over_ = false; ///< the manager of this link is older

@@ -10,6 +10,7 @@
 #include "util/text.hpp"
 #include "util/wire.hpp"
 
+#include <functional>
 #include <random>
 #include <sys/socket.h>
 
@@ -28,6 +29,9 @@ struct FakeHandler final : Handler {
     Task<Result<HelloReply>> hello(HelloRequest r) override {
         ++hellos;
         last = r;
+        if (on_hello) {
+            on_hello();
+        }
         if (hello_error) {
             co_return *hello_error;
         }
@@ -75,6 +79,7 @@ struct FakeHandler final : Handler {
     }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return tpm_answer; }
 
+    std::function<void()> on_hello;
     std::optional<Error> hello_error, load_error;
     std::optional<SecretBytes> record;
     std::optional<ResetInfo> reset;
@@ -261,6 +266,24 @@ TEST_SUITE("proto") {
                 CHECK(r.handler.saves == 2);
             }
         }
+    }
+
+    TEST_CASE(
+        "a link that nobody has answered on yet is none: a service manager holds the socket while the manager starts") {
+        Rig r;
+        unsigned looks = 0;
+        r.handler.on_hello = [&] {
+            ++looks;
+            CHECK_FALSE(r.client->connected());
+        };
+        CHECK_FALSE(r.client->connected());
+        REQUIRE(r.loop.run(r.client->hello()));
+        CHECK(r.client->connected());
+        r.group.cancel(); // the present link breaks
+        r.loop.settle();
+        REQUIRE(r.loop.run(r.client->save_hash_key(key(3))));
+        CHECK(looks == 2);
+        CHECK(r.client->connected());
     }
 
     TEST_CASE("a manager that is down: tried with back-off until the deadline; then up again") {
