@@ -2,8 +2,8 @@
 //
 //   0        superblock, two copies of 4096 bytes (superblock.hpp), magic "VTPMDSTA", payload:
 //              u32 TPM version (1: 1.2, 2: 2.0), u32 1 once a save was accepted, u64 bytes of a slot's place (capacity);
-//              and while a save is withdrawn: hash[32] of its slot, then under its key the hash key[64] that counts instead, tag[16]
-//              (nonce 1, AAD "vtpmd withdrawn 1", uuid, u32 TPM version, hash[32])
+//              and for each save that is withdrawn (up to 8): hash[32] of its slot, then under its key the hash key[64] that counts
+//              instead, tag[16] (nonce 1, AAD "vtpmd withdrawn 1", uuid, u32 TPM version, hash[32])
 //   8192     slot 0's place
 //   8192 + capacity   slot 1's place
 //
@@ -49,19 +49,21 @@ struct Withdrawn {
     Bytes sealed; ///< the hash key that counts, under the save's key
 };
 constexpr std::size_t withdrawn_size = digest_size + hash_key_size + aead_tag_size;
+/// More than two only if nothing is loaded in between: what is loaded says which one the manager has.
+constexpr std::size_t most_withdrawn = 8;
 
 struct Geometry {
     TpmVersion version;
     bool live;
     std::uint64_t capacity;
-    std::optional<Withdrawn> withdrawn = {};
+    std::vector<Withdrawn> withdrawn = {};
 };
 
 Bytes encode(const Geometry& g) {
     WireWriter w;
     w.be32(static_cast<std::uint32_t>(g.version)).be32(g.live ? 1 : 0).be64(g.capacity);
-    if (g.withdrawn) {
-        w.bytes(g.withdrawn->slot_hash).bytes(g.withdrawn->sealed);
+    for (const Withdrawn& save : g.withdrawn) {
+        w.bytes(save.slot_hash).bytes(save.sealed);
     }
     return w.take();
 }
@@ -71,11 +73,12 @@ Result<Geometry> decode(ByteView payload, const std::string& path) {
     const std::uint32_t version = r.be32();
     const std::uint32_t live = r.be32();
     const std::uint64_t capacity = r.be64();
-    std::optional<Withdrawn> withdrawn;
-    if (r.ok() && r.remaining() == withdrawn_size) {
-        withdrawn.emplace();
-        withdrawn->slot_hash = to_bytes(r.bytes(digest_size));
-        withdrawn->sealed = to_bytes(r.bytes(hash_key_size + aead_tag_size));
+    std::vector<Withdrawn> withdrawn;
+    while (r.ok() && r.remaining() >= withdrawn_size && withdrawn.size() < most_withdrawn) {
+        Withdrawn save;
+        save.slot_hash = to_bytes(r.bytes(digest_size));
+        save.sealed = to_bytes(r.bytes(hash_key_size + aead_tag_size));
+        withdrawn.push_back(std::move(save));
     }
     const bool sane = r.expect_end() && (version == 1 || version == 2) && live <= 1 && capacity >= least_capacity &&
                       capacity <= file_capacity && capacity % unit == 0;
@@ -136,7 +139,7 @@ class SlotImage final : public StateImage {
         : file_(std::move(file))
         , identity_(identity)
         , superblock_(std::move(superblock))
-        , geometry_(geometry) {}
+        , geometry_(std::move(geometry)) {}
 
     Task<Result<SecretBytes>> load(ByteView hash_key) override { return uninterrupted(do_load(hash_key)); }
     Task<Result<SecretBytes>> prepare(ByteView state) override { return uninterrupted(do_prepare(state)); }
@@ -198,19 +201,28 @@ class SlotImage final : public StateImage {
         if (hash_key.size() != hash_key_size) {
             co_return make_error(Errc::usage, "a hash key has {} bytes, not {}", hash_key_size, hash_key.size());
         }
-        if (geometry_.withdrawn &&
-            std::ranges::equal(geometry_.withdrawn->slot_hash, hash_key.subspan(aead_key_size))) {
-            const Nonce nonce = withdrawn_nonce();
-            auto instead =
-                aead_open(hash_key.first(aead_key_size), nonce,
-                          withdrawn_aad(identity_, geometry_.withdrawn->slot_hash), geometry_.withdrawn->sealed);
-            if (!instead) {
-                co_return make_error(Errc::corrupt, "{}: what it says of a withdrawn save cannot be read: {}", path(),
-                                     instead.error().message);
+        const auto named = std::ranges::find_if(geometry_.withdrawn, [&](const Withdrawn& save) {
+            return std::ranges::equal(save.slot_hash, hash_key.subspan(aead_key_size));
+        });
+        if (named == geometry_.withdrawn.end()) {
+            auto loaded = co_await load_slot(hash_key);
+            if (loaded) {
+                geometry_.withdrawn.clear(); // none of them is on record
             }
-            co_return co_await load_slot(instead->view());
+            co_return loaded;
         }
-        co_return co_await load_slot(hash_key);
+        Withdrawn save = *named;
+        auto instead = aead_open(hash_key.first(aead_key_size), withdrawn_nonce(),
+                                 withdrawn_aad(identity_, save.slot_hash), save.sealed);
+        if (!instead) {
+            co_return make_error(Errc::corrupt, "{}: what it says of a withdrawn save cannot be read: {}", path(),
+                                 instead.error().message);
+        }
+        auto loaded = co_await load_slot(instead->view());
+        if (loaded) {
+            geometry_.withdrawn.assign(1, std::move(save)); // on record until another save is
+        }
+        co_return loaded;
     }
 
     Task<Result<SecretBytes>> load_slot(ByteView hash_key) {
@@ -393,11 +405,9 @@ class SlotImage final : public StateImage {
             auto zeroed = co_await wipe(*old);
             (void)zeroed;
         }
-        if (geometry_.live && geometry_.withdrawn) {
-            // If this fails it stays, and names a save that is not on record any more.
-            Geometry cleared = geometry_;
-            cleared.withdrawn.reset();
-            auto written = co_await write_geometry(std::move(cleared));
+        if (!std::exchange(geometry_.withdrawn, {}).empty() && geometry_.live) {
+            // If this fails they stay on the disk, and name saves that are not on record any more.
+            auto written = co_await write_geometry(geometry_);
             (void)written;
         }
         auto marked = co_await mark_live();
@@ -408,14 +418,16 @@ class SlotImage final : public StateImage {
         if (!pending_ || !valid_ || valid_key_.empty()) {
             co_return make_error(Errc::usage, "{}: no save is waiting that has another before it", path());
         }
+        if (geometry_.withdrawn.size() >= most_withdrawn) {
+            co_return make_error(Errc::busy, "{}: {} saves are withdrawn already", path(), most_withdrawn);
+        }
         const ByteView key = pending_key_.view().first(aead_key_size);
+        Withdrawn save{.slot_hash = to_bytes(pending_key_.view().subspan(aead_key_size)),
+                       .sealed = Bytes(hash_key_size + aead_tag_size)};
+        aead_seal(key, withdrawn_nonce(), withdrawn_aad(identity_, save.slot_hash), valid_key_.view(), save.sealed);
+        // Beside those from before: the manager may have any of them still.
         Geometry changed = geometry_;
-        changed.withdrawn.emplace();
-        changed.withdrawn->slot_hash = to_bytes(pending_key_.view().subspan(aead_key_size));
-        changed.withdrawn->sealed.resize(hash_key_size + aead_tag_size);
-        const Nonce nonce = withdrawn_nonce();
-        aead_seal(key, nonce, withdrawn_aad(identity_, changed.withdrawn->slot_hash), valid_key_.view(),
-                  changed.withdrawn->sealed);
+        changed.withdrawn.push_back(std::move(save));
         auto written = co_await write_geometry(std::move(changed));
         if (written) {
             reject();
@@ -552,7 +564,7 @@ Task<Result<std::unique_ptr<StateImage>>> do_open(std::unique_ptr<BlockFile> fil
         co_return make_error(Errc::corrupt, "{}: the device has {} bytes, the image {}", file->path(), file->size(),
                              slots_at + 2 * geometry->capacity);
     }
-    co_return std::make_unique<SlotImage>(std::move(file), expected, std::move(*superblock), *geometry);
+    co_return std::make_unique<SlotImage>(std::move(file), expected, std::move(*superblock), std::move(*geometry));
 }
 
 } // namespace

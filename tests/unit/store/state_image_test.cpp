@@ -167,17 +167,52 @@ TEST_SUITE("store") {
         CHECK(run_task(loop, last->load(withdrawn.view())).error().code == Errc::rollback);
     }
 
-    TEST_CASE_FIXTURE(Fixture, "state image: withdrawn twice in a row, the last word counts") {
+    TEST_CASE_FIXTURE(Fixture, "state image: withdrawn twice in a row, whichever of them the manager has") {
         FaultDisk disk;
         auto image = create(disk).value();
         const SecretBytes older = save(*image, state_of(3000, 1));
-        (void)run_task(loop, image->prepare(state_of(9000, 2))).value();
-        REQUIRE(run_task(loop, image->withdraw()));
-        const SecretBytes second = run_task(loop, image->prepare(state_of(9000, 3))).value();
-        REQUIRE(run_task(loop, image->withdraw()));
-        auto again = open(disk).value();
-        CHECK(run_task(loop, again->load(second.view())).value().equals(state_of(3000, 1)));
-        CHECK(run_task(loop, again->load(older.view())).value().equals(state_of(3000, 1)));
+        std::vector<SecretBytes> offered;
+        offered.push_back(older.clone());
+        for (unsigned k = 0; k < 8; ++k) {
+            offered.push_back(run_task(loop, image->prepare(state_of(9000, 2 + k))).value());
+            REQUIRE(run_task(loop, image->withdraw()));
+        }
+        REQUIRE(run_task(loop, image->prepare(state_of(9000, 20))));
+        CHECK(run_task(loop, image->withdraw()).error().code == Errc::busy); // no room for more
+        for (const SecretBytes& key : offered) {
+            auto again = open(disk).value();
+            CHECK(run_task(loop, again->load(key.view())).value().equals(state_of(3000, 1)));
+        }
+    }
+
+    // The manager has the key of a save that was withdrawn; after a restart another one is, which the manager never got.
+    TEST_CASE_FIXTURE(Fixture, "state image: withdrawn again after a restart, the first one still loads") {
+        for (std::uint64_t fail = 0;; ++fail) {
+            FaultDisk disk;
+            auto image = create(disk).value();
+            const SecretBytes older = save(*image, state_of(3000, 1));
+            const SecretBytes on_record = run_task(loop, image->prepare(state_of(9000, 2))).value();
+            REQUIRE(run_task(loop, image->withdraw()));
+            for (unsigned start = 0; start < 20; ++start) { // more often than there is room for
+                image = open(disk).value();
+                REQUIRE(run_task(loop, image->load(on_record.view())).value().equals(state_of(3000, 1)));
+                disk.plan.fail_at = start == 7 ? disk.operations() + fail : test::never;
+                auto offered = run_task(loop, image->prepare(state_of(9000, 3 + start)));
+                const bool withdrawn = offered && run_task(loop, image->withdraw()).has_value();
+                CHECK((withdrawn || start == 7));
+                const bool reached = disk.operations() > disk.plan.fail_at;
+                disk.plan = {};
+                auto again = open(disk).value();
+                if (withdrawn) {
+                    CHECK(run_task(loop, again->load(offered->view())).value().equals(state_of(3000, 1)));
+                    again = open(disk).value();
+                }
+                CHECK(run_task(loop, again->load(on_record.view())).value().equals(state_of(3000, 1)));
+                if (start == 7 && !reached) {
+                    return;
+                }
+            }
+        }
     }
 
     TEST_CASE_FIXTURE(
@@ -193,6 +228,7 @@ TEST_SUITE("store") {
             disk.plan = {};
             auto again = open(disk).value();
             CHECK(run_task(loop, again->load(older.view())).value().equals(state_of(3000, 1)));
+            again = open(disk).value(); // what was loaded is what the manager has
             auto by_new = run_task(loop, again->load(withdrawn.view()));
             REQUIRE(by_new);
             CHECK((by_new->equals(state_of(3000, 1)) || (!done && by_new->equals(state_of(9000, 2)))));
