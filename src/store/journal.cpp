@@ -212,7 +212,7 @@ class JournalImage final : public ManagerImage {
 
     Task<Result<void>> store_superblock(Fixed fixed, const Bytes& opaque) {
         Superblock next{uuid_, ++superblock_generation_, encode_payload(fixed, opaque)};
-        auto written = co_await write_superblock(*file_, manager_format, std::move(next));
+        auto written = co_await write_superblock(*file_, manager_format, std::move(next), doubtful_copy_);
         co_return written;
     }
 
@@ -1073,6 +1073,7 @@ class JournalImage final : public ManagerImage {
 
     Uuid uuid_;
     std::uint64_t superblock_generation_;
+    std::size_t doubtful_copy_ = 0; ///< of the superblock
     Fixed fixed_;
     Bytes opaque_;
     bool backup_;          ///< of what was read; goes with the next superblock

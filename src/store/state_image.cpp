@@ -471,7 +471,7 @@ class SlotImage final : public StateImage {
         ++superblock_.generation;
         superblock_.payload = encode(geometry);
         Superblock copy = superblock_;
-        auto written = co_await write_superblock(*file_, state_format, std::move(copy));
+        auto written = co_await write_superblock(*file_, state_format, std::move(copy), doubtful_copy_);
         co_return written;
     }
 
@@ -479,6 +479,7 @@ class SlotImage final : public StateImage {
     ImageIdentity identity_;
 
     Superblock superblock_;
+    std::size_t doubtful_copy_ = 0;
     Geometry geometry_;
     std::uint64_t sequence_ = 0;           ///< of the last save written or loaded
     std::optional<std::uint32_t> valid_;   ///< the slot the manager's record names

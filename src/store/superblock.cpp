@@ -199,14 +199,17 @@ Task<Result<Superblock>> open_superblock(BlockFile& file, SuperblockFormat forma
     co_return superblock;
 }
 
-Task<Result<void>> write_superblock(BlockFile& file, SuperblockFormat format, Superblock superblock) {
+Task<Result<void>> write_superblock(BlockFile& file, SuperblockFormat format, Superblock superblock,
+                                    std::size_t& doubtful) {
     const Bytes copy = encode(format, superblock);
-    auto written = co_await file.write_sync(0, copy);
-    if (!written) {
-        co_return written;
+    for (unsigned written = 0; written < 2; ++written) {
+        auto done = co_await file.write_sync(doubtful * format.region, copy);
+        if (!done) {
+            co_return done;
+        }
+        doubtful = 1 - doubtful;
     }
-    written = co_await file.write_sync(format.region, copy);
-    co_return written;
+    co_return Result<void>{};
 }
 
 } // namespace vtpmd::store

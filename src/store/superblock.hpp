@@ -59,7 +59,9 @@ Task<Result<Superblock>> open_superblock(BlockFile& file, SuperblockFormat forma
 Task<Result<Superblock>> peek_superblock(BlockFile& file, SuperblockFormat format);
 
 /// Replaces both copies, one after the other; `superblock.generation` must be higher than any tried before. After an error
-/// the old or the new one is found at the next open.
-Task<Result<void>> write_superblock(BlockFile& file, SuperblockFormat format, Superblock superblock);
+/// the old or the new one is found at the next open, also if it comes after other errors: `doubtful` is the copy (0 or 1) that a
+/// write has failed for, which is written first, since the other is the only one then. Kept by the caller, 0 at first.
+Task<Result<void>> write_superblock(BlockFile& file, SuperblockFormat format, Superblock superblock,
+                                    std::size_t& doubtful);
 
 } // namespace vtpmd::store

@@ -1,6 +1,7 @@
 // The invariants of an instance's image, with power going, or an operation failing, at every write, sync and allocation of
 // a vTPM's life in turn.
 #include "store/state_image.hpp"
+#include "store/superblock.hpp"
 
 #include "check.hpp"
 #include "crash_images.hpp"
@@ -112,6 +113,44 @@ std::uint64_t operations_of_a_life() {
 } // namespace
 
 TEST_SUITE("store") {
+    TEST_CASE("superblock: writes that fail one after the other, torn, leave a whole copy") {
+        constexpr SuperblockFormat format{"TESTMAGI", 1, 4096, "a test"};
+        const auto generation_in = [&](const Bytes& content) {
+            auto read = read_superblock(format, content, "disk");
+            return read ? read->generation : 0;
+        };
+        // What each attempt does: works, its first copy fails, its second.
+        for (unsigned plan = 0; plan < 3 * 3 * 3 * 3; ++plan) {
+            for (const bool sync :
+                 {false, true}) { // the write fails, or its sync: then it reads back, and is not there
+                asio::io_context loop;
+                FaultDisk disk;
+                auto file = disk.open();
+                Superblock superblock{.uuid = Uuid{}, .generation = 1, .payload = Bytes(100, std::byte{1})};
+                Superblock copy = superblock;
+                REQUIRE(run_task(loop, create_superblock(*file, format, std::move(copy))));
+                std::size_t doubtful = 0;
+                std::uint64_t told = 1; // the newest that was told written
+                for (unsigned attempt = 0, left = plan; attempt < 4; ++attempt, left /= 3) {
+                    disk.plan = {};
+                    if (left % 3 != 0) {
+                        disk.plan.fail_at = disk.operations() + 2 * (left % 3 - 1) + (sync ? 1 : 0);
+                        disk.plan.fail_prefix = 700;
+                    }
+                    ++superblock.generation;
+                    superblock.payload.assign(100 + attempt, static_cast<std::byte>(attempt));
+                    copy = superblock;
+                    const bool done =
+                        run_task(loop, write_superblock(*file, format, std::move(copy), doubtful)).has_value();
+                    CHECK(done == (left % 3 == 0));
+                    told = done ? superblock.generation : told;
+                    CHECK(generation_in(disk.after_crash(FaultDisk::Loss::all)) >= told);
+                    CHECK(generation_in(disk.after_crash(FaultDisk::Loss::none)) >= told);
+                }
+            }
+        }
+    }
+
     TEST_CASE("state image: power goes at any operation: what was accepted is there, whole, and never 'no state'") {
         const std::uint64_t operations = operations_of_a_life();
         for (std::uint64_t at = 0; at < operations; ++at) {
