@@ -2,6 +2,9 @@
 
 #include "util/uninterrupted.hpp"
 
+#include <cerrno>
+#include <utility>
+
 namespace vtpmd::sim {
 
 namespace {
@@ -39,8 +42,8 @@ class OpenFile final : public BlockFile {
     }
     Task<Result<void>> write(std::uint64_t offset, ByteView data) override {
         co_await uninterrupted(a_turn());
-        if (process_.dead) {
-            co_return dead();
+        if (auto may = may_write(); !may) {
+            co_return may;
         }
         co_return co_await file_->write(offset, data);
     }
@@ -49,14 +52,14 @@ class OpenFile final : public BlockFile {
         if (process_.dead) {
             co_return dead();
         }
-        co_return co_await file_->sync();
+        co_return checked(co_await file_->sync());
     }
     Task<Result<void>> write_sync(std::uint64_t offset, ByteView data) override {
         co_await uninterrupted(a_turn());
-        if (process_.dead) {
-            co_return dead();
+        if (auto may = may_write(); !may) {
+            co_return may;
         }
-        co_return co_await file_->write_sync(offset, data);
+        co_return checked(co_await file_->write_sync(offset, data));
     }
     Task<Result<void>> allocate(std::uint64_t offset, std::uint64_t length) override {
         co_await uninterrupted(a_turn());
@@ -67,6 +70,32 @@ class OpenFile final : public BlockFile {
     }
 
   private:
+    // As util/file_watch.hpp has it.
+    Result<void> may_write() {
+        if (process_.dead) {
+            return dead();
+        }
+        away_ = away_ && !in_place();
+        return away_ ? Result<void>(away()) : Result<void>{};
+    }
+    Result<void> checked(Result<void> done) {
+        if (!done || process_.dead || in_place()) {
+            return done;
+        }
+        if (!std::exchange(away_, true)) {
+            files_.put(path_ + ".rescued", disk_->content());
+        }
+        return away();
+    }
+    [[nodiscard]] bool in_place() const {
+        const Files::File* there = files_.find(path_);
+        return there != nullptr && there->disk == disk_;
+    }
+    [[nodiscard]] Error away() const {
+        Error e = make_error(Errc::io, "{}: another file was renamed over it", path_);
+        e.detail = ESTALE;
+        return e;
+    }
     [[nodiscard]] Result<void> dead() const { return make_error(Errc::io, "{}: the process is gone", path_); }
 
     const std::string path_;
@@ -74,6 +103,7 @@ class OpenFile final : public BlockFile {
     std::shared_ptr<test::FaultDisk> disk_;
     std::unique_ptr<BlockFile> file_;
     Process& process_;
+    bool away_ = false;
 };
 
 } // namespace

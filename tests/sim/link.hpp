@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 
 namespace vtpmd::sim {
 
@@ -12,13 +13,23 @@ class Link final : public proto::Channel {
   public:
     /// What lies between two ends.
     struct Way {
+        /// The reader's process; it has to tell when it ends (reader_gone).
         explicit Way(asio::any_io_executor reader)
-            : wake(std::move(reader), asio::steady_timer::time_point::max()) {}
+            : wake(std::in_place, std::move(reader), asio::steady_timer::time_point::max()) {}
         std::deque<Bytes> frames;
-        asio::steady_timer wake; ///< never expires; cancelled when there is news
+        std::optional<asio::steady_timer> wake; ///< never expires; cancelled when there is news; goes with its loop
         bool closed = false;
         bool held_up = false; ///< what was sent does not come yet
-        void news() { wake.cancel(); }
+        void news() {
+            if (wake) {
+                wake->cancel();
+            }
+        }
+        void reader_gone() {
+            closed = true;
+            frames.clear();
+            wake.reset();
+        }
     };
     struct Wire {
         std::shared_ptr<Way> to_manager, to_instance;
@@ -51,7 +62,7 @@ class Link final : public proto::Channel {
             if (closed_ || (in->closed && !in->held_up)) {
                 co_return make_error(Errc::closed, "{}: closed", peer_);
             }
-            (void)co_await in->wake.async_wait(use_tuple);
+            (void)co_await in->wake->async_wait(use_tuple);
             const auto state = co_await asio::this_coro::cancellation_state;
             if (state.cancelled() != asio::cancellation_type::none) {
                 co_return make_error(Errc::canceled, "{}: cancelled", peer_);

@@ -41,7 +41,7 @@ class Possible {
         end();
     }
     void refused(const T& value, bool had_been_possible) {
-        if (!overlap_ && !had_been_possible) {
+        if (!overlap_ && !had_been_possible && values_.size() > 1) {
             std::erase(values_, value);
         }
         end();
@@ -98,6 +98,13 @@ struct VtpmModel {
     std::set<std::uint64_t> maybe;    ///< made, and perhaps on the disk
     std::set<std::uint64_t> given_up; ///< reset or deleted: never again
     std::map<std::uint64_t, Counted> counted;
+    /// Its images stay, and nothing opens them.
+    void gone_if(bool gone) {
+        if (gone && tpm) {
+            given_up.insert(*tpm);
+            tpm.reset();
+        }
+    }
     bool may_be_reset = false; ///< a reset's outcome is unknown
     bool twinned = false;      ///< the newest image is its second instance's
     bool unclear = false;      ///< or is the other one's, if what that began was kept

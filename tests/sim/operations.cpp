@@ -135,10 +135,17 @@ void World::check_restart() {
     };
     for (std::size_t n = 0; n < uuids_.size(); ++n) {
         look(model_.vtpms[n].presence, observed(uuids_[n]), fmt::format("vTPM {}", n));
+        model_.vtpms[n].gone_if(observed(uuids_[n]) != Presence::there);
     }
     for (std::size_t n = 0; n < group_uuids_.size(); ++n) {
         look(model_.groups[n].presence, registry.find_group(group_uuids_[n]) ? Presence::there : Presence::absent,
              fmt::format("group {}", n + 1));
+        if (const auto id = registry.find_group(group_uuids_[n])) {
+            const auto shown = manager_->groups->show(*id);
+            if (shown && model_.groups[n].sequence.allows(shown->sequence)) {
+                model_.groups[n].sequence.seen(shown->sequence);
+            }
+        }
     }
     for (auto& [uuid, f] : model_.fill) {
         const Presence seen = observed(uuid);
@@ -169,6 +176,7 @@ void World::watch() {
                                static_cast<int>(v.presence.value())));
         }
         v.presence.seen(seen);
+        v.gone_if(seen != Presence::there);
         if (seen != Presence::there) {
             continue;
         }
@@ -233,10 +241,11 @@ void World::guest(Inst& i, bool add) {
     const std::uint64_t tpm = i.engine.now().tpm;
     VtpmModel::Counted& counted = v.counted[tpm];
     const std::uint64_t floor = counted.acknowledged;
-    const bool calm = healthy() && !i.trouble && !i.stale && !i.cut_off && !i.held_up && !v.lossy &&
-                      v.presence.certain() && v.presence.value() == Presence::there && v.group.certain() &&
+    const bool calm = healthy() && (settled() || !i.hurt) && !i.trouble && !i.stale && !i.cut_off && !i.held_up &&
+                      !v.lossy && v.presence.certain() && v.presence.value() == Presence::there && v.group.certain() &&
                       group_opens(v.group.value());
     const std::uint64_t before = disturbances_;
+    i.copied = i.copied && i.operations > 0;
     if (add) {
         ++counted.most;
         v.unclear = v.unclear || find(i.vtpm, !i.twin) != nullptr || i.stale;
@@ -251,11 +260,18 @@ void World::guest(Inst& i, bool add) {
                       }
                       const auto answer = ModelEngine::answer(*said);
                       if (!answer) {
+                          i.hurt = true;
+                          // An error answer means that it has not happened, and never will.
+                          if (add && !i.copied &&
+                              tpm::peek_header(*said).code == tpm::not_durable_code(TpmVersion::tpm20)) {
+                              --counted.most;
+                          }
                           if (calm && before == disturbances_ && !i.stale && v.presence.value() == Presence::there) {
                               broken(fmt::format("vTPM {}: its guest's command failed, and nothing was wrong", i.vtpm));
                           }
                           return;
                       }
+                      i.hurt = i.hurt && !add;
                       note(answer->value);
                       if (answer->tpm != tpm) {
                           broken(fmt::format("vTPM {}: TPM {} became {}", i.vtpm, tpm, answer->tpm));

@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace vtpmd::sim {
 
@@ -22,11 +23,20 @@ struct Process {
         asio::make_service<WorkOnLoop>(io);
     }
 
+    ~Process() {
+        for (const auto& tell : at_end) {
+            tell();
+        }
+    }
+    Process(const Process&) = delete;
+    Process& operator=(const Process&) = delete;
+
     const std::string name;
     asio::io_context io;
     fakes::FakeClock clock;
     Log log;
     bool dead = false;
+    std::vector<std::function<void()>> at_end; ///< while the loop is still there
 
     /// Runs one handler; false: nothing is ready.
     bool turn() {

@@ -47,6 +47,8 @@ enum class Kind : std::uint8_t {
     new_tpm,      ///< the hardware's
     fill,         ///< b: what (register, save, rename, delete, reset), c: how many
     platform,     ///< a: another one is booted
+    pull,         ///< a restore tool renames a copy over an image (a odd) or the store, while it is open
+    grow,         ///< the store, to c KiB more or less
     count_        ///< how many there are
 };
 

@@ -88,7 +88,10 @@ void World::act(const Step& s) {
     case Kind::twin: {
         const Bytes image = files_.content(fmt::format("{}.img", n));
         if (i != nullptr && i->up && find(n, true) == nullptr && !image.empty()) {
-            files_.put(fmt::format("{}-twin.img", n), image);
+            i->copied = i->copied || i->operations > 0;
+            if (!model_.vtpms[n].twinned) { // else the newest is the one that it had
+                files_.put(fmt::format("{}-twin.img", n), image);
+            }
             start_instance(n, true, false);
         }
         break;
@@ -143,7 +146,10 @@ void World::act(const Step& s) {
         break;
     case Kind::copy_image:
         if (const Bytes image = files_.content(fmt::format("{}.img", n)); !image.empty()) {
-            images_[n] = {.content = image};
+            images_[n] = {.content = image, .in_flight = i != nullptr && i->operations > 0};
+            if (i != nullptr) {
+                i->copied = i->copied || i->operations > 0;
+            }
         }
         break;
     case Kind::old_image:
@@ -162,6 +168,12 @@ void World::act(const Step& s) {
         (void)end_manager(false);
         platform_b_ = s.a % 2 == 1;
         tpm_.pcrs[{hwtpm::HashAlg::sha256, 4}] = Bytes(32, platform_b_ ? std::byte{0xb0} : std::byte{0xa0});
+        break;
+    case Kind::pull:
+        pull(s.a % 2 == 0 ? "manager.img" : fmt::format("{}.img", n), s.a % 2 == 0 ? nullptr : i);
+        break;
+    case Kind::grow:
+        grow(std::uint64_t{256 + s.c % 1024} * 1024);
         break;
     case Kind::count_:
         break;
@@ -207,7 +219,7 @@ void World::serve(bool recovery) {
 }
 
 void World::arm(const Step& s) {
-    ++disturbances_;
+    disturb();
     if (s.kind == Kind::tpm_fails) {
         tpm_fault_in_ = s.b;
         tpm_fault_left_ = 1 + s.c % 3;
@@ -239,15 +251,13 @@ void World::arm(const Step& s) {
 }
 
 void World::link_step(Inst& i, Kind kind) {
-    ++disturbances_;
+    disturb();
     switch (kind) {
     case Kind::cut:
         i.cut_off = true;
         [[fallthrough]];
     case Kind::snap:
-        if (i.wire) {
-            i.wire->cut();
-        }
+        i.cut();
         break;
     case Kind::mend:
         i.cut_off = false;
@@ -255,13 +265,58 @@ void World::link_step(Inst& i, Kind kind) {
     case Kind::hold_up:
     case Kind::let_go:
         i.held_up = kind == Kind::hold_up;
-        if (i.wire) {
-            i.wire->hold_up(i.held_up);
-        }
+        i.hold_up(i.held_up);
         break;
     default:
         break;
     }
+}
+
+// --- files that are taken from under a process ---
+
+/// What is at the path afterwards is what was there; whoever has the file open writes to one that has no name any more.
+void World::pull(const std::string& path, const Inst* by) {
+    const Files::File* file = files_.find(path);
+    const bool open = by != nullptr ? by->up : manager_ && manager_->serving;
+    if (file == nullptr || !open || faults_armed()) {
+        return;
+    }
+    disturb();
+    if (by == nullptr) {
+        manager_->trouble = true;
+    }
+    for (auto& i : instances_) {
+        i->trouble = i->trouble || by == nullptr || i.get() == by;
+    }
+    files_.put(path, file->disk->content());
+    pulled_.insert(path);
+}
+
+/// The operator does what the log says, once the process has ended.
+void World::put_rescued(const std::string& path) {
+    const std::string copy = path + ".rescued";
+    if (pulled_.erase(path) != 0 && files_.find(copy) != nullptr) {
+        say(path + ": its rescued copy is put in its place");
+        files_.put(path, files_.content(copy));
+    }
+    files_.all().erase(copy);
+}
+
+void World::grow(std::uint64_t size) {
+    if (!manager_ || !manager_->serving) {
+        return;
+    }
+    const bool calm = healthy();
+    const std::uint64_t before = disturbances_;
+    run_in<void>(manager_->process, manager_->operations, manager_->vault->grow(size),
+                 [this, calm, before](const Result<void>& r, bool dead) {
+                     if (!r) {
+                         say("growing: " + r.error().message);
+                     }
+                     if (!r && !dead && calm && before == disturbances_ && r.error().code != Errc::usage) {
+                         broken("the store does not grow, and nothing was wrong: " + r.error().message);
+                     }
+                 });
 }
 
 // --- old copies ---
@@ -294,7 +349,7 @@ void World::copy_store(bool by_manager) {
     if (!quiet || by_manager) {
         copy.level = false;
     } else {
-        copy.level = !manager_ || (manager_->serving && !manager_->vault->freshness().owed() && !manager_->trouble);
+        copy.level = manager_ ? level(*manager_) : left_level_;
     }
     copy.model = model_;
     copy.steps = counter_steps_;
@@ -380,7 +435,10 @@ void World::old_image(std::size_t n) {
     const std::string path = fmt::format("{}.img", n);
     const Bytes newest = files_.content(path);
     files_.put(path, kept->second.content);
-    ++disturbances_;
+    disturb();
+    for (auto& [tpm, counted] : model_.vtpms[n].counted) {
+        counted.most += kept->second.in_flight ? 1 : 0;
+    }
     const bool lossy = std::exchange(model_.vtpms[n].lossy, true); // it need not start; if it does, booted() judges
     start_instance(n, false, false);
     Inst& i = *instances_.back();
@@ -443,9 +501,7 @@ void World::audit() {
             put_newest_image(n);
             if (!start_and_count(n) && unclear) {
                 // Of two instances either may have had the last word, where nobody was told.
-                const std::string own = fmt::format("{}.img", n);
-                files_.put(own, files_.content(fmt::format("{}-other.img", n)));
-                v.unclear = false;
+                v.unclear = false; // booted() has put that in its place
                 (void)start_and_count(n);
             }
             check();

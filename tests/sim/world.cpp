@@ -345,6 +345,7 @@ void World::opened(Manager& m) {
         if (!dead) {
             m.tasks.spawn("freshness", m.vault->freshness().run());
             m.serving = true;
+            disturbed_at_ = now_; // instances come back to it one after the other
             check_restart();
         }
     });
@@ -368,13 +369,19 @@ Task<Result<void>> World::teardown(Manager& m) {
     co_return closed;
 }
 
+/// Nothing of it is under way that steps the counter.
+bool World::level(const Manager& m) {
+    return m.serving && m.operations == 0 && !m.opening && !m.trouble && !m.vault->freshness().owed();
+}
+
 /// False: there was none.
 bool World::end_manager(bool killed) {
     if (!manager_ || manager_->process.dead) {
         return false;
     }
-    ++disturbances_;
+    disturb();
     Manager& m = *manager_;
+    left_level_ = level(m);
     if (!killed && !until([&m] { return m.operations == 0; }, std::chrono::hours(1))) {
         throw Violation("an operation of the manager never ends");
     }
@@ -382,9 +389,7 @@ bool World::end_manager(bool killed) {
     m.process.dead = killed;
     if (killed) {
         for (auto& i : instances_) {
-            if (i->wire) {
-                i->wire->cut();
-            }
+            i->cut();
         }
         alone(m.process, [&m] { return m.operations == 0; });
     }
@@ -409,6 +414,7 @@ bool World::end_manager(bool killed) {
     m.groups.reset();
     m.vault.reset();
     manager_.reset();
+    put_rescued("manager.img");
     return true;
 }
 
@@ -461,7 +467,14 @@ Task<Result<std::unique_ptr<proto::Channel>>> World::connect(Inst& i) {
     }
     auto in = std::make_shared<Link::Way>(i.process.executor());
     auto out = std::make_shared<Link::Way>(manager_->process.executor());
-    i.wire = Link::Wire{out, in};
+    i.wires.push_back({out, in});
+    for (auto& [reader, way] : {std::pair(&i.process, in), std::pair(&manager_->process, out)}) {
+        reader->at_end.emplace_back([way = std::weak_ptr(way)] {
+            if (const auto there = way.lock()) {
+                there->reader_gone();
+            }
+        });
+    }
     manager::LinkInfo info;
     info.peer_gone = [out] { return out->closed; };
     std::unique_ptr<proto::Channel> theirs = std::make_unique<Link>(out, in, i.process.name);
@@ -530,10 +543,17 @@ void World::booted(Inst& i, Result<void> outcome, bool calm) {
     VtpmModel& v = model_.vtpms[i.vtpm];
     if (!outcome) {
         say(fmt::format("{} does not start: {}", i.process.name, outcome.error().message));
-        if (calm) {
+        if (calm && v.presence.quiet() && v.presence.value() == Presence::there) { // not deleted while it started
             broken(fmt::format("vTPM {} does not start: {}", i.vtpm, outcome.error().message));
         }
         i.refused = outcome.error();
+        const std::string own = fmt::format("{}.img", i.vtpm), other = fmt::format("{}-other.img", i.vtpm);
+        if (outcome.error().code == Errc::rollback && v.unclear && !i.twin &&
+            files_.find(other) != nullptr) { // then the other one had the last word
+            const Bytes refused = files_.content(own);
+            files_.put(own, files_.content(other));
+            files_.put(other, refused);
+        }
         return;
     }
     i.up = true;
@@ -569,6 +589,9 @@ void World::booted(Inst& i, Result<void> outcome, bool calm) {
                            counted.acknowledged, now.value, counted.most));
     }
     counted.acknowledged = now.value;
+    if (std::ranges::none_of(instances_, [&i](const auto& o) { return o.get() != &i && o->vtpm == i.vtpm; })) {
+        counted.most = now.value; // what nobody was told of is decided
+    }
     if (v.group.certain() && v.group.quiet() && healthy() && !group_opens(v.group.value()) &&
         model_.groups[v.group.value() - 1].sequence.quiet()) {
         broken(fmt::format("vTPM {} runs, and its group's platform is not this one", i.vtpm));
@@ -576,7 +599,7 @@ void World::booted(Inst& i, Result<void> outcome, bool calm) {
 }
 
 void World::end_instance(Inst& i, bool killed) {
-    ++disturbances_;
+    disturb();
     if (!killed && !until([&i] { return i.operations == 0; }, seconds(600))) {
         throw Violation(fmt::format("{}: an operation never ends", i.process.name));
     }
@@ -585,9 +608,7 @@ void World::end_instance(Inst& i, bool killed) {
     }
     i.process.dead = killed;
     i.up = false;
-    if (i.wire) { // the end of a process is not held up
-        i.wire->hold_up(false);
-    }
+    i.hold_up(false); // the end of a process is not held up
     if (killed) {
         i.client->close();
         alone(i.process, [&i] { return i.operations == 0; });
@@ -605,12 +626,15 @@ void World::end_instance(Inst& i, bool killed) {
     i.instance.reset();
     i.client.reset();
     i.image.reset();
+    if (!i.twin) {
+        put_rescued(fmt::format("{}.img", i.vtpm));
+    }
     std::erase_if(instances_, [&i](const auto& o) { return o.get() == &i; });
 }
 
 void World::power_cut(test::FaultDisk::Loss loss, std::size_t parameter) {
     say("power goes");
-    ++disturbances_;
+    disturb();
     power_plan_.reset();
     (void)end_manager(true);
     while (!instances_.empty()) {

@@ -53,6 +53,17 @@ struct Inst {
         , io(files, process)
         , engine(std::move(make)) {}
 
+    void cut() const {
+        for (const Link::Wire& wire : wires) {
+            wire.cut();
+        }
+    }
+    void hold_up(bool on) const {
+        for (const Link::Wire& wire : wires) {
+            wire.hold_up(on);
+        }
+    }
+
     const std::size_t vtpm;
     const bool twin;
     Process process;
@@ -61,12 +72,14 @@ struct Inst {
     std::unique_ptr<proto::ManagerClient> client;
     std::unique_ptr<store::StateImage> image;
     std::unique_ptr<instance::Instance> instance;
-    std::optional<Link::Wire> wire;
+    std::vector<Link::Wire> wires; ///< the present one last; what is held up of those before it may still come
     bool booting = false, up = false, fresh = false;
     bool cut_off = false;
     bool held_up = false;
     bool stale = false; ///< another one has opened its vTPM since
     bool trouble = false;
+    bool copied = false; ///< its image was, while a command was at it: the copy does not know of a withdrawal
+    bool hurt = false;   ///< a command could not be made durable: it takes a while until one can
     std::optional<Error> refused;
     unsigned operations = 0;
 };
@@ -100,6 +113,7 @@ class World {
     };
     struct ImageCopy {
         Bytes content;
+        bool in_flight = false; ///< see Inst::copied
     };
     enum class Outcome { yes, no, unknown };
 
@@ -119,6 +133,12 @@ class World {
     void alone(Process& process, const std::function<bool()>& done);
     void advance(Clock::duration by);
     void see_power() const;
+    void disturb() {
+        ++disturbances_;
+        disturbed_at_ = now_;
+    }
+    /// Long enough ago for every instance to have come back to the manager, and saved what it had to save again.
+    [[nodiscard]] bool settled() const { return now_ - disturbed_at_ >= std::chrono::seconds(10); }
     void reap();
     template <typename T>
     void run_in(Process& process, unsigned& operations, Task<Result<T>> task,
@@ -133,6 +153,7 @@ class World {
     void start_manager(bool recovery, const std::function<void()>& and_then = {});
     void opened(Manager& m);
     bool end_manager(bool killed);
+    [[nodiscard]] static bool level(const Manager& m);
     Task<Result<void>> teardown(Manager& m);
     void power_cut(test::FaultDisk::Loss loss, std::size_t parameter);
     Task<Result<std::unique_ptr<proto::Channel>>> connect(Inst& i);
@@ -144,6 +165,9 @@ class World {
     void forsake(std::size_t n);
     void put_newest_image(std::size_t n);
     bool start_and_count(std::size_t n);
+    void pull(const std::string& path, const Inst* by);
+    void put_rescued(const std::string& path);
+    void grow(std::uint64_t size);
     void copy_store(bool by_manager);
     void old_store(const Step& s);
     void manage(const Step& s);
@@ -178,7 +202,7 @@ class World {
     bool tpm_fault_after_ = false;
     std::optional<std::pair<test::FaultDisk::Loss, std::size_t>> power_plan_;
 
-    Clock::time_point now_;
+    Clock::time_point now_, disturbed_at_;
     std::unique_ptr<Manager> manager_;
     std::list<std::unique_ptr<Inst>> instances_;
     Model model_;
@@ -187,8 +211,10 @@ class World {
     std::uint64_t disturbances_ = 0;
     std::optional<StoreCopy> copy_;
     std::map<std::size_t, ImageCopy> images_;
+    std::set<std::string> pulled_; ///< paths of files that were taken from under their process
     bool store_made_ = false, platform_b_ = false, freshness_began_ = false;
     bool old_copy_opens_ = false;
+    bool left_level_ = false; ///< no step of the counter was to come when the last manager ended
 };
 
 template <typename T>
