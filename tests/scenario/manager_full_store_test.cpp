@@ -3,6 +3,7 @@
 #include "manager_machine.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 
 namespace manager_full_store_test {
@@ -177,6 +178,37 @@ TEST_SUITE("manager store") {
             CHECK(m.vault->registry().tombstone_count() < 200);
             REQUIRE(m.enrol(uuid_of(3000)));
         }
+    }
+
+    // By hand with VTPMD_PAIRS=1000000 (CONTRIBUTING.md).
+    TEST_CASE("created and deleted again and again: a store of the default size goes on serving") {
+        const char* wanted = std::getenv("VTPMD_PAIRS");
+        const unsigned pairs = wanted != nullptr ? static_cast<unsigned>(std::stoul(wanted)) : 3000;
+        Host m;
+        m.options.size = std::uint64_t{16} * 1024 * 1024;
+        REQUIRE(m.create());
+        REQUIRE(m.enrol(uuid_of(0)));
+        REQUIRE(m.save_one(0, 1));
+        std::uint64_t most_tombstones = 0, most_used = 0;
+        for (unsigned n = 1; n <= pairs; ++n) {
+            REQUIRE(m.enrol(uuid_of(n)));
+            if (n % 10 == 0) {
+                REQUIRE(m.save_one(n, 1));
+            }
+            REQUIRE(m.remove(n));
+            if (n % 1000 == 0) {
+                most_tombstones = std::max<std::uint64_t>(most_tombstones, m.vault->registry().tombstone_count());
+                most_used = std::max(most_used, m.vault->fill().used);
+                REQUIRE(m.save_one(0, static_cast<std::uint8_t>(n / 1000)));
+            }
+        }
+        MESSAGE(pairs, " pairs: at most ", most_tombstones, " tombstones, ", most_used, " bytes used of ",
+                m.vault->fill().limit);
+        CHECK(most_used < m.vault->fill().limit / 4);
+        REQUIRE(m.off());
+        REQUIRE(m.open());
+        REQUIRE(m.enrol(uuid_of(pairs + 1)));
+        CHECK(m.load(uuid_of(0)) == static_cast<std::uint8_t>(pairs / 1000));
     }
 
     TEST_CASE("tombstones of vTPMs with a state retire only once no copy from before is accepted") {

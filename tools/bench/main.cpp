@@ -226,6 +226,9 @@ struct Bench {
         report.add({.name = "registers read before a change, so that it can be taken back, p50",
                     .unit = "us",
                     .ours = registers_taken(extent).p50_us});
+        report.add({.name = "its file looked for at its path, at each write and sync, p50",
+                    .unit = "us",
+                    .ours = watch_cost(dir, extent).p50_us});
         const Latency disk = disk_sync(dir, extent);
         report.add({.name = "4 KiB write and fdatasync on this disk, p50", .unit = "us", .ours = disk.p50_us});
         for (std::size_t count : {std::size_t{1}, extent.many}) {

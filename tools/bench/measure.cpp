@@ -2,6 +2,8 @@
 
 #include "engine/engine.hpp"
 #include "tpm/commands.hpp"
+#include "util/fd.hpp"
+#include "util/file_watch.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -268,6 +270,21 @@ Latency disk_sync(const std::filesystem::path& dir, const Extent& extent) {
         samples.push_back(us(Clock::now() - begin));
     }
     return latency(samples);
+}
+
+Latency watch_cost(const std::filesystem::path& dir, const Extent& extent) {
+    const std::string path = (dir / "watched").string();
+    const UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    const Bytes page(4096);
+    if (pwrite(fd.get(), page.data(), page.size(), 0) != static_cast<ssize_t>(page.size())) {
+        throw std::runtime_error(fmt::format("cannot write in {}", dir.string()));
+    }
+    FileWatch watch(fd.get(), path);
+    return timed(extent, [&] {
+        watch.may_write().value();
+        watch.wrote(0, page);
+        watch.check(page.size()).value();
+    });
 }
 
 std::vector<Latency> start_times(const std::vector<Fleet*>& fleets, const Extent& extent) {

@@ -57,6 +57,8 @@ struct NvRate {
 std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent);
 /// 4 KiB written and synced to a file in `dir`: what one durable write costs here at least.
 Latency disk_sync(const std::filesystem::path& dir, const Extent& extent);
+/// What a durable write costs beside, since the file is looked for at its path (util/file_watch.hpp).
+Latency watch_cost(const std::filesystem::path& dir, const Extent& extent);
 
 /// From starting the process to its first answer, with state from an earlier run; vTPM 0 of each fleet is stopped and
 /// started again and runs afterwards.
