@@ -1,6 +1,6 @@
 #include "hwtpm/attestation.hpp"
 #include "hwtpm/pcr.hpp"
-#include "hwtpm/tpm20.hpp"
+#include "hwtpm/tpm20/tpm20.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

@@ -14,7 +14,7 @@
 #include "engine/engine.hpp"
 #include "instance/counters.hpp"
 #include "instance/durability.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 #include "store/state_image.hpp"
 #include "util/fifo_lock.hpp"
 #include "util/log.hpp"

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "engine/owner_auth.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 #include "quote/deep_quote.hpp"
 #include "util/worker.hpp"
 

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "engine/engine.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 #include "util/worker.hpp"
 
 namespace vtpmd::instance {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "engine/engine.hpp"
-#include "proto/certify_messages.hpp"
+#include "proto/link/certify_messages.hpp"
 
 namespace vtpmd::instance {
 

@@ -1,9 +1,9 @@
 // What a guest's commands came to, by their code: counted where they are answered, told to the manager in reports
-// (proto/ask_messages.hpp). Grows by what the guest uses, at most by what has a name; the rest is one entry, 0.
+// (proto/link/ask_messages.hpp). Grows by what the guest uses, at most by what has a name; the rest is one entry, 0.
 #pragma once
 
 #include "instance/counters.hpp"
-#include "proto/ask_messages.hpp"
+#include "proto/link/ask_messages.hpp"
 #include "tpm/version.hpp"
 #include "util/asio.hpp"
 #include "util/clock.hpp"

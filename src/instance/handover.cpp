@@ -1,7 +1,7 @@
 #include "instance/handover.hpp"
 
-#include "proto/messages.hpp"
-#include "proto/stream_channel.hpp"
+#include "proto/link/messages.hpp"
+#include "proto/link/stream_channel.hpp"
 #include "util/deadline.hpp"
 #include "util/unix_socket.hpp"
 #include "util/wire.hpp"

@@ -15,7 +15,7 @@
 #pragma once
 
 #include "guest/listener.hpp"
-#include "proto/channel.hpp"
+#include "proto/link/channel.hpp"
 #include "store/aead.hpp"
 #include "util/clock.hpp"
 #include "util/log.hpp"

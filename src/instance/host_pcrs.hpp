@@ -2,7 +2,7 @@
 #pragma once
 
 #include "engine/pcr_preset.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 
 #include <vector>
 

@@ -1,6 +1,6 @@
 #include "instance/manager_link.hpp"
 
-#include "proto/stream_channel.hpp"
+#include "proto/link/stream_channel.hpp"
 
 #include <fcntl.h>
 

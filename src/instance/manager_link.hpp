@@ -2,7 +2,7 @@
 #pragma once
 
 #include "instance/options.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 
 #include <optional>
 

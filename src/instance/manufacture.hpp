@@ -4,7 +4,7 @@
 #pragma once
 
 #include "engine/engine.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 #include "util/log.hpp"
 #include "util/worker.hpp"
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "instance/deep_quote.hpp"
-#include "proto/ask_messages.hpp"
+#include "proto/link/ask_messages.hpp"
 
 namespace vtpmd::instance {
 

@@ -1,7 +1,7 @@
 // The way to a manager in another domain: the front end of a ring, `device/vtpm/HANDLE` of the own domain.
 #pragma once
 
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 #include "util/clock.hpp"
 #include "xen/fabric.hpp"
 

@@ -7,7 +7,7 @@
 #include "instance/open_vtpm.hpp"
 #include "instance/orphan.hpp"
 #include "instance/ring_channel.hpp"
-#include "proto/answerer.hpp"
+#include "proto/query/answerer.hpp"
 #include "util/pid_file.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"

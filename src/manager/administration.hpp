@@ -1,4 +1,4 @@
-// Management in the old protocol of Xen's manager (proto/management.hpp): what the administrator's vTPM asks is done to the
+// Management in the old protocol of Xen's manager (proto/vtpmmgr/management.hpp): what the administrator's vTPM asks is done to the
 // same groups and vTPMs that our own management has. Who is the administrator is the key service's to say.
 //
 // Other than Xen's manager: a group with vTPMs is not deleted (there its vTPMs went along, with all they held); a list must be

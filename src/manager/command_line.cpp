@@ -1,6 +1,6 @@
 #include "manager/command_line.hpp"
 
-#include "hwtpm/driver_spec.hpp"
+#include "hwtpm/drivers/driver_spec.hpp"
 #include "util/service.hpp"
 #include "util/text.hpp"
 #include "util/unix_socket.hpp"

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "manager/groups.hpp"
-#include "proto/messages.hpp"
+#include "proto/link/messages.hpp"
 
 namespace vtpmd::manager {
 

@@ -4,7 +4,7 @@
 //   u16 n, n seals: string blob | u16 bank | u8 k, k * index u8 | u8 m, m * { u16 bank, u8 index, string digest }
 //   strings: attestation key's blob, key, public area, binding
 //   strings: recovery key, challenge, box
-//   version 2: string list, a frame of GROUP_UPDATE (proto/management.hpp; empty: none yet) | string box
+//   version 2: string list, a frame of GROUP_UPDATE (proto/vtpmmgr/management.hpp; empty: none yet) | string box
 //   version 3: dhkx_1[256] | dhkx_2[256] | blob[32] | check[32] | u8 sealed box (0, 1)
 #include "manager/group_detail.hpp"
 

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "manager/group_key.hpp"
-#include "proto/management.hpp"
+#include "proto/vtpmmgr/management.hpp"
 
 namespace vtpmd::manager {
 

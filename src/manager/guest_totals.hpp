@@ -1,8 +1,8 @@
-// What the guests of all vTPMs asked of their TPMs, as their instances report it (proto/ask_messages.hpp). Sums only grow: what an
+// What the guests of all vTPMs asked of their TPMs, as their instances report it (proto/link/ask_messages.hpp). Sums only grow: what an
 // instance reported stays when it ends, and what it reports again on another connection is not counted twice. It is an instance's word.
 #pragma once
 
-#include "proto/ask_messages.hpp"
+#include "proto/link/ask_messages.hpp"
 #include "tpm/version.hpp"
 #include "util/clock.hpp"
 #include "util/result.hpp"

@@ -311,7 +311,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     }
 
     /// An instance that began before its vTPM was reset runs the past of it. It asks for no RESET_INFO, or finds there that it
-    /// knew of another reset (proto/client.cpp), and nothing of it is kept.
+    /// knew of another reset (proto/link/client.cpp), and nothing of it is kept.
     [[nodiscard]] Result<void> knows_present() const {
         if (knows_reset_ || service_.parts_.vault.registry().reset(*uuid_) == nullptr) {
             return {};

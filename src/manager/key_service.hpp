@@ -6,7 +6,7 @@
 #include "manager/processes.hpp"
 #include "manager/question_link.hpp"
 #include "manager/vault.hpp"
-#include "proto/server.hpp"
+#include "proto/link/server.hpp"
 #include "util/log.hpp"
 
 #include <functional>

@@ -1,10 +1,10 @@
-// What a toolstack of 2006 asks for (proto/legacy.hpp), done with what this manager has: a number is a vTPM's name in a table of the
+// What a toolstack of 2006 asks for (proto/vtpm_managerd/messages.hpp), done with what this manager has: a number is a vTPM's name in a table of the
 // store, OPEN starts the vTPM's instance as the API's start does, with its guest's socket at RUN_DIR/vtpm-NUMBER.sock.
 #pragma once
 
 #include "manager/key_service.hpp"
 #include "manager/supervisor.hpp"
-#include "proto/legacy.hpp"
+#include "proto/vtpm_managerd/messages.hpp"
 #include "util/fifo_lock.hpp"
 
 namespace vtpmd::manager {

@@ -1,6 +1,6 @@
 #include "manager/legacy_socket.hpp"
 
-#include "proto/stream_channel.hpp"
+#include "proto/link/stream_channel.hpp"
 #include "util/deadline.hpp"
 #include "util/unix_socket.hpp"
 

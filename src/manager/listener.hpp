@@ -3,7 +3,7 @@
 #pragma once
 
 #include "manager/key_service.hpp"
-#include "proto/stream_channel.hpp"
+#include "proto/link/stream_channel.hpp"
 #include "util/fd.hpp"
 #include "util/task_group.hpp"
 

@@ -1,4 +1,4 @@
-// A group in the form of Xen's old manager (proto/management.hpp): its approver has an RSA-2048 key, and names platforms by the
+// A group in the form of Xen's old manager (proto/vtpmmgr/management.hpp): its approver has an RSA-2048 key, and names platforms by the
 // SHA-1 of their TPM_PCR_COMPOSITE, in a list signed with SHA-1.
 //
 // Where the group's key is:

@@ -1,5 +1,5 @@
 // How the key of a group of the old form gets to its approver, and back to a manager that lost it (GROUP_REGISTER, GROUP_RECOVER1
-// and 2 of proto/management.hpp): Diffie-Hellman in the 2048-bit group of RFC 3526, section 3 (OpenSSL's modp_2048). Pure.
+// and 2 of proto/vtpmmgr/management.hpp): Diffie-Hellman in the 2048-bit group of RFC 3526, section 3 (OpenSSL's modp_2048). Pure.
 //
 // Xen's manager designed the messages and never built them. What it left open is decided here so that OpenSSL's command line is
 // enough for an approver (vtpmd(8), RECOVERY BY THE OLD PROTOCOL). Numbers are big-endian, 256 bytes, padded with zeros:
@@ -12,7 +12,7 @@
 #pragma once
 
 #include "hwtpm/public_key.hpp"
-#include "proto/management.hpp"
+#include "proto/vtpmmgr/management.hpp"
 #include "util/secret_bytes.hpp"
 
 namespace vtpmd::manager {

@@ -1,4 +1,4 @@
-// A group as the old protocol shows it (proto/management.hpp), whatever its form is.
+// A group as the old protocol shows it (proto/vtpmmgr/management.hpp), whatever its form is.
 #pragma once
 
 #include "manager/groups.hpp"

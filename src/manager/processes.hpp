@@ -50,7 +50,7 @@ class Processes {
         pid_t pid = 0; ///< 0: not known
         std::string why;
     };
-    /// How long an instance may take to come to a new manager: its longest pause (proto/backoff.hpp), and some.
+    /// How long an instance may take to come to a new manager: its longest pause (proto/link/backoff.hpp), and some.
     static constexpr Clock::duration settle_time = std::chrono::seconds(15);
 
     /// Whether a process has the lock of the vTPM's image, where this manager keeps images.

@@ -1,10 +1,10 @@
-// The manager's end of the connection on which it asks an instance (proto/ask_messages.hpp): one question at a time, each with a bound.
+// The manager's end of the connection on which it asks an instance (proto/link/ask_messages.hpp): one question at a time, each with a bound.
 //
 // One coroutine, serve(), reads; whoever asks sends and waits for what serve() hands over. An answer that came too late would be taken
 // for the next question's: a question that is given up ends the connection, and the instance makes a new one.
 #pragma once
 
-#include "proto/ask_messages.hpp"
+#include "proto/link/ask_messages.hpp"
 #include "util/clock.hpp"
 #include "util/fifo_lock.hpp"
 

@@ -2,7 +2,7 @@
 // encrypts, authenticates and orders them. All numbers are big-endian; layout beside the codec in records.cpp.
 #pragma once
 
-#include "proto/messages.hpp"
+#include "proto/link/messages.hpp"
 #include "store/state_image.hpp"
 #include "tpm/version.hpp"
 #include "util/bytes.hpp"

@@ -14,7 +14,7 @@
 // The signature is ECDSA with SHA-256, for both families.
 #pragma once
 
-#include "proto/certify_messages.hpp"
+#include "proto/link/certify_messages.hpp"
 #include "tpm/version.hpp"
 #include "util/secret_bytes.hpp"
 #include "util/uuid.hpp"

@@ -1,7 +1,7 @@
 #include "quote/deep_quote.hpp"
 
 #include "hwtpm/public_key.hpp"
-#include "hwtpm/tpm12.hpp"
+#include "hwtpm/tpm12/tpm12.hpp"
 #include "quote/hardware_quote.hpp"
 #include "tpm/sha1.hpp"
 #include "util/text.hpp"

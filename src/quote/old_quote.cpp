@@ -1,7 +1,7 @@
 #include "quote/old_quote.hpp"
 
 #include "hwtpm/pcr.hpp"
-#include "hwtpm/tpm12.hpp"
+#include "hwtpm/tpm12/tpm12.hpp"
 #include "quote/hardware_quote.hpp"
 #include "tpm/codes.hpp"
 #include "util/openssl_ptr.hpp"

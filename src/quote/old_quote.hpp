@@ -4,7 +4,7 @@
 //   SHA1(u32 flags, little-endian || data[20] || SHA1[20] of what each flag names)
 //
 // flags are tpm::old_quote; what they name: the vTPM's uuid[16]; the hash[20] of its label; the approver's modulus[256] and
-// the group's list (proto/management.hpp); the approver's modulus[256]. They are hashed in the byte order of the machine that the
+// the group's list (proto/vtpmmgr/management.hpp); the approver's modulus[256]. They are hashed in the byte order of the machine that the
 // manager ran on, which was always x86. data is what the vTPM has given:
 //
 //   TPM_ORD_DeepQuote     SHA1(00000000 "DQUT" || nonce[20] || TPM_PCR_INFO_SHORT of the vTPM's PCRs (part 2 section 8.5))

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "engine/engine.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 #include "store/state_image.hpp"
 #include "tpm/header.hpp"
 #include "util/wire.hpp"

@@ -1,7 +1,7 @@
 // Two ends of a channel in memory, which can be cut at will.
 #pragma once
 
-#include "proto/channel.hpp"
+#include "proto/link/channel.hpp"
 
 #include <deque>
 #include <memory>

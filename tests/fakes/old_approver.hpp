@@ -4,7 +4,7 @@
 #include "hwtpm/public_key.hpp"
 #include "manager/old_recovery.hpp"
 #include "openssl_key.hpp"
-#include "proto/management.hpp"
+#include "proto/vtpmmgr/management.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // A TPM behind TIS registers, in memory and in a time of its own: keeps the protocol, and can misbehave.
 #pragma once
 
-#include "hwtpm/tis.hpp"
+#include "hwtpm/drivers/tis.hpp"
 
 #include <functional>
 

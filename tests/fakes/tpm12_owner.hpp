@@ -2,7 +2,7 @@
 #pragma once
 
 #include "check.hpp"
-#include "hwtpm/tpm12_client.hpp"
+#include "hwtpm/tpm12/client.hpp"
 #include "tpm/codes.hpp"
 #include "util/wire.hpp"
 

@@ -1,6 +1,6 @@
 // What an instance and its manager say on the connection for questions: any bytes. What is taken says itself again in the same bytes.
 #include "fuzz.hpp"
-#include "proto/messages.hpp"
+#include "proto/link/messages.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

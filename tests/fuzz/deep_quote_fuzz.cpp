@@ -3,7 +3,7 @@
 // taken says itself again in the same bytes.
 #include "fuzz.hpp"
 #include "instance/old_quote.hpp"
-#include "proto/messages.hpp"
+#include "proto/link/messages.hpp"
 #include "quote/deep_quote.hpp"
 #include "quote/old_quote.hpp"
 #include "util/wire.hpp"

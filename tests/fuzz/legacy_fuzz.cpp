@@ -1,6 +1,6 @@
 // What a toolstack sends to the privileged socket: nothing hurts, and what is taken says itself again in the same bytes.
 #include "fuzz.hpp"
-#include "proto/legacy.hpp"
+#include "proto/vtpm_managerd/messages.hpp"
 
 #include <algorithm>
 

@@ -1,7 +1,7 @@
 // Management messages of the old protocol: any bytes of the administrator's vTPM. What is taken says itself again in bytes that
 // are taken the same.
 #include "fuzz.hpp"
-#include "proto/management.hpp"
+#include "proto/vtpmmgr/management.hpp"
 #include "util/wire.hpp"
 
 namespace management_fuzz {

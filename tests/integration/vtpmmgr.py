@@ -1,5 +1,5 @@
 """The messages by which Xen's manage-vtpmmgr.pl manages its manager, byte by byte as it packs them, and what an approver signs
-for it. Written after the script's messages, none of which is a secret: WIRE's table is in src/proto/management.hpp.
+for it. Written after the script's messages, none of which is a secret: WIRE's table is in src/proto/vtpmmgr/management.hpp.
 """
 import hashlib
 import re

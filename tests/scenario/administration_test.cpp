@@ -1,5 +1,5 @@
 // Management by the old protocol of Xen's manager: the administrator's link to the real key service, groups, vault and journal,
-// on a fake disk and a fake TPM of both families. The messages are those of Xen's script (proto/management.hpp encodes them).
+// on a fake disk and a fake TPM of both families. The messages are those of Xen's script (proto/vtpmmgr/management.hpp encodes them).
 #include "administrator_host.hpp"
 #include "approver.hpp"
 

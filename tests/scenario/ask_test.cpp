@@ -1,7 +1,7 @@
 // The manager asks a running instance: both real ends over links in memory, with the real vault on a fake disk and a fake TPM.
 #include "manager/key_service.hpp"
 #include "manager_machine.hpp"
-#include "proto/answerer.hpp"
+#include "proto/query/answerer.hpp"
 #include "service_link.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"

@@ -3,7 +3,7 @@
 
 #include "fake_vtpm.hpp"
 #include "hwtpm/device.hpp"
-#include "hwtpm/tpm12.hpp"
+#include "hwtpm/tpm12/tpm12.hpp"
 #include "instance/deep_quote.hpp"
 #include "instance/instance.hpp"
 #include "instance/old_quote.hpp"

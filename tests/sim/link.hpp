@@ -1,7 +1,7 @@
 // A stream between two processes, each with its own loop, that can be cut and held up.
 #pragma once
 
-#include "proto/channel.hpp"
+#include "proto/link/channel.hpp"
 
 #include <deque>
 #include <memory>

@@ -2,7 +2,7 @@
 #include "world.hpp"
 
 #include "manager/recovery_file.hpp"
-#include "proto/client.hpp"
+#include "proto/link/client.hpp"
 
 #include <fmt/core.h>
 

@@ -1,7 +1,7 @@
 #include "hardware.hpp"
 
-#include "hwtpm/hardware_root.hpp"
-#include "hwtpm/swtpm_device.hpp"
+#include "hwtpm/drivers/swtpm_device.hpp"
+#include "hwtpm/queue/hardware_root.hpp"
 #include "manager/vault.hpp"
 #include "must.hpp"
 #include "process.hpp"

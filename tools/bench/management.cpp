@@ -3,7 +3,7 @@
 #include "hwtpm/public_key.hpp"
 #include "manager/approval_list.hpp"
 #include "must.hpp"
-#include "proto/messages.hpp"
+#include "proto/link/messages.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 

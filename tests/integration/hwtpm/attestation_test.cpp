@@ -5,9 +5,9 @@
 #include "support.hpp"
 #include "swtpm_process.hpp"
 
-#include "hwtpm/driver_spec.hpp"
-#include "hwtpm/swtpm_device.hpp"
-#include "hwtpm/tpm12_client.hpp"
+#include "hwtpm/drivers/driver_spec.hpp"
+#include "hwtpm/drivers/swtpm_device.hpp"
+#include "hwtpm/tpm12/client.hpp"
 #include "quote/hardware_quote.hpp"
 #include "tpm/commands.hpp"
 #include "util/text.hpp"

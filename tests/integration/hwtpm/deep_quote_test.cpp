@@ -6,7 +6,7 @@
 #include "memory_channel.hpp"
 #include "tpm12_owner.hpp"
 
-#include "hwtpm/tpm12.hpp"
+#include "hwtpm/tpm12/tpm12.hpp"
 #include "instance/deep_quote.hpp"
 #include "instance/instance.hpp"
 #include "manager/deep_quotes.hpp"

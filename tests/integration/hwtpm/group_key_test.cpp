@@ -5,8 +5,8 @@
 #include "support.hpp"
 #include "swtpm_process.hpp"
 
-#include "hwtpm/driver_spec.hpp"
-#include "hwtpm/swtpm_device.hpp"
+#include "hwtpm/drivers/driver_spec.hpp"
+#include "hwtpm/drivers/swtpm_device.hpp"
 #include "manager/group_key.hpp"
 #include "tpm/commands.hpp"
 

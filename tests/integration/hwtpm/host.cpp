@@ -1,8 +1,8 @@
 #include "host.hpp"
 
-#include "hwtpm/driver_spec.hpp"
-#include "hwtpm/hardware_root.hpp"
-#include "hwtpm/swtpm_device.hpp"
+#include "hwtpm/drivers/driver_spec.hpp"
+#include "hwtpm/drivers/swtpm_device.hpp"
+#include "hwtpm/queue/hardware_root.hpp"
 #include "tpm/commands.hpp"
 #include "util/wire.hpp"
 

@@ -3,9 +3,9 @@
 #include "support.hpp"
 
 #include "engine/engine.hpp"
-#include "hwtpm/hardware_root.hpp"
-#include "hwtpm/probe.hpp"
-#include "hwtpm/ring_device.hpp"
+#include "hwtpm/drivers/ring_device.hpp"
+#include "hwtpm/queue/hardware_root.hpp"
+#include "hwtpm/queue/probe.hpp"
 #include "ring/back_device.hpp"
 #include "tpm/commands.hpp"
 #include "util/task_group.hpp"

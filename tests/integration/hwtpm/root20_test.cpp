@@ -5,9 +5,9 @@
 #include "swtpm_process.hpp"
 
 #include "hwtpm/device.hpp"
-#include "hwtpm/driver_spec.hpp"
-#include "hwtpm/hardware_root.hpp"
-#include "hwtpm/swtpm_device.hpp"
+#include "hwtpm/drivers/driver_spec.hpp"
+#include "hwtpm/drivers/swtpm_device.hpp"
+#include "hwtpm/queue/hardware_root.hpp"
 #include "tpm/commands.hpp"
 #include "tpm/header.hpp"
 #include "util/text.hpp"

@@ -6,8 +6,8 @@
 #include "tis_model.hpp"
 
 #include "engine/engine.hpp"
-#include "hwtpm/hardware_root.hpp"
-#include "hwtpm/tis_device.hpp"
+#include "hwtpm/drivers/tis_device.hpp"
+#include "hwtpm/queue/hardware_root.hpp"
 #include "manager/vault.hpp"
 #include "util/task_group.hpp"
 #include "util/text.hpp"

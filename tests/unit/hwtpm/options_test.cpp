@@ -2,10 +2,10 @@
 #include "check.hpp"
 #include "hex.hpp"
 
-#include "hwtpm/auth.hpp"
-#include "hwtpm/driver_spec.hpp"
-#include "hwtpm/measurements.hpp"
+#include "hwtpm/drivers/driver_spec.hpp"
+#include "hwtpm/drivers/measurements.hpp"
 #include "hwtpm/pcr.hpp"
+#include "hwtpm/queue/auth.hpp"
 
 namespace hwtpm_options_test {
 

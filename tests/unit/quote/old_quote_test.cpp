@@ -1,7 +1,7 @@
 // Deep quotes in the form of Xen's vTPM, over hardware quotes that OpenSSL signed. Golden digests: computed by hand (Python's hashlib).
 #include "quote/old_quote.hpp"
 
-#include "hwtpm/tpm12.hpp"
+#include "hwtpm/tpm12/tpm12.hpp"
 #include "made_quote.hpp"
 #include "tpm/codes.hpp"
 #include "util/text.hpp"
