@@ -4,7 +4,7 @@
 // Errors are {"code", "message", "action"}: a name for programs, what happened, and what to do about it.
 #pragma once
 
-#include "manager/control.hpp"
+#include "manager/management/control.hpp"
 
 #include <span>
 

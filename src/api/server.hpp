@@ -5,7 +5,7 @@
 // kind of peer may have so many connections, so that readers cannot keep root out.
 #pragma once
 
-#include "manager/control.hpp"
+#include "manager/management/control.hpp"
 
 namespace vtpmd::api {
 

@@ -23,7 +23,7 @@ struct EngineState {
     SecretBytes save_state;     ///< what TPM_SaveState / TPM2_Shutdown(STATE) left
     SecretBytes volatile_state; ///< a running TPM's registers (suspend, migration, PCR preset)
     /// Not libtpms': of a state that came from another host and may not run before that has let go of it, what to show there
-    /// (instance/handover.hpp).
+    /// (instance/migration/handover.hpp).
     SecretBytes unconfirmed;
     /// Not libtpms' either: what is remembered of the state that was given out last (instance/life.hpp).
     SecretBytes given_out;

@@ -4,8 +4,8 @@
 #include "guest/socket_server.hpp"
 #include "guest/vtpmx_guest.hpp"
 #include "guest/xen_guest.hpp"
+#include "instance/links/xen_access.hpp"
 #include "instance/options.hpp"
-#include "instance/xen_access.hpp"
 #include "util/runtime.hpp"
 #include "util/task_group.hpp"
 

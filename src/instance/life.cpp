@@ -1,6 +1,6 @@
 #include "instance/life.hpp"
 
-#include "instance/handover.hpp"
+#include "instance/migration/handover.hpp"
 
 #include <algorithm>
 

@@ -1,8 +1,8 @@
 #include "instance/instance.hpp"
 
-#include "instance/host_pcrs.hpp"
-#include "instance/manufacture.hpp"
-#include "instance/state_blob.hpp"
+#include "instance/making/host_pcrs.hpp"
+#include "instance/making/manufacture.hpp"
+#include "instance/state/state_blob.hpp"
 #include "tpm/commands.hpp"
 
 #include <utility>

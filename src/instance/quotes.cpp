@@ -1,8 +1,8 @@
 #include "instance/instance.hpp"
 
-#include "instance/deep_quote.hpp"
-#include "instance/old_quote.hpp"
-#include "instance/operator_quote.hpp"
+#include "instance/quotes/deep_quote.hpp"
+#include "instance/quotes/old_quote.hpp"
+#include "instance/quotes/operator_quote.hpp"
 #include "tpm/commands.hpp"
 #include "util/wire.hpp"
 

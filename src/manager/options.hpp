@@ -3,7 +3,7 @@
 #pragma once
 
 #include "hwtpm/root_of_trust.hpp"
-#include "manager/control.hpp"
+#include "manager/management/control.hpp"
 #include "tpm/version.hpp"
 #include "util/fd.hpp"
 #include "util/log.hpp"

@@ -1,7 +1,7 @@
 // A manager's administrator in scenarios: a link to the real key service, groups, vault and journal, on a fake disk and a fake TPM.
 #pragma once
 
-#include "manager/administration.hpp"
+#include "manager/compat/vtpmmgr/administration.hpp"
 
 #include "hwtpm/pcr.hpp"
 #include "manager_machine.hpp"

@@ -1,7 +1,7 @@
 // A group's approver in tests: signs lists of platforms.
 #pragma once
 
-#include "manager/approval_list.hpp"
+#include "manager/groups/approval_list.hpp"
 #include "openssl_key.hpp"
 
 namespace vtpmd::test {

@@ -1,7 +1,7 @@
 // A manager that is nothing but its list of vTPMs; remembers what it was asked.
 #pragma once
 
-#include "manager/control.hpp"
+#include "manager/management/control.hpp"
 
 #include <algorithm>
 #include <map>

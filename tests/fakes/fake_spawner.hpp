@@ -1,7 +1,7 @@
 // Processes that end as the test says.
 #pragma once
 
-#include "manager/child_process.hpp"
+#include "manager/instances/child_process.hpp"
 
 #include <csignal>
 #include <set>

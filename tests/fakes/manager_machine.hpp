@@ -5,7 +5,7 @@
 #include "fake_root_of_trust.hpp"
 #include "fault_file.hpp"
 #include "loop.hpp"
-#include "manager/vault.hpp"
+#include "manager/vault/vault.hpp"
 
 namespace vtpmd::fakes {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "hwtpm/public_key.hpp"
-#include "manager/old_recovery.hpp"
+#include "manager/groups/vtpmmgr_recovery.hpp"
 #include "openssl_key.hpp"
 #include "proto/vtpmmgr/management.hpp"
 #include "util/wire.hpp"

@@ -3,7 +3,7 @@
 
 #include "check.hpp"
 #include "loop.hpp"
-#include "manager/key_service.hpp"
+#include "manager/links/key_service.hpp"
 #include "memory_channel.hpp"
 
 namespace vtpmd::fakes {

@@ -3,7 +3,7 @@
 #include "fake_service.hpp"
 #include "fuzz.hpp"
 #include "guest/control.hpp"
-#include "instance/handover.hpp"
+#include "instance/migration/handover.hpp"
 #include "loop.hpp"
 
 namespace control_fuzz {

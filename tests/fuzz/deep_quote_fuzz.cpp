@@ -2,7 +2,7 @@
 // answer, a file that somebody shows; and an instance's CERTIFY, with the manager's answer to it. The first byte says which; what is
 // taken says itself again in the same bytes.
 #include "fuzz.hpp"
-#include "instance/old_quote.hpp"
+#include "instance/quotes/old_quote.hpp"
 #include "proto/link/messages.hpp"
 #include "quote/deep_quote.hpp"
 #include "quote/old_quote.hpp"

@@ -1,5 +1,5 @@
 // The manager asks a running instance: both real ends over links in memory, with the real vault on a fake disk and a fake TPM.
-#include "manager/key_service.hpp"
+#include "manager/links/key_service.hpp"
 #include "manager_machine.hpp"
 #include "proto/query/answerer.hpp"
 #include "service_link.hpp"

@@ -3,7 +3,7 @@
 #include "check.hpp"
 #include "fake_root_of_trust.hpp"
 #include "loop.hpp"
-#include "manager/group_key.hpp"
+#include "manager/groups/group_key.hpp"
 
 namespace group_key_test {
 

@@ -1,9 +1,9 @@
 // Groups in the manager: the real vault, journal and key service on a fake disk and a fake TPM, over reboots of the host.
-#include "manager/groups.hpp"
+#include "manager/groups/groups.hpp"
 
 #include "approver.hpp"
-#include "manager/deep_quotes.hpp"
-#include "manager/key_service.hpp"
+#include "manager/groups/deep_quotes.hpp"
+#include "manager/links/key_service.hpp"
 #include "manager_machine.hpp"
 #include "quote/deep_quote.hpp"
 #include "service_link.hpp"

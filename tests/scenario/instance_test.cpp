@@ -4,7 +4,7 @@
 #include "fake_vtpm.hpp"
 #include "guest/control.hpp"
 #include "instance/instance.hpp"
-#include "instance/state_blob.hpp"
+#include "instance/state/state_blob.hpp"
 #include "loop.hpp"
 #include "util/text.hpp"
 

@@ -1,5 +1,5 @@
 // A toolstack of 2006 and the manager: the real vault, key service, supervisor and socket, with processes that the test makes up.
-#include "manager/legacy_socket.hpp"
+#include "manager/compat/vtpm_managerd/socket.hpp"
 
 #include "fake_spawner.hpp"
 #include "manager_machine.hpp"

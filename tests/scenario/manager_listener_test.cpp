@@ -1,5 +1,5 @@
 // The listener on real Unix sockets in this process, with the real vault behind it.
-#include "manager/listener.hpp"
+#include "manager/links/listener.hpp"
 
 #include "manager_machine.hpp"
 #include "util/unix_socket.hpp"

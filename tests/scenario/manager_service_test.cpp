@@ -1,5 +1,5 @@
 // The key service over links in memory, with the real vault and journal on a fake disk and a fake TPM.
-#include "manager/key_service.hpp"
+#include "manager/links/key_service.hpp"
 
 #include "manager_machine.hpp"
 #include "service_link.hpp"

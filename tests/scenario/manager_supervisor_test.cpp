@@ -1,5 +1,5 @@
 // The supervisor with processes that end as the test says, on a clock that the test moves.
-#include "manager/supervisor.hpp"
+#include "manager/instances/supervisor.hpp"
 
 #include "check.hpp"
 #include "fake_spawner.hpp"

@@ -2,7 +2,7 @@
 #include "check.hpp"
 #include "fake_vtpm.hpp"
 #include "instance/instance.hpp"
-#include "instance/state_blob.hpp"
+#include "instance/state/state_blob.hpp"
 #include "loop.hpp"
 
 #include <algorithm>

@@ -2,7 +2,7 @@
 // fails at. A backup can be tried and looked at without the store that it is of becoming an old one.
 #include "manager_machine.hpp"
 
-#include "manager/recovery_file.hpp"
+#include "manager/vault/recovery_file.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
 

@@ -2,7 +2,7 @@
 #include "check.hpp"
 #include "fake_spawner.hpp"
 #include "loop_fixture.hpp"
-#include "manager/xen_guests.hpp"
+#include "manager/xen/guests.hpp"
 #include "xen/sim.hpp"
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // --xen=vtpms: the manager protocol over simulated rings, with the real key service, vault and journal.
-#include "instance/ring_channel.hpp"
-#include "manager/xen_rings.hpp"
+#include "instance/links/ring_channel.hpp"
+#include "manager/xen/rings.hpp"
 #include "manager_machine.hpp"
 #include "ring/front_device.hpp"
 #include "tpm/commands.hpp"

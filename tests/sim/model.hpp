@@ -2,7 +2,7 @@
 // outcome nobody was told leaves two, until a restart shows which it was.
 #pragma once
 
-#include "manager/records.hpp"
+#include "manager/vault/records.hpp"
 #include "model_engine.hpp"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // One step after another, and the audit at the end.
 #include "world.hpp"
 
-#include "manager/recovery_file.hpp"
+#include "manager/vault/recovery_file.hpp"
 
 namespace vtpmd::sim {
 

@@ -1,7 +1,7 @@
 // The loop of the simulated host, and what makes processes come and go.
 #include "world.hpp"
 
-#include "manager/recovery_file.hpp"
+#include "manager/vault/recovery_file.hpp"
 #include "proto/link/client.hpp"
 
 #include <fmt/core.h>

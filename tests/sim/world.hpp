@@ -9,11 +9,11 @@
 #include "step.hpp"
 
 #include "instance/instance.hpp"
-#include "instance/open_vtpm.hpp"
-#include "manager/certifier.hpp"
-#include "manager/deep_quotes.hpp"
-#include "manager/groups.hpp"
-#include "manager/key_service.hpp"
+#include "instance/state/open_vtpm.hpp"
+#include "manager/ca/certifier.hpp"
+#include "manager/groups/deep_quotes.hpp"
+#include "manager/groups/groups.hpp"
+#include "manager/links/key_service.hpp"
 
 #include <list>
 

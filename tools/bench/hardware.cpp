@@ -2,7 +2,7 @@
 
 #include "hwtpm/drivers/swtpm_device.hpp"
 #include "hwtpm/queue/hardware_root.hpp"
-#include "manager/vault.hpp"
+#include "manager/vault/vault.hpp"
 #include "must.hpp"
 #include "process.hpp"
 #include "util/task_group.hpp"

@@ -1,7 +1,7 @@
 #include "management.hpp"
 
 #include "hwtpm/public_key.hpp"
-#include "manager/approval_list.hpp"
+#include "manager/groups/approval_list.hpp"
 #include "must.hpp"
 #include "proto/link/messages.hpp"
 #include "util/openssl_ptr.hpp"

@@ -2,7 +2,7 @@
 #include "hwtpm/pcr.hpp"
 #include "hwtpm/public_key.hpp"
 #include "inputs.hpp"
-#include "manager/approval_list.hpp"
+#include "manager/groups/approval_list.hpp"
 #include "tpm/sha1.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/text.hpp"

@@ -39,7 +39,7 @@ void recovery_add(const Options& o);
 void recovery_remove(const Options& o);
 void store_grow(const Options& o);
 
-/// approve.cpp: a group's approver signs a list (manager/approval_list.hpp). Needs no manager.
+/// approve.cpp: a group's approver signs a list (manager/groups/approval_list.hpp). Needs no manager.
 void approve(const Options& o);
 /// verify_quote.cpp: a deep quote, from files alone (quote/deep_quote.hpp).
 void verify_quote(const Options& o);

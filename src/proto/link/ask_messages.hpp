@@ -47,7 +47,7 @@ struct AttachRequest {
     SecretBytes key;
 };
 
-/// An operator's quote (instance/deep_quote.hpp makes it).
+/// An operator's quote (instance/quotes/deep_quote.hpp makes it).
 struct AskQuote {
     Bytes nonce;
     std::vector<QuoteSelection> pcrs;      ///< of the vTPM; may be none

@@ -22,7 +22,7 @@
 //
 // config list: u64 sequence, u32 n, n * composite hash[20], u32 m, m * label hash[20]. PCR selection: u16 n (at most 4), bitmap[n].
 // A group's number is its place in the list of groups. +: on a TPM 2.0 the TPMS_ATTEST that is signed; on a TPM 1.2 nothing, what
-// is signed follows from the PCR values. What dh, proof and blobs are: manager/old_recovery.hpp, vtpmd(8). GROUP_SHOW of a list
+// is signed follows from the PCR values. What dh, proof and blobs are: manager/groups/vtpmmgr_recovery.hpp, vtpmd(8). GROUP_SHOW of a list
 // that does not fit into a packet (a group of our own form may have one) is refused as too large. The bodies of VTPM_SHOW and
 // VTPM_EDIT are ours: nobody had built them. VTPM_NEW's 17th byte is what Xen's own script sends.
 #pragma once

@@ -3,7 +3,7 @@
 
 #include "loop.hpp"
 
-#include "manager/administration.hpp"
+#include "manager/compat/vtpmmgr/administration.hpp"
 
 namespace vtpmd::test {
 

@@ -7,10 +7,10 @@
 #include "tpm12_owner.hpp"
 
 #include "hwtpm/tpm12/tpm12.hpp"
-#include "instance/deep_quote.hpp"
 #include "instance/instance.hpp"
-#include "manager/deep_quotes.hpp"
-#include "manager/key_service.hpp"
+#include "instance/quotes/deep_quote.hpp"
+#include "manager/groups/deep_quotes.hpp"
+#include "manager/links/key_service.hpp"
 #include "openssl_key.hpp"
 #include "quote/deep_quote.hpp"
 #include "quote/old_quote.hpp"

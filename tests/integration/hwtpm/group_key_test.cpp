@@ -7,7 +7,7 @@
 
 #include "hwtpm/drivers/driver_spec.hpp"
 #include "hwtpm/drivers/swtpm_device.hpp"
-#include "manager/group_key.hpp"
+#include "manager/groups/group_key.hpp"
 #include "tpm/commands.hpp"
 
 namespace group_key_test {

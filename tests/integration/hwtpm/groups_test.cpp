@@ -4,7 +4,7 @@
 #include "check.hpp"
 #include "host.hpp"
 
-#include "manager/deep_quotes.hpp"
+#include "manager/groups/deep_quotes.hpp"
 #include "quote/deep_quote.hpp"
 #include "quote/hardware_quote.hpp"
 

@@ -7,7 +7,7 @@
 #include "swtpm_process.hpp"
 
 #include "hwtpm/device.hpp"
-#include "manager/vault.hpp"
+#include "manager/vault/vault.hpp"
 
 #include <limits>
 #include <mutex>

@@ -8,7 +8,7 @@
 #include "engine/engine.hpp"
 #include "hwtpm/drivers/tis_device.hpp"
 #include "hwtpm/queue/hardware_root.hpp"
-#include "manager/vault.hpp"
+#include "manager/vault/vault.hpp"
 #include "util/task_group.hpp"
 #include "util/text.hpp"
 

@@ -1,7 +1,7 @@
 // A place for a socket that another process has, had, or is about to give up.
 #include "dead_listener.hpp"
 #include "guest/listener.hpp"
-#include "manager/listener.hpp"
+#include "manager/links/listener.hpp"
 
 #include <filesystem>
 

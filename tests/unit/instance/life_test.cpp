@@ -1,8 +1,8 @@
 // An instance's life (life.hpp): every cell of its tables.
 #include "check.hpp"
-#include "instance/handover.hpp"
 #include "instance/life.hpp"
-#include "instance/state_blob.hpp"
+#include "instance/migration/handover.hpp"
+#include "instance/state/state_blob.hpp"
 #include "util/text.hpp"
 
 #include <string_view>

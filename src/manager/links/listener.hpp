@@ -1,0 +1,62 @@
+// The Unix socket where vTPMs come in. Who may connect is decided by the kernel's word on the peer (SO_PEERCRED,
+// SO_PEERGROUPS): root, the manager's own user, members of the group `vtpmd`.
+#pragma once
+
+#include "manager/links/key_service.hpp"
+#include "proto/link/stream_channel.hpp"
+#include "util/fd.hpp"
+#include "util/task_group.hpp"
+
+#include <span>
+
+namespace vtpmd::manager {
+
+/// Whom the socket serves. Pure.
+struct AllowedPeers {
+    uid_t own_uid = 0;
+    std::optional<gid_t> group; ///< `vtpmd`, if the host has it
+};
+[[nodiscard]] bool is_allowed(const AllowedPeers& allowed, const proto::PeerCredentials& peer,
+                              std::span<const gid_t> supplementary_groups) noexcept;
+/// Of this process and this host.
+[[nodiscard]] AllowedPeers allowed_peers();
+
+/// A listening socket at `path`, mode 0660 and of the group `vtpmd` if the host has it. A socket that nobody listens on is
+/// replaced; Errc::busy if somebody does, exists if the path is something else, too_large for more than 107 bytes.
+[[nodiscard]] Result<UniqueFd> listen_unix(const std::string& path);
+
+class Listener {
+  public:
+    struct Parts {
+        asio::any_io_executor executor;
+        KeyService& service;
+        TaskGroup& links; ///< where each connection's task lives
+        Clock& clock;
+        const Log& log;
+    };
+    struct Options {
+        std::size_t connection_limit = 8192; ///< an instance makes two
+        AllowedPeers allowed;
+    };
+    /// Takes over a listening Unix socket. Errc::usage if the descriptor is not one.
+    static Result<std::unique_ptr<Listener>> make(UniqueFd listening, Options options, Parts parts);
+
+    /// Accepts until cancelled. Want of descriptors or memory is waited out.
+    Task<> run();
+
+  private:
+    using Protocol = asio::local::stream_protocol;
+    Listener(Protocol::acceptor acceptor, Options options, Parts parts);
+    void admit(Protocol::socket socket);
+    void refuse(const std::string& who, std::string_view why);
+
+    const Options options_;
+    Parts parts_;
+    Protocol::acceptor acceptor_;
+    RateLimit refusals_;
+};
+
+/// A link over a connected socket that was made for one vTPM (a spawned instance has the other end).
+void serve_spawned_link(const Listener::Parts& parts, UniqueFd connected, const Uuid& uuid, pid_t pid);
+
+} // namespace vtpmd::manager
