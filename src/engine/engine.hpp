@@ -2,8 +2,8 @@
 // is the only one that includes its headers.
 //
 // Persistence is staged: when a command changes the permanent state, libtpms hands the new blob over inside execute();
-// the engine keeps it until take_staged(). The caller makes it durable and only then gives the guest its answer. The clock of a
-// TPM 2.0 counts as such a change whenever it is set or told and has moved by more than TPM_PT_CLOCK_UPDATE.
+// the engine keeps it until take_staged(). The caller makes it durable and only then gives the guest its answer. The
+// clock of a TPM 2.0 counts as such a change whenever it is set or told and has moved by more than TPM_PT_CLOCK_UPDATE.
 #pragma once
 
 #include "tpm/version.hpp"
@@ -22,8 +22,8 @@ struct EngineState {
     SecretBytes permanent;      ///< NV, keys, owner; 1.2-10 KB and what the guest defines
     SecretBytes save_state;     ///< what TPM_SaveState / TPM2_Shutdown(STATE) left
     SecretBytes volatile_state; ///< a running TPM's registers (suspend, migration, PCR preset)
-    /// Not libtpms': of a state that came from another host and may not run before that has let go of it, what to show there
-    /// (instance/migration/handover.hpp).
+    /// Not libtpms': of a state that came from another host and may not run before that has let go of it, what to show
+    /// there (instance/migration/handover.hpp).
     SecretBytes unconfirmed;
     /// Not libtpms' either: what is remembered of the state that was given out last (instance/life.hpp).
     SecretBytes given_out;
@@ -61,8 +61,9 @@ class Engine {
     virtual std::optional<EngineState> take_staged() = 0;
     [[nodiscard]] virtual bool has_staged() const = 0;
     /// What take_staged() gave last is durable: until it changes, libtpms storing the same bytes again stages nothing.
-    /// (Rare: TPM 2.0 stores at a repeated Shutdown, at a lockout reset that resets nothing. Commands that change nothing
-    /// permanent, such as extends, reads or sessions, do not store at all.) Without this call every store is staged.
+    /// (Rare: TPM 2.0 stores at a repeated Shutdown, at a lockout reset that resets nothing. Commands that change
+    /// nothing permanent, such as extends, reads or sessions, do not store at all.) Without this call every store is
+    /// staged.
     virtual void staged_is_durable() = 0;
     /// What take_staged() gave last did not become durable: has_staged() is true again, so that the next answer waits
     /// for it. libtpms cannot take a change back.
@@ -75,7 +76,8 @@ class Engine {
     virtual Result<void> resume(const SecretBytes& volatile_state) = 0;
 
     [[nodiscard]] virtual TpmVersion version() const = 0;
-    /// Asks for that buffer size while the TPM is off (0: only tells); one out of range becomes the nearest that is possible.
+    /// Asks for that buffer size while the TPM is off (0: only tells); one out of range becomes the nearest that is
+    /// possible.
     virtual BufferSize buffer_size(std::uint32_t wanted) = 0;
     /// TPMLIB_GetInfo's JSON for the given flags (1 specification, 2 attributes, 4 features).
     [[nodiscard]] virtual std::string info(unsigned flags) const = 0;

@@ -304,8 +304,8 @@ Bytes LibtpmsEngine::execute(ByteView command, std::uint8_t locality) {
     return out;
 }
 
-/// libtpms keeps the clock in its NV memory, every 4,096 ms (TPM_PT_CLOCK_UPDATE) and when it is set, but stores that memory only
-/// when something else has changed. Whoever was told the clock must not see it go back further than that.
+/// libtpms keeps the clock in its NV memory, every 4,096 ms (TPM_PT_CLOCK_UPDATE) and when it is set, but stores that
+/// memory only when something else has changed. Whoever was told the clock must not see it go back further than that.
 void LibtpmsEngine::stage_clock() {
     TpmBuffer now;
     if (TPMLIB_GetState(TPMLIB_STATE_PERMANENT, &now.data, &now.size) == TPM_SUCCESS && now.size != 0 &&

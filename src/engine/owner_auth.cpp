@@ -14,7 +14,8 @@ namespace {
 
 using Hash = tpm::Sha1Digest;
 
-// Main part 1 section 13: authHandle, nonceOdd, continueAuthSession, authorisation value; nonceEven and the rest in the answer.
+// Main part 1 section 13: authHandle, nonceOdd, continueAuthSession, authorisation value; nonceEven and the rest in the
+// answer.
 constexpr std::size_t trailer_in = 4 + tpm::sha1_size + 1 + tpm::sha1_size;
 constexpr std::size_t trailer_out = tpm::sha1_size + 1 + tpm::sha1_size;
 constexpr std::uint32_t ord_owner_read_pubek = 0x7D; // Main part 3 section 30.4

@@ -165,9 +165,9 @@ Task<Result<void>> do_command(ControlRequest request, TpmService& service, Endpo
 } // namespace
 
 std::uint32_t control_capabilities(const EndpointState& endpoint) noexcept {
-    // Bits 0-16 in this order: INIT, SHUTDOWN, GET_TPMESTABLISHED, SET_LOCALITY, HASHING, CANCEL_TPM_CMD, STORE_VOLATILE,
-    // RESET_TPMESTABLISHED, GET_STATEBLOB, SET_STATEBLOB, STOP, GET_CONFIG, SET_DATAFD, SET_BUFFERSIZE, GET_INFO,
-    // SEND_COMMAND_HEADER, LOCK_STORAGE.
+    // Bits 0-16 in this order: INIT, SHUTDOWN, GET_TPMESTABLISHED, SET_LOCALITY, HASHING, CANCEL_TPM_CMD,
+    // STORE_VOLATILE, RESET_TPMESTABLISHED, GET_STATEBLOB, SET_STATEBLOB, STOP, GET_CONFIG, SET_DATAFD, SET_BUFFERSIZE,
+    // GET_INFO, SEND_COMMAND_HEADER, LOCK_STORAGE.
     constexpr std::uint32_t all = (1U << 17) - 1;
     constexpr std::uint32_t state_blobs = 3U << 8;
     constexpr std::uint32_t set_datafd = 1U << 12;

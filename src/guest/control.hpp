@@ -14,7 +14,8 @@ struct EndpointState {
 };
 
 /// Carries out one request and says what to answer. SHUTDOWN only says yes: the caller sends that and then calls
-/// TpmService::shutdown(). `peer`: the connection that it came over. A request that this run state does not allow is TPM_BAD_ORDINAL.
+/// TpmService::shutdown(). `peer`: the connection that it came over. A request that this run state does not allow is
+/// TPM_BAD_ORDINAL.
 Task<Bytes> carry_out(ControlRequest request, TpmService& service, EndpointState& endpoint, ControlPeer peer);
 
 /// What GET_CAPABILITY says: the commands that are really served.

@@ -24,8 +24,8 @@
 //
 // HASH_DATA may be of any length: it is hashed as it comes, piece by piece, and answered once.
 //
-// There is no framing: a client sends one request and waits for its answer. Some (QEMU) send a u8 as the four bytes of the
-// C union it stands in, so what is in the buffer behind a complete request belongs to it and is dropped.
+// There is no framing: a client sends one request and waits for its answer. Some (QEMU) send a u8 as the four bytes of
+// the C union it stands in, so what is in the buffer behind a complete request belongs to it and is dropped.
 #pragma once
 
 #include "util/bytes.hpp"

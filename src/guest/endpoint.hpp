@@ -25,7 +25,8 @@ struct TcpEndpoint {
     friend bool operator==(const TcpEndpoint&, const TcpEndpoint&) = default;
 };
 
-/// qemu:PATH. The control channel at PATH; the device model (QEMU, cloud-hypervisor) hands over the data descriptor on it.
+/// qemu:PATH. The control channel at PATH; the device model (QEMU, cloud-hypervisor) hands over the data descriptor on
+/// it.
 struct QemuEndpoint {
     std::string path;
     friend bool operator==(const QemuEndpoint&, const QemuEndpoint&) = default;

@@ -2,7 +2,8 @@
 //
 //   SUBJECT=LOCALITIES   SUBJECT: dom:N, label:XSM-LABEL, or * for everybody; LOCALITIES: numbers and ranges, "0,2-3"
 //
-// A label that begins with "*:" stands for all labels with that role and type, "label:*:vm_r:guest_t", as in Xen's vtpmmgr.
+// A label that begins with "*:" stands for all labels with that role and type, "label:*:vm_r:guest_t", as in Xen's
+// vtpmmgr.
 //
 // The first rule that fits decides; a guest that none fits has locality 0.
 #pragma once

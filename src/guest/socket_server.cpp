@@ -300,7 +300,8 @@ Task<Result<void>> SocketServer::converse_control(GuestStream& stream) {
     co_return Result<void>{};
 }
 
-/// What follows of a HASH_DATA. It is read to its end also if it is refused: else nobody would know where the next request begins.
+/// What follows of a HASH_DATA. It is read to its end also if it is refused: else nobody would know where the next
+/// request begins.
 Task<Result<Bytes>> SocketServer::rest_of_hash_data(GuestStream& stream, std::size_t more, Bytes answer) {
     const Bytes success = control_answer(ControlResult::success);
     while (more != 0) {

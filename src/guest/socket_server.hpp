@@ -1,10 +1,10 @@
 // The endpoints socket:unix:PATH and socket:tcp:PORT: raw TPM commands on one socket (a 10-byte header whose size field
-// says how long the command is, one answer for each), the control channel on another. And qemu:PATH: the control channel
-// alone, on which a device model hands over the socket that its commands come from (SET_DATAFD). There is one device model
-// at a time; when it goes, so does the machine's power, and the TPM is powered off.
+// says how long the command is, one answer for each), the control channel on another. And qemu:PATH: the control
+// channel alone, on which a device model hands over the socket that its commands come from (SET_DATAFD). There is one
+// device model at a time; when it goes, so does the machine's power, and the TPM is powered off.
 //
-// Many connections may be open; the TPM serves one command at a time, in the order they came. A connection has at most one
-// command under way, so a client that sends without reading holds up nobody but itself.
+// Many connections may be open; the TPM serves one command at a time, in the order they came. A connection has at most
+// one command under way, so a client that sends without reading holds up nobody but itself.
 #pragma once
 
 #include "guest/control.hpp"
@@ -30,7 +30,8 @@ struct SocketListeners {
 struct SocketServerOptions {
     std::string name;        ///< the endpoint, for the log
     bool state_blobs = true; ///< see EndpointState
-    /// What is set (SET_STATEBLOB) is not its connection's but the endpoint's, as for swtpm_ioctl, which makes one for each blob.
+    /// What is set (SET_STATEBLOB) is not its connection's but the endpoint's, as for swtpm_ioctl, which makes one for
+    /// each blob.
     bool sets_outlive_connections = false;
     bool terminate = false;              ///< ask the service to shut down when a connection for commands ends
     bool disconnect = false;             ///< close a connection for commands after each answer
@@ -54,7 +55,8 @@ class SocketServer {
     ~SocketServer();
 
     void start();
-    /// Takes no more connections or requests, lets the commands that run be answered, at most for `patience`, then cancels.
+    /// Takes no more connections or requests, lets the commands that run be answered, at most for `patience`, then
+    /// cancels.
     Task<> stop(Clock::duration patience);
 
     [[nodiscard]] const SocketCounters& counters() const noexcept { return counters_; }

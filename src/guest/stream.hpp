@@ -22,8 +22,8 @@ class GuestStream {
     /// How long the request is in all that begins with these bytes, as far as one can tell (control_size()'s contract).
     using Measure = Result<std::size_t> (*)(ByteView so_far);
     static constexpr Clock::duration stall_limit = std::chrono::seconds(60);
-    /// How long the socket is looked at after an answer, before waiting for it: saves the waking up while a peer asks at once.
-    /// Only after a request that came within twice that; a peer that goes quiet is not looked for again.
+    /// How long the socket is looked at after an answer, before waiting for it: saves the waking up while a peer asks
+    /// at once. Only after a request that came within twice that; a peer that goes quiet is not looked for again.
     static constexpr std::chrono::microseconds spin_limit{30};
 
     /// Whether the peer may pass descriptors; those of a peer that may not are closed by the kernel.

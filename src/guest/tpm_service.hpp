@@ -38,11 +38,13 @@ class TpmService {
     /// Another host has this TPM now: it does not run here any more.
     [[nodiscard]] virtual bool handed_over() const { return false; }
 
-    /// Power cycle (CMD_INIT): PCRs reset, then TPM_Startup as the mode says; or, where volatile state was stored or set, back
-    /// into that. As with swtpm `delete_volatile` says what becomes of stored state afterwards: here it is used up either way.
+    /// Power cycle (CMD_INIT): PCRs reset, then TPM_Startup as the mode says; or, where volatile state was stored or
+    /// set, back into that. As with swtpm `delete_volatile` says what becomes of stored state afterwards: here it is
+    /// used up either way.
     /// `peer`: whose state is to be used, if it has set one.
     virtual Task<Result<void>> init(bool delete_volatile, ControlPeer peer) = 0;
-    /// Power off (CMD_STOP, a device model that is gone): commands get an error until init(). A TPM in use is shut down in order.
+    /// Power off (CMD_STOP, a device model that is gone): commands get an error until init(). A TPM in use is shut down
+    /// in order.
     virtual Task<Result<void>> stop() = 0;
     /// Ends the instance in good order (CMD_SHUTDOWN).
     virtual void shutdown() = 0;

@@ -1,7 +1,8 @@
-// Asks the kernel's tpm_vtpm_proxy for a TPM device (Linux, Documentation/security/tpm/tpm_vtpm_proxy.rst): /dev/tpmN, and for a
-// TPM 2.0 /dev/tpmrmN, whose commands are read from the descriptor and whose answers are written to it.
+// Asks the kernel's tpm_vtpm_proxy for a TPM device (Linux, Documentation/security/tpm/tpm_vtpm_proxy.rst): /dev/tpmN,
+// and for a TPM 2.0 /dev/tpmrmN, whose commands are read from the descriptor and whose answers are written to it.
 //
-// tools/vtpm-proxy uses it too and links with nothing of ours: there is only the C library and the kernel's header in here.
+// tools/vtpm-proxy uses it too and links with nothing of ours: there is only the C library and the kernel's header in
+// here.
 #pragma once
 
 #include <cerrno>
@@ -14,7 +15,8 @@
 namespace vtpmd::guest {
 
 inline constexpr const char* vtpmx_control = "/dev/vtpmx";
-/// The driver asks the TPM's place itself for a locality, before each command: header, u8 locality. The same for both families.
+/// The driver asks the TPM's place itself for a locality, before each command: header, u8 locality. The same for both
+/// families.
 inline constexpr std::uint32_t vtpmx_set_locality = TPM2_CC_SET_LOCALITY;
 
 struct VtpmxDevice {

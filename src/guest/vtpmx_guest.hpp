@@ -1,7 +1,8 @@
-// The endpoint vtpmx: the host itself as the guest. It gets a /dev/tpmN like any other from the kernel's tpm_vtpm_proxy.
+// The endpoint vtpmx: the host itself as the guest. It gets a /dev/tpmN like any other from the kernel's
+// tpm_vtpm_proxy.
 //
-// The kernel has one command under way at a time, and gives the device up when an answer comes too late while it gets to know it;
-// another is made then.
+// The kernel has one command under way at a time, and gives the device up when an answer comes too late while it gets
+// to know it; another is made then.
 #pragma once
 
 #include "guest/tpm_service.hpp"

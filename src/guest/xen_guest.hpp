@@ -28,8 +28,8 @@ class XenGuest {
 
     /// The TPM is ready: from now on the front end is connected to it. Outlives run().
     void open(TpmService& service);
-    /// Until the device is gone or the task is cancelled. Before open() the device is kept at InitWait, so that the toolstack
-    /// does not give up on a TPM that takes its time to start.
+    /// Until the device is gone or the task is cancelled. Before open() the device is kept at InitWait, so that the
+    /// toolstack does not give up on a TPM that takes its time to start.
     Task<ring::BackDevice::Ended> run() { return device_.run(); }
 
     [[nodiscard]] bool connected() const noexcept { return device_.connected(); }

@@ -1,4 +1,5 @@
-// What groups ask of a root of trust beyond sealing: seals that an approver opens, attestation keys, quotes, certification.
+// What groups ask of a root of trust beyond sealing: seals that an approver opens, attestation keys, quotes,
+// certification.
 #pragma once
 
 #include "hwtpm/pcr_selection.hpp"
@@ -10,8 +11,8 @@
 
 namespace vtpmd::hwtpm {
 
-/// Who says which platform configurations are good. A secret sealed for an approver opens on a platform that the approver
-/// has approved, also on one that was approved after it was sealed.
+/// Who says which platform configurations are good. A secret sealed for an approver opens on a platform that the
+/// approver has approved, also on one that was approved after it was sealed.
 struct Approver {
     Bytes key;       ///< RSA-2048 or ECDSA P-256, DER SubjectPublicKeyInfo
     Bytes reference; ///< what the approvals must be for (a group and its epoch), at most 64 bytes
@@ -25,7 +26,8 @@ struct Approval {
     Bytes signature; ///< SHA-256 with PKCS #1 v1.5, or ECDSA as DER
 };
 
-/// What an approver signs: TPM2_PolicyPCR's digest for these values (32 bytes, TPM 2.0 part 3 section 23.7) || reference. A TPM
+/// What an approver signs: TPM2_PolicyPCR's digest for these values (32 bytes, TPM 2.0 part 3 section 23.7) ||
+/// reference. A TPM
 /// 2.0 checks the signature itself (aHash of TPM2_PolicyAuthorize, section 23.16); on a TPM 1.2 the manager does.
 [[nodiscard]] Result<Bytes> approval_message(const PcrSelection& selection, const std::vector<PcrValue>& values,
                                              ByteView reference);
@@ -44,8 +46,8 @@ struct AttestationKey {
     Bytes blob;        ///< TPM2B_PUBLIC || TPM2B_PRIVATE (2.0), TPM_KEY (1.2)
     Bytes key;         ///< DER SubjectPublicKeyInfo
     Bytes public_area; ///< TPM2B_PUBLIC (2.0), TPM_PUBKEY (1.2)
-    /// 1.2: the identity binding, the key's signature over TPM_IDENTITY_CONTENTS, RSA with SHA-1. 2.0: empty, credential
-    /// activation proves more.
+    /// 1.2: the identity binding, the key's signature over TPM_IDENTITY_CONTENTS, RSA with SHA-1. 2.0: empty,
+    /// credential activation proves more.
     Bytes binding;
 };
 struct AttestationKeyOptions {

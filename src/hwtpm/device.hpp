@@ -1,5 +1,6 @@
-// A TPM as the hardware thread sees it: one command, one response, nothing else. The drivers (swtpm's socket, the kernel's
-// device, the registers, libtpms in the process) stand behind it, and so do the decorators that retry, record or misbehave.
+// A TPM as the hardware thread sees it: one command, one response, nothing else. The drivers (swtpm's socket, the
+// kernel's device, the registers, libtpms in the process) stand behind it, and so do the decorators that retry, record
+// or misbehave.
 //
 // A device is opened and then used by one thread at a time; only cancel() may come from another.
 #pragma once
@@ -25,8 +26,8 @@ class TpmDevice {
     [[nodiscard]] virtual std::string description() const = 0;
 
     /// One whole command, one whole response whose size field is right. An error means that no answer came
-    /// (Errc::timed_out, closed, io, protocol): whether the command was executed is unknown, sessions and transient objects
-    /// may be gone, and the owner of the device starts it anew.
+    /// (Errc::timed_out, closed, io, protocol): whether the command was executed is unknown, sessions and transient
+    /// objects may be gone, and the owner of the device starts it anew.
     virtual Result<Bytes> transmit(ByteView command, std::chrono::milliseconds limit) = 0;
 
     /// Before and after a batch of commands: requests and relinquishes the locality, finds out whether the TPM is still

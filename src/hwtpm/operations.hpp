@@ -44,7 +44,8 @@ class Operations {
     [[nodiscard]] virtual const std::string& part() const = 0;
 
   protected:
-    /// What a fresh seal opened to must be what was sealed: what does not open now will not open after the reboot either.
+    /// What a fresh seal opened to must be what was sealed: what does not open now will not open after the reboot
+    /// either.
     [[nodiscard]] static Result<void> check_opens(const Result<SecretBytes>& opened, const SecretBytes& secret) {
         if (!opened) {
             return in_context(opened.error(), "the new seal does not open");

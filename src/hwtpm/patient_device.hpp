@@ -1,5 +1,5 @@
-// Waits out the response codes that mean "later": the same command is sent again after a pause that grows, until the TPM
-// takes it or the patience is over (Errc::unavailable; the TPM did not execute the command).
+// Waits out the response codes that mean "later": the same command is sent again after a pause that grows, until the
+// TPM takes it or the patience is over (Errc::unavailable; the TPM did not execute the command).
 //
 // TPM 2.0 part 2 section 6.6.3 (warnings): RC_YIELDED, RC_TESTING, RC_NV_RATE, RC_LOCKOUT, RC_RETRY, RC_NV_UNAVAILABLE.
 // TPM Main part 2 section 16: TPM_RETRY, TPM_DOING_SELFTEST, TPM_DEFEND_LOCK_RUNNING.

@@ -1,5 +1,5 @@
-// Public keys of others, as OpenSSL writes them (DER SubjectPublicKeyInfo) and as a TPM does (numbers of fixed size): RSA-2048
-// with exponent 65537, and ECDSA on P-256. Pure.
+// Public keys of others, as OpenSSL writes them (DER SubjectPublicKeyInfo) and as a TPM does (numbers of fixed size):
+// RSA-2048 with exponent 65537, and ECDSA on P-256. Pure.
 #pragma once
 
 #include "util/bytes.hpp"
@@ -34,8 +34,8 @@ struct PublicKey {
 /// The key for OpenSSL. An RSA modulus may have any size here.
 [[nodiscard]] Result<Pkey> to_pkey(const PublicKey& key);
 
-/// A signature with SHA-256: PKCS #1 v1.5 by an RSA key, DER (ECDSA-Sig-Value) by an ECDSA key. Errc::permission if it is not
-/// of this key over this message.
+/// A signature with SHA-256: PKCS #1 v1.5 by an RSA key, DER (ECDSA-Sig-Value) by an ECDSA key. Errc::permission if it
+/// is not of this key over this message.
 [[nodiscard]] Result<void> verify_sha256(ByteView spki, ByteView message, ByteView signature);
 
 /// An RSA signature as of 1.2 days: PKCS #1 v1.5 with SHA-1. Errc::permission, as above.

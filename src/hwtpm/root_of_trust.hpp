@@ -71,7 +71,8 @@ class RootOfTrust {
     struct SealOptions {
         PcrSelection selection;
         bool allow_zero_pcrs = false;
-        /// Not empty: the values that it opens at, one for each PCR of the selection in its order, instead of the present ones.
+        /// Not empty: the values that it opens at, one for each PCR of the selection in its order, instead of the
+        /// present ones.
         std::vector<PcrValue> values = {};
         /// Instead of values, TPM 1.2 only: SHA-1 of the TPM_PCR_COMPOSITE that it opens at, 20 bytes.
         Bytes composite = {};
@@ -81,30 +82,32 @@ class RootOfTrust {
     /// Errc::mismatch: sealed by another TPM (or this one was cleared).
     virtual Task<Result<SecretBytes>> unseal(SealedSecret sealed) = 0;
 
-    // Seals that an approver opens (TPM2_PolicyAuthorize): TPM 2.0 only, else Errc::unsupported. A TPM 1.2 seals once for every
-    // approved configuration instead.
+    // Seals that an approver opens (TPM2_PolicyAuthorize): TPM 2.0 only, else Errc::unsupported. A TPM 1.2 seals once
+    // for every approved configuration instead.
     /// Up to 128 bytes, for approvals to come.
     virtual Task<Result<SealedSecret>> seal_for(SecretBytes secret, Approver approver) = 0;
-    /// Errc::permission: a signature that is not the approver's; pcr_mismatch: the present platform is not the approved one,
-    /// with every PCR that differs; mismatch: sealed by another TPM, for another approver or reference.
+    /// Errc::permission: a signature that is not the approver's; pcr_mismatch: the present platform is not the approved
+    /// one, with every PCR that differs; mismatch: sealed by another TPM, for another approver or reference.
     virtual Task<Result<SecretBytes>> unseal_for(SealedSecret sealed, Approver approver, Approval approval) = 0;
 
-    /// Errc::permission if the endorsement hierarchy (2.0) or the owner (1.2) is protected by another value than we have.
+    /// Errc::permission if the endorsement hierarchy (2.0) or the owner (1.2) is protected by another value than we
+    /// have.
     virtual Task<Result<Endorsement>> endorsement() = 0;
     /// A new key; nothing of it stays in the TPM.
     virtual Task<Result<AttestationKey>> attestation_key_create(AttestationKeyOptions options) = 0;
     /// Errc::mismatch: a key of another TPM; pcr_mismatch: a bank that is not there.
     virtual Task<Result<Quote>> quote(AttestationKey key, QuoteRequest request) = 0;
-    /// What a privacy CA encrypted for this key in this TPM. 2.0: TPM2B_ID_OBJECT || TPM2B_ENCRYPTED_SECRET, gives the secret.
-    /// 1.2: TPM_ASYM_CA_CONTENTS encrypted to the endorsement key, gives the session key's bytes. Errc::mismatch: for another
-    /// key, or made for another TPM.
+    /// What a privacy CA encrypted for this key in this TPM. 2.0: TPM2B_ID_OBJECT || TPM2B_ENCRYPTED_SECRET, gives the
+    /// secret.
+    /// 1.2: TPM_ASYM_CA_CONTENTS encrypted to the endorsement key, gives the session key's bytes. Errc::mismatch: for
+    /// another key, or made for another TPM.
     virtual Task<Result<SecretBytes>> activate_credential(AttestationKey key, Bytes credential) = 0;
 
-    /// A place and an authorisation value for a counter that is not made yet: nothing in the TPM changes. Whoever keeps it
-    /// durably before counter_create() finds the counter again after a crash, and leaves none behind in the TPM.
+    /// A place and an authorisation value for a counter that is not made yet: nothing in the TPM changes. Whoever keeps
+    /// it durably before counter_create() finds the counter again after a crash, and leaves none behind in the TPM.
     virtual Task<Result<CounterRef>> counter_reserve() = 0;
-    /// A counter that never goes back, also over delete and re-create. Returns where it is, which can be elsewhere than was
-    /// reserved. Asked again for the same reservation it takes the counter that it made then.
+    /// A counter that never goes back, also over delete and re-create. Returns where it is, which can be elsewhere than
+    /// was reserved. Asked again for the same reservation it takes the counter that it made then.
     virtual Task<Result<CounterRef>> counter_create(CounterRef reserved) = 0;
     virtual Task<Result<std::uint64_t>> counter_read(CounterRef counter) = 0;
     /// The value after the step.
@@ -115,7 +118,8 @@ class RootOfTrust {
     virtual Task<Result<Bytes>> random(std::size_t count) = 0;
     /// Values of the banks and indices that exist; banks the TPM has not are left out.
     virtual Task<Result<std::vector<PcrValue>>> pcr_read(std::vector<PcrSelection> selections) = 0;
-    /// Extends a PCR of the SHA-1 bank by 20 bytes: its new value. Errc::pcr_mismatch: there is no such bank; usage: no such PCR.
+    /// Extends a PCR of the SHA-1 bank by 20 bytes: its new value. Errc::pcr_mismatch: there is no such bank; usage: no
+    /// such PCR.
     virtual Task<Result<Bytes>> pcr_extend(unsigned index, Bytes digest) = 0;
     /// PCR banks that are allocated.
     [[nodiscard]] virtual std::vector<HashAlg> banks() const = 0;
@@ -136,8 +140,8 @@ struct OpenOptions {
     std::string srk_auth = "well-known";
     std::uint32_t srk_handle = 0x81000001;
 };
-/// `create`: an embedded TPM may be made where there is none (the manager's --create). `log` outlives the root. Errors are
-/// one line each that says what to do.
+/// `create`: an embedded TPM may be made where there is none (the manager's --create). `log` outlives the root. Errors
+/// are one line each that says what to do.
 [[nodiscard]] Result<std::unique_ptr<RootOfTrust>> open_root(const OpenOptions& options, asio::any_io_executor executor,
                                                              const Log& log, bool create);
 

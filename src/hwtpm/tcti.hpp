@@ -1,5 +1,6 @@
-// A TpmDevice as tpm2-tss wants it: TSS2_TCTI_CONTEXT, version 2 (TCG TSS 2.0 TPM Command Transmission Interface, section 3).
-// transmit() keeps the command; receive() runs it on the device and waits, so a caller's timeout is always "block".
+// A TpmDevice as tpm2-tss wants it: TSS2_TCTI_CONTEXT, version 2 (TCG TSS 2.0 TPM Command Transmission Interface,
+// section 3). transmit() keeps the command; receive() runs it on the device and waits, so a caller's timeout is always
+// "block".
 #pragma once
 
 #include "hwtpm/device.hpp"

@@ -1,13 +1,15 @@
-// A deep quote: a hardware TPM says which vTPM this is, of which group, with which endorsement key and which PCRs. It is a hardware
-// quote by the group's attestation key, and its nonce is a digest that binds the rest:
+// A deep quote: a hardware TPM says which vTPM this is, of which group, with which endorsement key and which PCRs. It
+// is a hardware quote by the group's attestation key, and its nonce is a digest that binds the rest:
 //
-//   H("vtpmd quote 1" || vTPM's uuid[16] || group's uuid[16] || u16 n, endorsement[n] || u16 n, pcrs[n] || u16 n, nonce[n])
+//   H("vtpmd quote 1" || vTPM's uuid[16] || group's uuid[16] || u16 n, endorsement[n] || u16 n, pcrs[n] || u16 n,
+//   nonce[n])
 //
-// big-endian; H is SHA-256 on a hardware TPM 2.0, SHA-1 on a TPM 1.2. endorsement is SHA-256 of the vTPM's endorsement key (DER
-// SubjectPublicKeyInfo); pcrs is SHA-256 of its PCRs, each u16 TPM_ALG_ID, u8 index, u8 n, value[n].
+// big-endian; H is SHA-256 on a hardware TPM 2.0, SHA-1 on a TPM 1.2. endorsement is SHA-256 of the vTPM's endorsement
+// key (DER SubjectPublicKeyInfo); pcrs is SHA-256 of its PCRs, each u16 TPM_ALG_ID, u8 index, u8 n, value[n].
 //
-// What it proves: the hardware's PCRs, by the hardware; the UUIDs, by the host's manager, which alone can use the group's key and only
-// on a platform that the group's approver approved; the endorsement key and the vTPM's PCRs, by the vTPM's own process on that host.
+// What it proves: the hardware's PCRs, by the hardware; the UUIDs, by the host's manager, which alone can use the
+// group's key and only on a platform that the group's approver approved; the endorsement key and the vTPM's PCRs, by
+// the vTPM's own process on that host.
 #pragma once
 
 #include "hwtpm/attestation.hpp"
@@ -45,8 +47,9 @@ struct DeepQuote {
 };
 
 /// As a file, and as a guest's TPM gives it, big-endian:
-///   magic[8] "vtpmdDQ1" | u8 hardware family (1: 1.2, 2: 2.0) | vTPM's uuid[16] | group's uuid[16] | u16 n, endorsement[n] |
-///   u16 n, nonce[n] | PCRs of the vTPM | u16 n, attested[n] | u16 n, signature[n] | PCRs of the hardware
+///   magic[8] "vtpmdDQ1" | u8 hardware family (1: 1.2, 2: 2.0) | vTPM's uuid[16] | group's uuid[16] | u16 n,
+///   endorsement[n] | u16 n, nonce[n] | PCRs of the vTPM | u16 n, attested[n] | u16 n, signature[n] | PCRs of the
+///   hardware
 /// PCRs are u8 n, n * (u16 TPM_ALG_ID, u8 PCR, u8 n, value[n]). claims.pcrs is not in it: the PCRs are.
 /// Errc::too_large: a part of more than 65535 bytes, or too many PCRs.
 [[nodiscard]] Result<Bytes> encode(const DeepQuote& deep);
@@ -64,8 +67,8 @@ struct DeepQuoteCheck {
     std::vector<hwtpm::PcrValue> host_pcrs; ///< the hardware's
 };
 
-/// Errc::protocol, permission, pcr_mismatch as verify_hardware_quote(); mismatch: what stands beside the quote is not what was signed;
-/// or it is, and is another vTPM's, group's, endorsement key's or nonce's (each by its name).
+/// Errc::protocol, permission, pcr_mismatch as verify_hardware_quote(); mismatch: what stands beside the quote is not
+/// what was signed; or it is, and is another vTPM's, group's, endorsement key's or nonce's (each by its name).
 [[nodiscard]] Result<void> verify_deep_quote(const DeepQuote& deep, const DeepQuoteCheck& check);
 
 } // namespace vtpmd::quote

@@ -156,7 +156,8 @@ Result<void> verify_sha1(const Bytes& key, ByteView message, ByteView signature)
     return {};
 }
 
-/// SHA-1 of TPM_PCR_COMPOSITE (part 2 section 8.2) with a selection of `select` bytes. Parts have TPM_PCR_SELECTION of 2 or 3.
+/// SHA-1 of TPM_PCR_COMPOSITE (part 2 section 8.2) with a selection of `select` bytes. Parts have TPM_PCR_SELECTION of
+/// 2 or 3.
 Result<Bytes> composite_of(const std::vector<hwtpm::PcrValue>& values, std::uint16_t select) {
     Bytes bits(select);
     WireWriter all;

@@ -11,8 +11,8 @@ namespace vtpmd::ring {
 namespace {
 
 constexpr auto retry_pause = std::chrono::seconds(1); ///< after a xenstore error that no watch will end
-/// From Closed to the removal of the directory: the toolstack reads the state when its watch tells it to, and takes a state
-/// that is not there for a failure.
+/// From Closed to the removal of the directory: the toolstack reads the state when its watch tells it to, and takes a
+/// state that is not there for a failure.
 constexpr auto toolstack_pause = std::chrono::milliseconds(200);
 
 XenbusState parse_state(const Result<std::string>& text) {
@@ -143,8 +143,8 @@ Task<std::optional<DeviceFacts>> BackDevice::look() {
         co_return std::nullopt;
     }
     if (!uuid || *uuid != options_.uuid) {
-        // Every domain's own number is always there. If it is not, xenstored was started again with an empty tree: that says
-        // nothing of the guest, which goes on being served.
+        // Every domain's own number is always there. If it is not, xenstored was started again with an empty tree: that
+        // says nothing of the guest, which goes on being served.
         auto self = co_await store.read("domid");
         if (!self) {
             if (!std::exchange(lost_, true) && self.error().code == Errc::not_found) {
@@ -211,8 +211,8 @@ Task<BackDevice::Step> BackDevice::act(BackHandshake::Action action, DeviceFacts
     if (action == Action::none) {
         co_return Step::rest;
     }
-    // Whoever sent the request that runs does not wait for it any more. Beside this task, since joining would make it deaf to
-    // being cancelled.
+    // Whoever sent the request that runs does not wait for it any more. Beside this task, since joining would make it
+    // deaf to being cancelled.
     auto disconnected =
         co_await shielded(watching_, directory_ + " disconnecting", disconnect(Clock::duration::zero()));
     if (!disconnected) {

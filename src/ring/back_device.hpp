@@ -1,5 +1,5 @@
-// One device of the back end in xenstore: `backend/vtpm/DOMID/HANDLE` below the own domain. Watches it and its front end,
-// answers the handshake (handshake.hpp), and serves the ring while there is one.
+// One device of the back end in xenstore: `backend/vtpm/DOMID/HANDLE` below the own domain. Watches it and its front
+// end, answers the handshake (handshake.hpp), and serves the ring while there is one.
 //
 // The UUID in the directory is the toolstack's word and is not read from anywhere else. In a driver domain nobody else
 // removes the directory: this does, once the front end's is gone. `state` is never written where the directory is not.

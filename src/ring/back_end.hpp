@@ -1,8 +1,8 @@
 // The serving end of a connected ring: looks at the page when it is made and whenever the front end notifies, has one
 // request carried out at a time, answers.
 //
-// Two tasks: one looks (so that a CANCEL is seen while a request runs), one carries out. Each look costs the front end a
-// notification and does a bounded amount of work, so on a loop with many rings none can keep the others waiting.
+// Two tasks: one looks (so that a CANCEL is seen while a request runs), one carries out. Each look costs the front end
+// a notification and does a bounded amount of work, so on a loop with many rings none can keep the others waiting.
 #pragma once
 
 #include "ring/back_state.hpp"

@@ -1,4 +1,5 @@
-// The back end's side of one ring, as a pure state machine: what a look at the page, or the end of a command, calls for.
+// The back end's side of one ring, as a pure state machine: what a look at the page, or the end of a command, calls
+// for.
 //
 //                 waiting               executing             cancelling
 //   IDLE          -                     -                     -

@@ -1,6 +1,6 @@
-// The front end's side of one device in xenstore, `device/vtpm/HANDLE` below the own domain: offers a ring, waits for the back
-// end, and says when the back end has gone. In the order of Linux (ring, Initialised, Connected), or of mini-os (feature, ring,
-// straight to Connected); either way requests can be sent once run_until_connected() is done.
+// The front end's side of one device in xenstore, `device/vtpm/HANDLE` below the own domain: offers a ring, waits for
+// the back end, and says when the back end has gone. In the order of Linux (ring, Initialised, Connected), or of
+// mini-os (feature, ring, straight to Connected); either way requests can be sent once run_until_connected() is done.
 #pragma once
 
 #include "ring/front_end.hpp"
@@ -25,8 +25,8 @@ class FrontDevice {
     FrontDevice& operator=(const FrontDevice&) = delete;
     ~FrontDevice() = default;
 
-    /// Makes a ring and offers it; returns when the back end is connected to it. Errc::not_found: the toolstack made no such
-    /// device; closed: the back end refuses it; canceled; unavailable (xenstore).
+    /// Makes a ring and offers it; returns when the back end is connected to it. Errc::not_found: the toolstack made no
+    /// such device; closed: the back end refuses it; canceled; unavailable (xenstore).
     Task<Result<void>> connect();
     /// Until the back end leaves Connected (Errc::closed) or the task is cancelled.
     Task<Error> until_lost();

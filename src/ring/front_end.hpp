@@ -25,8 +25,8 @@ class FrontEnd {
 
     /// Sends a request. Errc::too_large: over capacity(); busy: the last one has no answer yet.
     Result<void> submit(ByteView request, std::uint8_t locality);
-    /// Waits for the answer to it. Errc::canceled: the back end dropped it, or the task was cancelled; protocol: an answer
-    /// longer than the ring; closed: the event channel is gone.
+    /// Waits for the answer to it. Errc::canceled: the back end dropped it, or the task was cancelled; protocol: an
+    /// answer longer than the ring; closed: the event channel is gone.
     Task<Result<Bytes>> answer();
     /// Asks the back end to end the request early; answer() still has to be awaited.
     void cancel();

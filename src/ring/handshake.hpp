@@ -1,9 +1,10 @@
-// The back end's side of the xenbus handshake, pure: what is in xenstore now, and what is to be done about it. It looks at
-// levels, never at edges, so that nothing depends on seeing every change.
+// The back end's side of the xenbus handshake, pure: what is in xenstore now, and what is to be done about it. It looks
+// at levels, never at edges, so that nothing depends on seeing every change.
 //
-// Back end states: 2 InitWait ("feature-protocol-v2" is written), 4 Connected, 6 Closed. Front ends connect in two orders:
-// Linux goes to 3 with its ring and to 4 when we are at 4; mini-os goes straight to 4 and waits for our 4. Going to 5 or 6, or
-// back to 1, is a driver that is unloaded or a kernel that is replaced: the ring goes, the device stays, another may connect.
+// Back end states: 2 InitWait ("feature-protocol-v2" is written), 4 Connected, 6 Closed. Front ends connect in two
+// orders: Linux goes to 3 with its ring and to 4 when we are at 4; mini-os goes straight to 4 and waits for our 4.
+// Going to 5 or 6, or back to 1, is a driver that is unloaded or a kernel that is replaced: the ring goes, the device
+// stays, another may connect.
 #pragma once
 
 #include "xen/types.hpp"
@@ -69,7 +70,8 @@ class BackHandshake {
         }
         if (!facts.online) {
             // It waits for Closed, also where it has removed the front end's side already (xl destroy), and removes our
-            // directory itself, unless we are a driver domain's (libxl_device.c, device_backend_callback and what follows).
+            // directory itself, unless we are a driver domain's (libxl_device.c, device_backend_callback and what
+            // follows).
             if (phase_ != Phase::closed) {
                 return Action::close;
             }

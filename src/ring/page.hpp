@@ -9,8 +9,8 @@
 //        8    4n  extra_pages     their grant references
 //     8+4n     -  data            to the end of this page, and on in the extra pages
 //
-// The back end writes IDLE or FINISH, the front end SUBMIT or CANCEL. The other side can change every byte at any moment:
-// each field is read once into private memory, a packet is copied once, and nobody parses what is shared.
+// The back end writes IDLE or FINISH, the front end SUBMIT or CANCEL. The other side can change every byte at any
+// moment: each field is read once into private memory, a packet is copied once, and nobody parses what is shared.
 #pragma once
 
 #include "util/bytes.hpp"

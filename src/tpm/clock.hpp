@@ -5,7 +5,8 @@
 
 namespace vtpmd::tpm {
 
-/// Set by TPM2_ClockSet; told by TPM2_ReadClock, by everything that is attested, and, bit by bit, by TPM2_PolicyCounterTimer.
+/// Set by TPM2_ClockSet; told by TPM2_ReadClock, by everything that is attested, and, bit by bit, by
+/// TPM2_PolicyCounterTimer.
 [[nodiscard]] constexpr bool tells_clock(std::uint32_t code) noexcept {
     constexpr std::uint32_t clock_set = 0x128;
     constexpr std::uint32_t policy_counter_timer = 0x16D;

@@ -94,7 +94,8 @@ inline constexpr std::uint32_t vendor_deep_quote = vendor_command | 0x16;
 inline constexpr std::uint32_t vendor_parent_sign_ek = vendor_command | 0x7C;
 } // namespace ord
 
-/// Flags of vendor_deep_quote and of the manager's GET_QUOTE: what is signed beside the data, as Xen's vTPM and manager have it.
+/// Flags of vendor_deep_quote and of the manager's GET_QUOTE: what is signed beside the data, as Xen's vTPM and manager
+/// have it.
 namespace old_quote {
 inline constexpr std::uint32_t vtpm_uuid = 1;
 inline constexpr std::uint32_t vtpm_label = 2; ///< the hash of its peer's label (GET_BOOT_HASH)

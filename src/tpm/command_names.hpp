@@ -8,8 +8,8 @@
 
 namespace vtpmd::tpm {
 
-/// "TPM_GetRandom" (Main part 3), "TPM2_GetRandom" (Library part 2, section 6.5.2), and the vendor commands that ours have; empty: no
-/// command has this code in that family.
+/// "TPM_GetRandom" (Main part 3), "TPM2_GetRandom" (Library part 2, section 6.5.2), and the vendor commands that ours
+/// have; empty: no command has this code in that family.
 [[nodiscard]] std::string_view command_name(TpmVersion version, std::uint32_t code) noexcept;
 
 } // namespace vtpmd::tpm

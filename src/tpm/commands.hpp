@@ -25,8 +25,8 @@ inline constexpr unsigned pcr_count = 24;
 /// The header of a command, whose size is still open: finish_command() fills it in.
 [[nodiscard]] WireWriter begin_command(std::uint16_t tag, std::uint32_t code);
 [[nodiscard]] Bytes finish_command(WireWriter& command);
-/// An authorisation area of one TPMS_AUTH_COMMAND (Library part 2 section 10.13.2): TPM_RS_PW, no nonce, no attributes, the empty
-/// password.
+/// An authorisation area of one TPMS_AUTH_COMMAND (Library part 2 section 10.13.2): TPM_RS_PW, no nonce, no attributes,
+/// the empty password.
 void put_empty_password(WireWriter& command);
 
 /// How a TPM wakes: TPM_STARTUP_TYPE (Main part 2 section 4.5) or TPM_SU (Library part 2 section 6.10). TPM 2.0 has no
@@ -80,8 +80,8 @@ struct PcrReadReply {
 [[nodiscard]] Bytes get_capability_pcrs_command();
 [[nodiscard]] Result<std::vector<PcrBank>> parse_capability_pcrs(ByteView response);
 
-/// TPM2_PCR_Allocate with the platform's empty password, Library part 3 section 22.5: every bank that is named has just these
-/// PCRs from the next start on. False: the TPM has no room for it, and nothing changed.
+/// TPM2_PCR_Allocate with the platform's empty password, Library part 3 section 22.5: every bank that is named has just
+/// these PCRs from the next start on. False: the TPM has no room for it, and nothing changed.
 [[nodiscard]] Bytes pcr_allocate_command(std::span<const PcrBank> banks);
 [[nodiscard]] Result<bool> parse_pcr_allocate(ByteView response);
 

@@ -1,4 +1,5 @@
-// SHA-1, which everything of a TPM 1.2 is made with: digests, and the HMAC of its authorisations (Main part 1 section 13).
+// SHA-1, which everything of a TPM 1.2 is made with: digests, and the HMAC of its authorisations (Main part 1 section
+// 13).
 #pragma once
 
 #include "util/bytes.hpp"

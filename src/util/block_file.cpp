@@ -222,9 +222,9 @@ Error busy_error(const std::string& path, pid_t holder) {
     return make_error(Errc::busy, "{}: in use by another process", path);
 }
 
-// Two locks, on ranges of their own, far beyond any content. The open file description's decides: it is there as long as
-// anything can still write through it, so also while the kernel finishes the requests of a process that was killed. The
-// process' own, on one byte behind it, tells who that is; it goes at once when the process ends, before the other.
+// Two locks, on ranges of their own, far beyond any content. The open file description's decides: it is there as long
+// as anything can still write through it, so also while the kernel finishes the requests of a process that was killed.
+// The process' own, on one byte behind it, tells who that is; it goes at once when the process ends, before the other.
 constexpr off_t marker_at = off_t{1} << 62;
 
 struct flock write_lock(off_t from, off_t length, short type = F_WRLCK) {

@@ -1,7 +1,7 @@
-// Durable storage as the stores see it: a fixed run of bytes (a regular file or a block device) that is read, written and
-// synced asynchronously. The implementation is a small io_uring of our own (Asio has no asynchronous fsync); a thread
-// stands in where the kernel forbids io_uring and the program was built for epoll. tests/fakes has one that fails, tears
-// and cuts short.
+// Durable storage as the stores see it: a fixed run of bytes (a regular file or a block device) that is read, written
+// and synced asynchronously. The implementation is a small io_uring of our own (Asio has no asynchronous fsync); a
+// thread stands in where the kernel forbids io_uring and the program was built for epoll. tests/fakes has one that
+// fails, tears and cuts short.
 #pragma once
 
 #include "util/asio.hpp"
@@ -13,8 +13,8 @@
 
 namespace vtpmd {
 
-/// One coroutine at a time uses a BlockFile. An operation is never abandoned: when the awaiting task is cancelled it still
-/// waits for the disk, returns what happened, and the cancellation shows at the caller's next co_await.
+/// One coroutine at a time uses a BlockFile. An operation is never abandoned: when the awaiting task is cancelled it
+/// still waits for the disk, returns what happened, and the cancellation shows at the caller's next co_await.
 class BlockFile {
   public:
     virtual ~BlockFile() = default;
@@ -32,14 +32,14 @@ class BlockFile {
     virtual Task<Result<void>> write(std::uint64_t offset, ByteView data) = 0;
     /// Everything written before is on stable storage (fdatasync). After a failed sync the kernel may have dropped the
     /// dirty pages: the caller must write again what it needs, never just sync again.
-    /// Also an error, here and below: the file is not the one at its path any more, or another program wrote into it; then
-    /// pulled_away() (file_watch.hpp), and the message names the way to rescue what it holds.
+    /// Also an error, here and below: the file is not the one at its path any more, or another program wrote into it;
+    /// then pulled_away() (file_watch.hpp), and the message names the way to rescue what it holds.
     virtual Task<Result<void>> sync() = 0;
     /// write, then sync, as one linked request.
     virtual Task<Result<void>> write_sync(std::uint64_t offset, ByteView data) = 0;
-    /// `length` bytes at `offset` exist and have their place on the disk (fallocate), so that writing them cannot fail for
-    /// want of room; what was not there reads as zero. The file grows as needed. A block device: Errc::no_space if the
-    /// range is not inside it, else nothing.
+    /// `length` bytes at `offset` exist and have their place on the disk (fallocate), so that writing them cannot fail
+    /// for want of room; what was not there reads as zero. The file grows as needed. A block device: Errc::no_space if
+    /// the range is not inside it, else nothing.
     virtual Task<Result<void>> allocate(std::uint64_t offset, std::uint64_t length) = 0;
 };
 
@@ -54,9 +54,9 @@ enum class OpenMode {
 class BlockIo {
   public:
     virtual ~BlockIo() = default;
-    /// Opens and locks (open file description lock; a device also with flock, and O_EXCL against mounts): Errc::busy names
-    /// the file and, where the kernel tells, the process that holds it. The lock goes with the process, but only once the
-    /// kernel has finished its last requests: until then it is Errc::lingering.
+    /// Opens and locks (open file description lock; a device also with flock, and O_EXCL against mounts): Errc::busy
+    /// names the file and, where the kernel tells, the process that holds it. The lock goes with the process, but only
+    /// once the kernel has finished its last requests: until then it is Errc::lingering.
     virtual Result<std::unique_ptr<BlockFile>> open(const std::string& path, OpenMode mode) = 0;
 };
 

@@ -113,8 +113,8 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
         io_uring_sqe_set_data(sqe, &op);
         op.pending = 1;
         if (op.kind == Kind::write_sync) {
-            // With IOSQE_CQE_SKIP_SUCCESS one completion comes: the sync's if the write was whole, else the write's, and
-            // then the kernel says nothing of the sync that it cancels (io_uring_enter(2)).
+            // With IOSQE_CQE_SKIP_SUCCESS one completion comes: the sync's if the write was whole, else the write's,
+            // and then the kernel says nothing of the sync that it cancels (io_uring_enter(2)).
             sqe->flags |= IOSQE_IO_LINK | (quiet_write_ ? IOSQE_CQE_SKIP_SUCCESS : 0U);
             op.pending = quiet_write_ ? 1 : 2;
             op.outcome = {static_cast<int>(op.size), -ECANCELED};

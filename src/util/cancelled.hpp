@@ -1,6 +1,6 @@
 // Whether this task was asked to stop. A loop that does not let cancellation throw (throw_if_cancelled(false)) must ask
-// before each wait: a request that comes while an operation has completed, but its coroutine has not been resumed yet, ends
-// neither that operation nor the next.
+// before each wait: a request that comes while an operation has completed, but its coroutine has not been resumed yet,
+// ends neither that operation nor the next.
 #pragma once
 
 #include "util/asio.hpp"

@@ -1,7 +1,6 @@
 // A lock for coroutines of one loop thread, given out in the order it was asked for.
 //
-//   auto held = co_await lock.acquire();   // Result<FifoLock::Guard>; Errc::canceled if the task was
-//   cancelled meanwhile
+//   auto held = co_await lock.acquire();   // Result<FifoLock::Guard>; Errc::canceled if the task was cancelled
 #pragma once
 
 #include "util/asio.hpp"

@@ -1,7 +1,7 @@
 // Words of another program's command line, translated into options of ours. Pure.
 //
-// Xen's stub domains are configured by words without dashes ("clear", "hwinitpcr=5"). A table says for each word which option
-// takes its place, that it has no effect here, or why it is refused.
+// Xen's stub domains are configured by words without dashes ("clear", "hwinitpcr=5"). A table says for each word which
+// option takes its place, that it has no effect here, or why it is refused.
 #pragma once
 
 #include "util/command_line.hpp"
@@ -25,8 +25,8 @@ struct ForeignWord {
     Result<Translation> (*translate)(std::string_view value);
 };
 
-/// `arguments` with the words of the table translated in place, and their notices in order. An argument that is the value of an
-/// option before it ("--startup clear") is no word. What the table does not have stays as it is.
+/// `arguments` with the words of the table translated in place, and their notices in order. An argument that is the
+/// value of an option before it ("--startup clear") is no word. What the table does not have stays as it is.
 [[nodiscard]] Result<Translation> translate_words(std::span<const ForeignWord> table, std::span<const OptionSpec> specs,
                                                   const std::vector<std::string>& arguments);
 

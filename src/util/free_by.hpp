@@ -1,4 +1,5 @@
-// What a C interface frees by a function of its own: std::unique_ptr<BIGNUM, FreeBy<BN_free>>, as large as a plain pointer.
+// What a C interface frees by a function of its own: std::unique_ptr<BIGNUM, FreeBy<BN_free>>, as large as a plain
+// pointer.
 #pragma once
 
 namespace vtpmd {

@@ -1,12 +1,13 @@
 // The log: one line an event, to standard error. Under systemd (JOURNAL_STREAM) lines carry the priority prefix <N> and
-// no time; elsewhere they start with an RFC 3339 time in UTC. Who reads them, or does not, stops nobody (log_output.hpp).
+// no time; elsewhere they start with an RFC 3339 time in UTC. Who reads them, or does not, stops nobody
+// (log_output.hpp).
 //
 // Levels by consequence: error, we failed a request; warning, a peer or guest did something wrong; info, life cycle;
 // debug, the rest. Never buffers, authorisation values, keys or blobs.
 //
 // No peer can fill it: each place in the program that logs has a bound, which nothing but a flood reaches (line_bound);
-// and what a peer or a guest causes at will goes through the _limited forms, with a RateLimit of whoever knows whose doing
-// it is. Nor can a peer write lines of its own making: a line is printable text (text.hpp), cut at line_limit.
+// and what a peer or a guest causes at will goes through the _limited forms, with a RateLimit of whoever knows whose
+// doing it is. Nor can a peer write lines of its own making: a line is printable text (text.hpp), cut at line_limit.
 #pragma once
 
 #include <chrono>

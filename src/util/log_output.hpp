@@ -1,10 +1,10 @@
-// Where the lines of the log go: a descriptor that others read, or do not. A line is written if that can be done at once.
-// One that cannot is dropped and counted, and the count is said as soon as something can be written again; so a pipe that
-// is full, a terminal that is stopped or a reader that has gone stops no TPM.
+// Where the lines of the log go: a descriptor that others read, or do not. A line is written if that can be done at
+// once. One that cannot is dropped and counted, and the count is said as soon as something can be written again; so a
+// pipe that is full, a terminal that is stopped or a reader that has gone stops no TPM.
 //
-// By kind: a file, /dev/null and the like are written. A socket is sent to without waiting. A pipe or a terminal is opened
-// once more (own_standard_error), so that it does not block us and goes on blocking whoever shares it; where the kernel
-// does not allow that, each write asks not to wait.
+// By kind: a file, /dev/null and the like are written. A socket is sent to without waiting. A pipe or a terminal is
+// opened once more (own_standard_error), so that it does not block us and goes on blocking whoever shares it; where the
+// kernel does not allow that, each write asks not to wait.
 #pragma once
 
 #include "util/log.hpp"
@@ -18,8 +18,8 @@
 
 namespace vtpmd {
 
-/// Makes standard error a description of our own that never blocks, if it is a pipe or a terminal: also for what libraries
-/// write. Once, before there are threads. A terminal may then not stop us for writing to it either (SIGTTOU).
+/// Makes standard error a description of our own that never blocks, if it is a pipe or a terminal: also for what
+/// libraries write. Once, before there are threads. A terminal may then not stop us for writing to it either (SIGTTOU).
 void own_standard_error();
 
 class LogOutput {
@@ -33,8 +33,8 @@ class LogOutput {
     /// Called when lines begin to be dropped because nobody reads, by whichever thread wrote: at most once until
     /// catch_up() has said how many. Set before there are threads; it must not log.
     void when_dropping(std::function<void()> call) { when_dropping_ = std::move(call); }
-    /// Writes what can be written of what is owed: the rest of a line, and how many were dropped. True if nothing is owed,
-    /// or never can be paid (a reader that has gone).
+    /// Writes what can be written of what is owed: the rest of a line, and how many were dropped. True if nothing is
+    /// owed, or never can be paid (a reader that has gone).
     bool catch_up();
     /// The same at the end, with a short wait for a reader who is only slow.
     void finish();

@@ -10,8 +10,9 @@ namespace vtpmd {
 
 namespace {
 
-// A function of libsystemd, which is loaded only where a service manager has started us: it brings six libraries along, and an
-// instance that a manager starts needs none of them. Null without such a service manager, and without the library.
+// A function of libsystemd, which is loaded only where a service manager has started us: it brings six libraries along,
+// and an instance that a manager starts needs none of them. Null without such a service manager, and without the
+// library.
 template <typename Function>
 Function* of_libsystemd(const char* variable, const char* name) {
     if (std::getenv(variable) == nullptr) { // NOLINT(concurrency-mt-unsafe): nobody changes the environment

@@ -1,4 +1,5 @@
-// Work that goes on although the task that asked for it is cancelled: it runs in a group of its owner's, which joins it.
+// Work that goes on although the task that asked for it is cancelled: it runs in a group of its owner's, which joins
+// it.
 #pragma once
 
 #include "util/task_group.hpp"
@@ -8,8 +9,8 @@
 
 namespace vtpmd {
 
-/// Runs `operation` in `group` and waits for it. nullopt: the caller was cancelled first; the operation goes on. What the
-/// operation throws is thrown here.
+/// Runs `operation` in `group` and waits for it. nullopt: the caller was cancelled first; the operation goes on. What
+/// the operation throws is thrown here.
 template <typename T>
 Task<std::optional<T>> shielded(TaskGroup& group, std::string name, Task<T> operation) {
     struct Shared {

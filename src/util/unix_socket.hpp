@@ -16,8 +16,9 @@ namespace vtpmd {
 [[nodiscard]] std::optional<gid_t> find_group(const std::string& name);
 /// SO_PEERGROUPS (socket(7)); empty if the kernel does not say.
 [[nodiscard]] std::vector<gid_t> peer_groups(int fd);
-/// Whether the process at the other end, which called listen() or socketpair(), has ended: the kernel holds the socket open for a
-/// while where it still works on what a killed process asked of a disk. False if it cannot be told (another PID namespace).
+/// Whether the process at the other end, which called listen() or socketpair(), has ended: the kernel holds the socket
+/// open for a while where it still works on what a killed process asked of a disk. False if it cannot be told (another
+/// PID namespace).
 [[nodiscard]] bool peer_has_ended(int fd);
 
 /// There is a socket at `path`.
@@ -25,9 +26,9 @@ namespace vtpmd {
 /// For descriptors that other people's code makes: no program that this process starts has them.
 void close_on_exec(int fd);
 
-/// Accepts until cancelled, and hands each connection to `admit`. What makes accept() fail for a while only (want of descriptors or
-/// memory, a peer that left at once) is waited out, and logged as "accepting `whom`"; anything else is thrown. The references
-/// outlive the task, and so does what `admit` has.
+/// Accepts until cancelled, and hands each connection to `admit`. What makes accept() fail for a while only (want of
+/// descriptors or memory, a peer that left at once) is waited out, and logged as "accepting `whom`"; anything else is
+/// thrown. The references outlive the task, and so does what `admit` has.
 Task<> accept_each(asio::local::stream_protocol::acceptor& acceptor, Clock& clock, const Log& log, std::string whom,
                    std::function<void(asio::local::stream_protocol::socket)> admit);
 

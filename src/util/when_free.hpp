@@ -1,8 +1,8 @@
 // Patience for places that a process which has just died still holds.
 //
-// A killed process gives up its sockets and file locks only when the kernel has taken its io_uring down, and that happens
-// behind its back, some milliseconds after its parent has been told of its end. Whoever starts again at once must not be
-// turned away for that.
+// A killed process gives up its sockets and file locks only when the kernel has taken its io_uring down, and that
+// happens behind its back, some milliseconds after its parent has been told of its end. Whoever starts again at once
+// must not be turned away for that.
 #pragma once
 
 #include "util/asio.hpp"

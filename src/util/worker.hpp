@@ -30,8 +30,8 @@ class Worker {
     /// Waits for what runs.
     ~Worker() = default;
 
-    /// Runs `work` on the thread and comes back to the loop with what it returned. Not cancellable; what `work` refers to
-    /// must outlive it. `work` must not throw.
+    /// Runs `work` on the thread and comes back to the loop with what it returned. Not cancellable; what `work` refers
+    /// to must outlive it. `work` must not throw.
     template <typename F>
     Task<std::invoke_result_t<F>> run(F work) {
         using R = std::invoke_result_t<F>;

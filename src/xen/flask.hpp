@@ -17,8 +17,8 @@ class FlaskLabels {
     FlaskLabels& operator=(const FlaskLabels&) = delete;
     ~FlaskLabels();
 
-    /// "user:role:type" of the domain at the other end of one of our bound ports; nullopt if Xen has no labels, which is so
-    /// where it was built or booted without FLASK. An error: it has some, and does not tell.
+    /// "user:role:type" of the domain at the other end of one of our bound ports; nullopt if Xen has no labels, which
+    /// is so where it was built or booted without FLASK. An error: it has some, and does not tell.
     [[nodiscard]] Result<std::optional<std::string>> of_peer(Port port);
 
   private:

@@ -19,8 +19,8 @@ struct DriverSpec {
     friend bool operator==(const DriverSpec&, const DriverSpec&) = default;
 };
 
-/// auto, device[:PATH], tis[:0xADDR], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, embedded:DIR, xen[:HANDLE]. Errc::usage says
-/// what is expected.
+/// auto, device[:PATH], tis[:0xADDR], swtpm:unix:PATH, swtpm:tcp:HOST:PORT, embedded:DIR, xen[:HANDLE]. Errc::usage
+/// says what is expected.
 [[nodiscard]] Result<DriverSpec> parse_driver(std::string_view text);
 [[nodiscard]] std::string to_string(const DriverSpec& spec);
 

@@ -1,5 +1,5 @@
-// libtpms in this process as the "hardware" TPM 2.0: for trying and testing. Every change of its state is on stable storage
-// before the answer is given. Its PCRs start at zero with each start, as after a power cycle; DIR/measurements
+// libtpms in this process as the "hardware" TPM 2.0: for trying and testing. Every change of its state is on stable
+// storage before the answer is given. Its PCRs start at zero with each start, as after a power cycle; DIR/measurements
 // (measurements.hpp) says what is extended then.
 #pragma once
 

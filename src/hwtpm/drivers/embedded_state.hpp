@@ -1,5 +1,5 @@
-// The state of an embedded TPM in a directory: one file, replaced as a whole and durable before replace() returns, and a lock
-// that goes with the process.
+// The state of an embedded TPM in a directory: one file, replaced as a whole and durable before replace() returns, and
+// a lock that goes with the process.
 //
 //   DIR/lock           flock'ed
 //   DIR/tpm20.state    "vtpmdTPM" | u32 version = 1 | u32 n | u32 m | permanent[n] | saved[m] | SHA-256 of all before

@@ -14,8 +14,8 @@ namespace vtpmd::hwtpm {
 namespace {
 
 Result<UniqueFd> open_node(const std::string& path) {
-    // Non-blocking: write() queues the command, poll() says when the answer is there (Linux 4.20 and later); an older kernel
-    // works within write().
+    // Non-blocking: write() queues the command, poll() says when the answer is there (Linux 4.20 and later); an older
+    // kernel works within write().
     UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
     if (fd) {
         return fd;

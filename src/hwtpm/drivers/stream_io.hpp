@@ -1,4 +1,5 @@
-// Whole reads and writes on a non-blocking descriptor with one deadline, for the hardware thread. A TPM's response frames
+// Whole reads and writes on a non-blocking descriptor with one deadline, for the hardware thread. A TPM's response
+// frames
 // itself: its size stands in the header.
 #pragma once
 

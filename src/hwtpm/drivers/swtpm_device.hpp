@@ -1,6 +1,6 @@
-// swtpm's sockets as a TPM: raw commands on the data socket; its control channel (PATH.ctrl, or port + 1), if it is there,
-// powers the TPM on, sets the locality and cancels. For trying and testing: nothing but file permissions (or the network)
-// protects the seed of such a TPM.
+// swtpm's sockets as a TPM: raw commands on the data socket; its control channel (PATH.ctrl, or port + 1), if it is
+// there, powers the TPM on, sets the locality and cancels. For trying and testing: nothing but file permissions (or the
+// network) protects the seed of such a TPM.
 #pragma once
 
 #include "hwtpm/device.hpp"

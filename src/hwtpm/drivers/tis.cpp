@@ -21,7 +21,8 @@ Error gone() {
 } // namespace
 
 Result<std::uint32_t> detect_tis(TisBus& bus) {
-    // PTP section 6.6.2: TPM_INTERFACE_ID, bits 3:0: 0 FIFO, 1 CRB, 15 TIS 1.3 and older (where the register reads as ones).
+    // PTP section 6.6.2: TPM_INTERFACE_ID, bits 3:0: 0 FIFO, 1 CRB, 15 TIS 1.3 and older (where the register reads as
+    // ones).
     constexpr std::uint32_t type_mask = 0xF;
     constexpr std::uint32_t type_crb = 1;
     constexpr std::uint32_t nothing = 0xFFFFFFFF;

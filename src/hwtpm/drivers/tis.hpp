@@ -1,6 +1,7 @@
-// The FIFO interface of a hardware TPM: registers, and the protocol over them, as a state machine over an interface that the
-// real mapping and a model in the tests implement.
-// PC Client Specific TPM Interface Specification (TIS) 1.3, sections 5.5-5.7; PC Client Platform TPM Profile 1.05, section 6.
+// The FIFO interface of a hardware TPM: registers, and the protocol over them, as a state machine over an interface
+// that the real mapping and a model in the tests implement.
+// PC Client Specific TPM Interface Specification (TIS) 1.3, sections 5.5-5.7; PC Client Platform TPM Profile 1.05,
+// section 6.
 #pragma once
 
 #include "util/bytes.hpp"
@@ -74,7 +75,8 @@ class TisPort {
         : bus_(bus)
         , config_(config) {}
 
-    /// Errc::unavailable names the locality that holds the TPM; Errc::closed: the registers read as if nothing were there.
+    /// Errc::unavailable names the locality that holds the TPM; Errc::closed: the registers read as if nothing were
+    /// there.
     Result<void> request_locality();
     void relinquish() noexcept;
     /// Lets go of localities that the firmware left active: only where nobody else drives the TPM.

@@ -1,5 +1,5 @@
-// The registers through /dev/mem: for a host (Xen's dom0, a stub domain) whose kernel does not drive its TPM. The locality
-// is held for a batch of commands and given back after it.
+// The registers through /dev/mem: for a host (Xen's dom0, a stub domain) whose kernel does not drive its TPM. The
+// locality is held for a batch of commands and given back after it.
 #pragma once
 
 #include "hwtpm/device.hpp"

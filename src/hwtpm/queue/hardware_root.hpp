@@ -1,5 +1,5 @@
-// RootOfTrust over the operations of one family: requests queued, merged where one command can serve several, and run on the
-// hardware thread.
+// RootOfTrust over the operations of one family: requests queued, merged where one command can serve several, and run
+// on the hardware thread.
 #pragma once
 
 #include "hwtpm/device.hpp"

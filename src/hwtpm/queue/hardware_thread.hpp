@@ -1,8 +1,9 @@
-// The one thread that talks to the hardware TPM. Coroutines on the loop hand it jobs and await their results; urgent ones (a
-// vTPM that waits to start) go before routine ones, first come first served within each. Jobs that wait together are run as
-// one batch, between one begin and one end hook (claim and release of the locality).
+// The one thread that talks to the hardware TPM. Coroutines on the loop hand it jobs and await their results; urgent
+// ones (a vTPM that waits to start) go before routine ones, first come first served within each. Jobs that wait
+// together are run as one batch, between one begin and one end hook (claim and release of the locality).
 //
-// A caller that is cancelled stops waiting; its job is run all the same, for a TPM command cannot be half done. The queue is
+// A caller that is cancelled stops waiting; its job is run all the same, for a TPM command cannot be half done. The
+// queue is
 // bounded: a caller that finds it full waits for room.
 #pragma once
 
@@ -41,8 +42,8 @@ class HardwareThread {
     /// Runs what is queued, then joins the thread; nobody may be waiting any more.
     ~HardwareThread();
 
-    /// Runs `work`, a move-only callable that returns a Result, on the hardware thread. Errc::canceled if the awaiting task
-    /// is cancelled, Errc::closed after close().
+    /// Runs `work`, a move-only callable that returns a Result, on the hardware thread. Errc::canceled if the awaiting
+    /// task is cancelled, Errc::closed after close().
     template <typename F>
     auto run(Urgency urgency, F&& work) -> Task<std::invoke_result_t<std::decay_t<F>&>> {
         using R = std::invoke_result_t<std::decay_t<F>&>;

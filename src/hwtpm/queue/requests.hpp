@@ -9,8 +9,9 @@
 
 namespace vtpmd::hwtpm {
 
-/// Random bytes that the TPM gave and nobody has got yet. Every byte is handed out once, then cleansed. Fetched in chunks,
-/// so that urgent work gets its turn in between, and a little more than is asked for, so that the next asks nobody.
+/// Random bytes that the TPM gave and nobody has got yet. Every byte is handed out once, then cleansed. Fetched in
+/// chunks, so that urgent work gets its turn in between, and a little more than is asked for, so that the next asks
+/// nobody.
 class RandomPool {
   public:
     struct Config {

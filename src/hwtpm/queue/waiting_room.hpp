@@ -1,6 +1,6 @@
-// Callers whose requests are served together. They come in, wait for their own answer and go; whoever serves looks at the
-// requests, oldest first, and answers each. A caller that is cancelled leaves; what is answered to it then is dropped.
-// Loop thread only.
+// Callers whose requests are served together. They come in, wait for their own answer and go; whoever serves looks at
+// the requests, oldest first, and answers each. A caller that is cancelled leaves; what is answered to it then is
+// dropped. Loop thread only.
 #pragma once
 
 #include "util/asio.hpp"

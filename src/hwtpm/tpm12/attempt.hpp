@@ -6,8 +6,8 @@
 
 namespace vtpmd::hwtpm {
 
-/// ready(), then f(); once more if the TPM was reset before (and so did nothing), or, for what may be asked twice, if no
-/// answer came. A transport error makes the next call start the TPM anew.
+/// ready(), then f(); once more if the TPM was reset before (and so did nothing), or, for what may be asked twice, if
+/// no answer came. A transport error makes the next call start the TPM anew.
 template <typename F>
 auto Tpm12::attempt(Repeat repeat, F f) -> std::invoke_result_t<F&> {
     if (auto r = ready(); !r) {

@@ -4,7 +4,8 @@
 // TPM Main part 1 section 13 (OIAP, OSAP, ADIP), part 3 section 3 (the layouts of authorised commands):
 //   command:  tag | size | ordinal | handles | parameters | { session u32 | nonceOdd[20] | continue u8 | HMAC[20] } * n
 //   response: tag | size | code | parameters | { nonceEven[20] | continue u8 | HMAC[20] } * n
-//   HMAC(key, SHA1(ordinal | parameters) | nonceEven | nonceOdd | continue), with the code before the ordinal in a response.
+//   HMAC(key, SHA1(ordinal | parameters) | nonceEven | nonceOdd | continue), with the code before the ordinal in a
+//   response.
 // Sessions are used once (continue = 0): nothing is left in the TPM.
 #pragma once
 
@@ -42,8 +43,8 @@ class Tpm12Client {
             0; ///< bytes of handles in the answer that its HMAC does not cover (TPM_LoadKey2)
         std::string_view name;
     };
-    /// The response's parameters. Errc::tpm with the code in detail, Errc::permission for a refused authorisation (the code
-    /// in detail too), Errc::protocol for an answer that is malformed or whose HMAC is wrong.
+    /// The response's parameters. Errc::tpm with the code in detail, Errc::permission for a refused authorisation (the
+    /// code in detail too), Errc::protocol for an answer that is malformed or whose HMAC is wrong.
     Result<Bytes> run(const Command& command);
     Result<Bytes> run(const Command& command, std::span<Session12> sessions);
 

@@ -1,4 +1,5 @@
-// Identities of a TPM 1.2 (attestation keys), quotes by them, and their activation (TPM Main part 3 sections 15 and 16).
+// Identities of a TPM 1.2 (attestation keys), quotes by them, and their activation (TPM Main part 3 sections 15 and
+// 16).
 #include "hwtpm/pcr.hpp"
 #include "hwtpm/public_key.hpp"
 #include "hwtpm/tpm12/attempt.hpp"
@@ -19,8 +20,8 @@ const SecretBytes& no_key_auth() {
     return zeros;
 }
 
-/// TPM_PUBKEY of a TPM_KEY (part 2 sections 10.2, 10.5): version[4], usage u16, flags u32, authDataUsage u8, TPM_KEY_PARMS,
-/// PCRInfo (u32, n), TPM_STORE_PUBKEY, private part (u32, n). Advances past the key.
+/// TPM_PUBKEY of a TPM_KEY (part 2 sections 10.2, 10.5): version[4], usage u16, flags u32, authDataUsage u8,
+/// TPM_KEY_PARMS, PCRInfo (u32, n), TPM_STORE_PUBKEY, private part (u32, n). Advances past the key.
 Result<Bytes> read_key(WireReader& r, ByteView all) {
     r.skip(4 + 2 + 4 + 1);
     const std::size_t params_at = r.position();

@@ -135,7 +135,8 @@ Result<void> Tpm12::flush_left_over() {
 }
 
 Result<void> Tpm12::read_part() {
-    // TPM_CAP_VERSION_INFO: tag u16, version (major, minor, revMajor, revMinor), specLevel u16, errataRev u8, vendor[4], ...
+    // TPM_CAP_VERSION_INFO: tag u16, version (major, minor, revMajor, revMinor), specLevel u16, errataRev u8,
+    // vendor[4], ...
     auto info = capability(v12::cap_version_val, 0, "asking for the version");
     if (!info) {
         return info.error();

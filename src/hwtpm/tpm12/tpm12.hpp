@@ -1,9 +1,10 @@
 // A TPM 1.2 as root of trust: the operations, synchronous, on the hardware thread.
 //
-// Owned: ownership is taken with the given authorisation values if nobody has it, else they must be the owner's. Seals are
-// under the SRK, to a composite of SHA-1 PCRs, and to the locality if ours is not 0. The freshness counter is a monotonic
-// counter: 32 bits, one step in 5 s at best (TPM Main part 1 section 20; the TPM says TPM_RETRY until then), and only one of
-// a TPM's counters can be stepped between two boots.
+// Owned: ownership is taken with the given authorisation values if nobody has it, else they must be the owner's. Seals
+// are under the SRK, to a composite of SHA-1 PCRs, and to the locality if ours is not 0. The freshness counter is a
+// monotonic
+// counter: 32 bits, one step in 5 s at best (TPM Main part 1 section 20; the TPM says TPM_RETRY until then), and only
+// one of a TPM's counters can be stepped between two boots.
 //
 // Unlike on a TPM 2.0 the secret crosses the bus in clear at Seal and Unseal: authorised, not encrypted.
 #pragma once
@@ -107,7 +108,8 @@ inline constexpr std::uint16_t select_size_12 = 3;
 void put_pcr_selection(WireWriter& w, const PcrSelection& selection, std::uint16_t size = select_size_12);
 /// DER SubjectPublicKeyInfo of a TPM_PUBKEY (RSA), part 2 section 10.5. Errc::protocol.
 [[nodiscard]] Result<Bytes> spki_of_pubkey(ByteView pubkey);
-/// TPM_PUBKEY of an endorsement key (RSA-2048, OAEP, the usual exponent) with this DER SubjectPublicKeyInfo. Errc::usage.
+/// TPM_PUBKEY of an endorsement key (RSA-2048, OAEP, the usual exponent) with this DER SubjectPublicKeyInfo.
+/// Errc::usage.
 [[nodiscard]] Result<Bytes> endorsement_pubkey(ByteView spki);
 
 } // namespace vtpmd::hwtpm

@@ -1,5 +1,5 @@
-// The freshness counter: an NV index of type counter. By TPM 2.0 part 1 section 37.2.4 a new one starts above every counter
-// that the TPM ever had, so that deleting and making it again gains nothing.
+// The freshness counter: an NV index of type counter. By TPM 2.0 part 1 section 37.2.4 a new one starts above every
+// counter that the TPM ever had, so that deleting and making it again gains nothing.
 #include "hwtpm/tpm20/tpm20.hpp"
 
 #include "util/wire.hpp"
@@ -107,9 +107,9 @@ Result<CounterRef> Tpm20::counter_reserve() {
     });
 }
 
-/// True if the counter of this reservation is there: the index looks like one of ours, and the authorisation value opens
-/// it. (An index that is protected against guessing is not tried: that would count as an attack.) A power cut may have left
-/// it without its first step.
+/// True if the counter of this reservation is there: the index looks like one of ours, and the authorisation value
+/// opens it. (An index that is protected against guessing is not tried: that would count as an attack.) A power cut may
+/// have left it without its first step.
 Result<bool> Tpm20::take_reserved(const CounterRef& reserved) {
     auto handle = counter_handle(reserved);
     if (!handle) {

@@ -41,8 +41,8 @@ class EsysContext {
 
     [[nodiscard]] ESYS_CONTEXT* get() noexcept { return esys_; }
 
-    /// Success, or what went wrong while `doing`: Errc::tpm with the response code in detail; Errc::unavailable for codes
-    /// that mean "later"; the device's own error if no answer came. After the latter unusable() is true.
+    /// Success, or what went wrong while `doing`: Errc::tpm with the response code in detail; Errc::unavailable for
+    /// codes that mean "later"; the device's own error if no answer came. After the latter unusable() is true.
     Result<void> check(TSS2_RC rc, std::string_view doing);
     [[nodiscard]] bool unusable() const noexcept { return unusable_; }
 

@@ -14,8 +14,8 @@ constexpr TPMA_OBJECT storage_attributes = TPMA_OBJECT_FIXEDTPM | TPMA_OBJECT_FI
                                            TPMA_OBJECT_SENSITIVEDATAORIGIN | TPMA_OBJECT_USERWITHAUTH |
                                            TPMA_OBJECT_NODA | TPMA_OBJECT_RESTRICTED | TPMA_OBJECT_DECRYPT;
 
-/// TCG TPM v2.0 Provisioning Guidance, section 7.5.1: the templates of the EK Credential Profile (B.3.3, B.3.4) with the
-/// attributes of a storage key and no policy. The unique fields are zeros of the key's size.
+/// TCG TPM v2.0 Provisioning Guidance, section 7.5.1: the templates of the EK Credential Profile (B.3.3, B.3.4) with
+/// the attributes of a storage key and no policy. The unique fields are zeros of the key's size.
 TPM2B_PUBLIC storage_template(TPM2_ALG_ID type) {
     TPM2B_PUBLIC out{};
     TPMT_PUBLIC& p = out.publicArea;

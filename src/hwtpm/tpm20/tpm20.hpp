@@ -1,9 +1,9 @@
 // A TPM 2.0 as root of trust: the operations, synchronous, on the hardware thread. HardwareRoot puts queue and
 // coroutines in front.
 //
-// What goes over the bus: secrets only in parameters encrypted by a session that is salted with the storage key (AES-128-CFB;
-// TPM 2.0 part 1 section 21), so that somebody who listens between CPU and TPM learns nothing. One such session, "the bus
-// session", is kept and used for everything; a policy session lives for one unseal.
+// What goes over the bus: secrets only in parameters encrypted by a session that is salted with the storage key
+// (AES-128-CFB; TPM 2.0 part 1 section 21), so that somebody who listens between CPU and TPM learns nothing. One such
+// session, "the bus session", is kept and used for everything; a policy session lives for one unseal.
 //
 // Handles: storage primary key (persistent, or transient and kept), the bus session, nothing else between two calls.
 #pragma once
@@ -37,8 +37,8 @@ class Tpm20 final : public Operations {
     Tpm20& operator=(const Tpm20&) = delete;
     ~Tpm20() override;
 
-    /// TPM2_Startup if it had none, capabilities, storage key. Again after Errc::closed and its like: every call below does
-    /// so by itself when the device was lost.
+    /// TPM2_Startup if it had none, capabilities, storage key. Again after Errc::closed and its like: every call below
+    /// does so by itself when the device was lost.
     Result<void> start() override;
     /// Flushes our handles; TPM2_Shutdown(CLEAR) if the TPM is ours alone.
     void stop() noexcept override;
@@ -47,8 +47,8 @@ class Tpm20 final : public Operations {
     void begin_batch() override;
     void end_batch() noexcept override;
 
-    // As in RootOfTrust. A TPM that was reset or lost since the last call is started anew, and what can be asked twice is
-    // asked again; a counter step is not.
+    // As in RootOfTrust. A TPM that was reset or lost since the last call is started anew, and what can be asked twice
+    // is asked again; a counter step is not.
     Result<Bytes> identity() override;
     Result<SealedSecret> seal(const SecretBytes& secret, const RootOfTrust::SealOptions& options) override;
     Result<SecretBytes> unseal(const SealedSecret& sealed) override;
@@ -78,8 +78,8 @@ class Tpm20 final : public Operations {
   private:
     /// A usable context with a storage key: starts anew if the device was lost.
     Result<void> ready();
-    /// ready(), then f(); once more if the TPM had lost our handles (and so did nothing), or, for what may be asked twice,
-    /// if no answer came.
+    /// ready(), then f(); once more if the TPM had lost our handles (and so did nothing), or, for what may be asked
+    /// twice, if no answer came.
     enum class Repeat { if_not_executed, always };
     template <typename F>
     auto attempt(Repeat repeat, F f) -> std::invoke_result_t<F&>;
@@ -95,8 +95,8 @@ class Tpm20 final : public Operations {
     Result<void> persist_storage_key(Transient& key);
     Result<void> note_storage_key_name();
 
-    /// The bus session with exactly these attributes (TPMA_SESSION_DECRYPT for a first parameter of the command that must
-    /// not be read on the bus, TPMA_SESSION_ENCRYPT for the response's).
+    /// The bus session with exactly these attributes (TPMA_SESSION_DECRYPT for a first parameter of the command that
+    /// must not be read on the bus, TPMA_SESSION_ENCRYPT for the response's).
     Result<ESYS_TR> bus_session(TPMA_SESSION attributes);
     Result<Transient> new_session(TPM2_SE type);
 

@@ -1,26 +1,30 @@
-// How a manager asks a running instance, pure. An instance is always the one that connects; so that it can be asked, it makes a
-// second connection, which the first one vouches for:
+// How a manager asks a running instance, pure. An instance is always the one that connects; so that it can be asked, it
+// makes a second connection, which the first one vouches for:
 //
 //   ordinal      name        asked by   request body                                       response body
 //   0x56500005   INVITE      instance   -                                                  key[32]
 //   0x56500006   ATTACH      instance   u16 protocol version (1), uuid[16], key[32]        -
 //
-// INVITE goes over the link that holds the vTPM. ATTACH is the first frame of the second connection, in HELLO's place, with the key that
-// INVITE gave; it opens nothing and holds nothing, and ends with the link that vouched for it. A new one takes the place of an older one.
-// From then on the manager is the one that asks on that connection, one question at a time:
+// INVITE goes over the link that holds the vTPM. ATTACH is the first frame of the second connection, in HELLO's place,
+// with the key that INVITE gave; it opens nothing and holds nothing, and ends with the link that vouched for it. A new
+// one takes the place of an older one. From then on the manager is the one that asks on that connection, one question
+// at a time:
 //
-//   0x56500007   ASK_QUOTE   manager    u8 n, nonce[n] (1 to 64), PCRs of the vTPM, PCRs of the hardware    a deep quote
+//   0x56500007   ASK_QUOTE   manager    u8 n, nonce[n] (1 to 64), PCRs of the vTPM,        a deep quote
+//                                       PCRs of the hardware
 //   0x56500008   REPORT      instance   what its guest's commands came to (below)          there is no response
 //
-// PCRs are u8 n (0 to 4; of the hardware 1 to 4), n * (u16 TPM_ALG_ID, u32 mask: bit i is PCR i), banks ascending; bank 0, alone: the
-// hardware's best. An error answer may carry text (UTF-8, at most 1024 bytes) for whoever asked. A REPORT may come at any time:
+// PCRs are u8 n (0 to 4; of the hardware 1 to 4), n * (u16 TPM_ALG_ID, u32 mask: bit i is PCR i), banks ascending; bank
+// 0, alone: the hardware's best. An error answer may carry text (UTF-8, at most 1024 bytes) for whoever asked. A REPORT
+// may come at any time:
 //
-//   u64 incarnation, u8 flags (1: an earlier part was reported to some manager, 2: nothing comes after it), u64 commits,
-//   u64 failed commits, u64 nanoseconds that commands took, 7 * u64 commands by latency, u8 n (0 to 100),
-//   n * (u32 command code, 0: any that has no name; u64 success, u64 TPM error, u64 refused, u64 not durable), codes ascending
+//   u64 incarnation, u8 flags (1: an earlier part was reported to some manager, 2: nothing comes after it), u64
+//   commits, u64 failed commits, u64 nanoseconds that commands took, 7 * u64 commands by latency, u8 n (0 to 100),
+//   n * (u32 command code, 0: any that has no name; u64 success, u64 TPM error, u64 refused, u64 not durable), codes
+//   ascending
 //
-// All figures are totals since the instance started, which `incarnation`, a random number, stands for. A command that is not named is as it
-// was in the report before.
+// All figures are totals since the instance started, which `incarnation`, a random number, stands for. A command that
+// is not named is as it was in the report before.
 #pragma once
 
 #include "proto/link/quote_messages.hpp"
@@ -69,7 +73,8 @@ struct CommandReport {
     CommandTotals totals;
     friend bool operator==(const CommandReport&, const CommandReport&) = default;
 };
-/// A guest's command took at most this long, from its arrival to its answer; the last bucket is for those that took longer.
+/// A guest's command took at most this long, from its arrival to its answer; the last bucket is for those that took
+/// longer.
 inline constexpr std::array<std::chrono::microseconds, 6> latency_bounds{
     std::chrono::microseconds{10},    std::chrono::microseconds{100},    std::chrono::microseconds{1000},
     std::chrono::microseconds{10000}, std::chrono::microseconds{100000}, std::chrono::microseconds{1000000}};
@@ -105,7 +110,8 @@ struct Report {
 /// Errc::too_large: more than a frame carries.
 [[nodiscard]] Result<Bytes> encode_answer(ByteView body);
 [[nodiscard]] Bytes encode_answer_error(const Error& error);
-/// The body of a success answer; the error that the other end told of, with its text; Errc::protocol for anything but an answer.
+/// The body of a success answer; the error that the other end told of, with its text; Errc::protocol for anything but
+/// an answer.
 [[nodiscard]] Result<Bytes> parse_answer(ByteView frame);
 
 /// Precondition: at most report_command_limit commands, codes ascending.

@@ -1,9 +1,9 @@
 // The frame of the manager protocol, which is the frame of a TPM command.
 //
 //   offset  size  field
-//        0     2  tag      0x01C1 request, 0x01C2 management request, 0x01C4 response; 0x00C1, 0x8001 a TPM
-//        command 2     4  size     of the whole frame, these 10 bytes included 6     4  ordinal of a request,
-//        status of a response
+//        0     2  tag      0x01C1 request, 0x01C2 management request, 0x01C4 response; 0x00C1, 0x8001 a TPM command
+//        2     4  size     of the whole frame, these 10 bytes included
+//        6     4  ordinal of a request, status of a response
 //       10     -  body
 //
 // Big-endian. A frame is 10 to frame_limit (4096) bytes long.

@@ -19,15 +19,16 @@
 //                               slot on record, then 52 or 64 bytes
 //   tag 0x01C2   management, see management.hpp
 //
-// SAVE_OVER is SAVEHASHKEY for one that names what it replaces (n = 0: nothing): TPM_VENDOR_ERROR + 6 if that is not what is on
-// record, so that two instances of one vTPM never save over each other. What is on record already is saved, whatever it replaces.
-// HELLO, HANDED_OVER, QUOTE, CERTIFY, RESET_INFO and SAVE_OVER are ours, outside the ranges of the Xen ordinals. HELLO names the vTPM on a socket,
-// once, before anything else. HANDED_OVER says that another host has taken this vTPM: the manager leaves a tombstone. QUOTE asks for a deep quote.
-// RESET_INFO asks for the last reset to factory, where HELLO says that there was one; who has not asked keeps nothing on that
-// link, since it may be an instance that began before. CERTIFY asks for an endorsement key's certificate; a manager from before it
-// refuses it as any unknown ordinal.
-// An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every other error answer has no body.
-// A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM; its answer is a TPM response.
+// SAVE_OVER is SAVEHASHKEY for one that names what it replaces (n = 0: nothing): TPM_VENDOR_ERROR + 6 if that is not
+// what is on record, so that two instances of one vTPM never save over each other. What is on record already is saved,
+// whatever it replaces. HELLO, HANDED_OVER, QUOTE, CERTIFY, RESET_INFO and SAVE_OVER are ours, outside the ranges of
+// the Xen ordinals. HELLO names the vTPM on a socket, once, before anything else. HANDED_OVER says that another host
+// has taken this vTPM: the manager leaves a tombstone. QUOTE asks for a deep quote. RESET_INFO asks for the last reset
+// to factory, where HELLO says that there was one; who has not asked keeps nothing on that link, since it may be an
+// instance that began before. CERTIFY asks for an endorsement key's certificate; a manager from before it refuses it as
+// any unknown ordinal. An error answer to HELLO may carry text (UTF-8, at most 1024 bytes) for the operator; every
+// other error answer has no body. A frame with tag 0x00C1 or 0x8001 is a TPM command for the manager's TPM; its answer
+// is a TPM response.
 #pragma once
 
 #include "proto/link/ask_messages.hpp"
@@ -109,8 +110,8 @@ struct BootHashRequest {};
 struct HandedOverRequest {};
 struct InviteRequest {};
 struct ResetInfoRequest {};
-/// A raw TPM command that a vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read; TPM_Extend, which is
-/// the administrator's only.
+/// A raw TPM command that a vTPM may pass on: TPM_GetRandom, TPM_PcrRead, TPM2_GetRandom, TPM2_PCR_Read; TPM_Extend,
+/// which is the administrator's only.
 struct TpmCommand {
     Bytes command;
 };

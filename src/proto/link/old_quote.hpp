@@ -1,7 +1,8 @@
-// GET_QUOTE (ordinal 4), as Xen's manager has it, pure: a hardware TPM 1.2 quotes PCRs for a vTPM, with data of the vTPM's own. Which
-// vTPM that is says the link, never the request.
+// GET_QUOTE (ordinal 4), as Xen's manager has it, pure: a hardware TPM 1.2 quotes PCRs for a vTPM, with data of the
+// vTPM's own. Which vTPM that is says the link, never the request.
 //
-//   request   data[20], TPM_PCR_SELECTION of the hardware (u16 n, n bytes: bit i is PCR i; n is 1 to 3), u32 flags (tpm::old_quote)
+//   request   data[20], TPM_PCR_SELECTION of the hardware (u16 n, n bytes: bit i is PCR i; n is 1 to 3), u32 flags
+//             (tpm::old_quote)
 //   answer    signature[256], SHA-1[20] of what each flag names, in the order of the flags, value[20] of each PCR
 //
 // What is signed is in quote/old_quote.hpp.

@@ -1,13 +1,15 @@
-// QUOTE, pure: a vTPM asks for a quote by the hardware TPM that names it. Which vTPM that is says the link, never the request.
+// QUOTE, pure: a vTPM asks for a quote by the hardware TPM that names it. Which vTPM that is says the link, never the
+// request.
 //
 //   request   u8 form (1), u8 n, nonce[n] (1 to 64), u16 n, endorsement[n], u16 n, pcrs[n],
-//             u8 n (1 to 4), n * (u16 TPM_ALG_ID of a hardware bank, u32 mask: bit i is PCR i), banks ascending; bank 0, alone: the hardware's best, SHA-256 or SHA-1
+//             u8 n (1 to 4), n * (u16 TPM_ALG_ID of a hardware bank, u32 mask: bit i is PCR i), banks ascending; bank
+//             0, alone: the hardware's best, SHA-256 or SHA-1
 //   answer    u8 hardware family (1: 1.2, 2: 2.0), group uuid[16], u16 n, attested[n], u16 n, signature[n],
 //             u8 n, n * (u16 TPM_ALG_ID, u8 PCR, u8 n, value[n])
 //
 //   form 1    endorsement and pcrs are digests of 32 bytes; what is signed is in quote/deep_quote.hpp
-// The vTPM's PCRs and its endorsement key are its instance's word; its UUID, its group and the host's PCRs are the manager's and the
-// hardware's.
+// The vTPM's PCRs and its endorsement key are its instance's word; its UUID, its group and the host's PCRs are the
+// manager's and the hardware's.
 #pragma once
 
 #include "proto/link/frame.hpp"

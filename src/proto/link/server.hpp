@@ -19,7 +19,8 @@ class Handler {
     virtual Task<Result<HelloReply>> hello(HelloRequest request) = 0;
     /// 52 or 64 bytes. Durable on return.
     virtual Task<Result<void>> save_hash_key(SecretBytes hash_key) = 0;
-    /// The same, if the slot on record has the hash `over` (empty: there is none), or is this very one; Errc::rollback otherwise.
+    /// The same, if the slot on record has the hash `over` (empty: there is none), or is this very one; Errc::rollback
+    /// otherwise.
     virtual Task<Result<void>> save_over(Bytes /*over*/, SecretBytes /*hash_key*/) {
         co_return make_error(Errc::unsupported, "not offered");
     }
@@ -30,20 +31,20 @@ class Handler {
     virtual Task<Result<void>> handed_over() { co_return make_error(Errc::unsupported, "not offered"); }
     /// The last reset of this link's vTPM. Errc::not_found: it was never reset.
     virtual Task<Result<ResetInfo>> reset_info() { co_return make_error(Errc::not_found, "was never reset"); }
-    /// By the group's key in the hardware TPM, for this link's vTPM. `request` passed check(). Errc::unsupported: its group has
-    /// no such key; pcr_mismatch: the group is closed.
+    /// By the group's key in the hardware TPM, for this link's vTPM. `request` passed check(). Errc::unsupported: its
+    /// group has no such key; pcr_mismatch: the group is closed.
     virtual Task<Result<QuoteReply>> quote(QuoteRequest /*request*/) {
         co_return make_error(Errc::unsupported, "not offered");
     }
-    /// GET_QUOTE: the answer's body. `request` passed check(). Errors as quote(), and Errc::unsupported where the hardware is not a
-    /// TPM 1.2.
+    /// GET_QUOTE: the answer's body. `request` passed check(). Errors as quote(), and Errc::unsupported where the
+    /// hardware is not a TPM 1.2.
     virtual Task<Result<Bytes>> old_quote(OldQuoteRequest /*request*/) {
         co_return make_error(Errc::unsupported, "not offered");
     }
     /// A key by which a second connection shows that it is this link's (ask_messages.hpp), attach_key_size bytes.
     virtual Task<Result<SecretBytes>> invite() { co_return make_error(Errc::unsupported, "not offered"); }
-    /// Instead of hello(): the link is one that the manager asks on. After an error it is closed. Errc::permission: the key is
-    /// not that of a link that is open.
+    /// Instead of hello(): the link is one that the manager asks on. After an error it is closed. Errc::permission: the
+    /// key is not that of a link that is open.
     virtual Result<void> attach(AttachRequest /*request*/) { return make_error(Errc::unsupported, "not offered"); }
     /// After attach(), with the channel to itself: until the link ends, as serve() does.
     virtual Task<Result<void>> attached() { co_return make_error(Errc::unsupported, "not offered"); }
@@ -51,7 +52,8 @@ class Handler {
     virtual Task<Result<Bytes>> certify(CertifyRequest /*request*/) {
         co_return make_error(Errc::unsupported, "not offered");
     }
-    /// A whole frame of tag 0x01C2, not yet looked at: the answer's body. Errc::permission: not the administrator's link.
+    /// A whole frame of tag 0x01C2, not yet looked at: the answer's body. Errc::permission: not the administrator's
+    /// link.
     virtual Task<Result<Bytes>> management(Bytes frame);
     /// TPM_GetRandom, TPM_PcrRead, TPM_Extend, TPM2_GetRandom or TPM2_PCR_Read, a whole frame of at most frame_limit
     /// bytes; body not yet checked. Returns a TPM response; an error becomes TPM_FAIL or TPM_RC_FAILURE.

@@ -1,17 +1,22 @@
-// Status codes of the manager protocol and what they mean to us: the one place where an Error becomes a
-// status and back.
+// Status codes of the manager protocol and what they mean to us: the one place where an Error becomes a status and
+// back.
 //
 //   status              code   Errc                 why
 //   TPM_SUCCESS         0      -
-//   TPM_BADINDEX        0x02   not_found            registered, but nothing was ever saved (LOADHASHKEY); or
-//   not registered (HELLO) TPM_BAD_PARAMETER   0x03   usage                a field with a value that makes no
-//   sense TPM_DISABLED_CMD    0x08   -> permission        sent by older managers only TPM_FAIL 0x09   tpm,
-//   and the rest    the hardware TPM failed, or anything without a row of its own TPM_BAD_ORDINAL     0x0A
-//   unsupported TPM_NOSPACE         0x11   no_space             the manager's disk is full TPM_BAD_PARAM_SIZE
-//   0x19   protocol, too_large  a body of the wrong length TPM_BADTAG          0x1E   -> protocol TPM_IOERROR
-//   0x1F   io                   the manager's disk failed TPM_VENDOR_ERROR    0x400 + n, ours:
-//     1 tombstone, 2 busy (open elsewhere), 3 permission, 4 mismatch, 5 unavailable (closed, timed_out,
-//     canceled too: try again), 6 rollback, 7 pcr_mismatch, 8 corrupt, 9 version, 10 exists
+//   TPM_AUTHFAIL        0x01   -> permission        management by another than the administrator's vTPM
+//   TPM_BADINDEX        0x02   not_found            registered, but nothing was ever saved (LOADHASHKEY); or not
+//                                                   registered (HELLO)
+//   TPM_BAD_PARAMETER   0x03   usage                a field with a value that makes no sense
+//   TPM_DISABLED_CMD    0x08   -> permission        sent by older managers only
+//   TPM_FAIL            0x09   tpm, and the rest    the hardware TPM failed, or anything without a row of its own
+//   TPM_BAD_ORDINAL     0x0A   unsupported
+//   TPM_NOSPACE         0x11   no_space             the manager's disk is full
+//   TPM_BAD_PARAM_SIZE  0x19   protocol, too_large  a body of the wrong length
+//   TPM_BADTAG          0x1E   -> protocol
+//   TPM_IOERROR         0x1F   io                   the manager's disk failed
+//   TPM_VENDOR_ERROR    0x400 + n, ours:
+//     1 tombstone, 2 busy (open elsewhere), 3 permission, 4 mismatch, 5 unavailable (closed, timed_out, canceled too:
+//     try again), 6 rollback, 7 pcr_mismatch, 8 corrupt, 9 version, 10 exists
 //
 // TPM codes: TPM Main part 2, section 16.
 #pragma once

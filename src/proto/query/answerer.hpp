@@ -1,8 +1,8 @@
-// The instance's end of the connection on which its manager asks it (ask_messages.hpp): connects, shows what its own link vouches for,
-// answers, reports, and again when that ends. Nothing that a guest does waits for any of it.
+// The instance's end of the connection on which its manager asks it (ask_messages.hpp): connects, shows what its own
+// link vouches for, answers, reports, and again when that ends. Nothing that a guest does waits for any of it.
 //
-// A manager that is away is tried again, ever more seldom; one that refuses for good (an older one) is told of in one line and
-// tried again after refused_pause, for it may be replaced.
+// A manager that is away is tried again, ever more seldom; one that refuses for good (an older one) is told of in one
+// line and tried again after refused_pause, for it may be replaced.
 #pragma once
 
 #include "proto/link/client.hpp"
@@ -21,8 +21,8 @@ class Questioned {
     virtual Task<Result<Bytes>> quote(AskQuote question) = 0;
     /// Returns once there is something that was not reported yet.
     virtual Task<> wait_for_news() = 0;
-    /// The next report, with no more than report_command_limit commands; nullopt: there is nothing new. What it says counts as
-    /// reported.
+    /// The next report, with no more than report_command_limit commands; nullopt: there is nothing new. What it says
+    /// counts as reported.
     virtual std::optional<Report> next_report() = 0;
     /// The figures that no command's are among.
     [[nodiscard]] virtual Report summary() const = 0;

@@ -1,15 +1,19 @@
-// The privileged requests of the manager of 2006 (vtpm_managerd), pure: with them a toolstack opens, closes and deletes vTPMs by number.
+// The privileged requests of the manager of 2006 (vtpm_managerd), pure: with them a toolstack opens, closes and deletes
+// vTPMs by number.
 //
-//   request   u32 instance (0: the privileged channel itself), u16 0x01C1, u32 size (of what follows the instance), u32 ordinal, body
+//   request   u32 instance (0: the privileged channel itself), u16 0x01C1, u32 size (of what follows the instance), u32
+//             ordinal, body
 //   answer    u32 0, u16 0x01C4, u32 10, u32 status
 //
 //   ordinal     name    body
-//   0x01000001  OPEN    u8 migratable (0, 1), u8 start (1 clear, 2 resume, 3 deactivated), u8 kind (1 PV, 2 HVM), u32 instance
+//   0x01000001  OPEN    u8 migratable (0, 1), u8 start (1 clear, 2 resume, 3 deactivated), u8 kind (1 PV, 2 HVM), u32
+//                       instance
 //   0x01000002  CLOSE   u32 instance
 //   0x01000003  DELETE  u32 instance
 //
-// Numbers are big-endian. Instance 0 is the privileged domain's, and no vTPM's. Of the others (MIGRATE_IN, MIGRATE_OUT, SAVENVM,
-// LOADNVM, TPMCOMMAND, GET_MIG_KEY, LOAD_MIG_KEY) none is offered: a vTPM's instance has its own link (messages.hpp).
+// Numbers are big-endian. Instance 0 is the privileged domain's, and no vTPM's. Of the others (MIGRATE_IN, MIGRATE_OUT,
+// SAVENVM, LOADNVM, TPMCOMMAND, GET_MIG_KEY, LOAD_MIG_KEY) none is offered: a vTPM's instance has its own link
+// (messages.hpp).
 #pragma once
 
 #include "util/bytes.hpp"
@@ -57,8 +61,8 @@ struct Refused {
 };
 using Request = std::variant<Open, Close, Delete, Refused>;
 
-/// Bytes of the whole request that begins with this header. Errc::protocol: shorter than a header, or more than request_limit: where
-/// the next one begins is not known then. Precondition: header_size bytes.
+/// Bytes of the whole request that begins with this header. Errc::protocol: shorter than a header, or more than
+/// request_limit: where the next one begins is not known then. Precondition: header_size bytes.
 [[nodiscard]] Result<std::size_t> request_size(ByteView header);
 /// A whole request.
 [[nodiscard]] Request parse(ByteView request);

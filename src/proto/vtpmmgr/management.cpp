@@ -9,7 +9,8 @@ namespace vtpmd::proto::management {
 namespace {
 
 constexpr std::size_t select_limit = 4;
-/// Of a TPM_KEY, before its parameters: version, usage, flags, authDataUsage, algorithm, encryption and signature scheme.
+/// Of a TPM_KEY, before its parameters: version, usage, flags, authDataUsage, algorithm, encryption and signature
+/// scheme.
 constexpr std::size_t key_head = 4 + 2 + 4 + 1 + 4 + 2 + 2;
 constexpr PcrMask all_pcrs = 0xFFFFFF;
 constexpr std::uint32_t flag_open = 1;

@@ -1,11 +1,14 @@
-// Management in the old protocol of Xen's manager (tag 0x01C2), pure: what the administrator's vTPM may ask. Big-endian.
+// Management in the old protocol of Xen's manager (tag 0x01C2), pure: what the administrator's vTPM may ask.
+// Big-endian.
 //
 //   ordinal      name            request body                                       response body
 //   0x02000101   GROUP_LIST      -                                                  u32 count
-//   0x02000102   GROUP_NEW       chosen-id[20], approver's RSA modulus[256]         uuid[16], AIK modulus[256], binding[256]
+//   0x02000102   GROUP_NEW       chosen-id[20], approver's RSA modulus[256]         uuid[16], AIK modulus[256],
+//                                                                                   binding[256]
 //   0x02000103   GROUP_DEL       u32 group                                          -
 //   0x02000104   GROUP_ACTIVATE  u32 group, u32 n, blob[n]                          TPM_SYMMETRIC_KEY
-//   0x02000105   GROUP_REGISTER  u32 group, dh[256], proof[256], PCR selection      dh[256], recovery blob[32], signature[256], +
+//   0x02000105   GROUP_REGISTER  u32 group, dh[256], proof[256], PCR selection      dh[256], recovery blob[32],
+//                                                                                   signature[256], +
 //   0x02000106   GROUP_UPDATE    u32 group, signature[256], config list, selection  -
 //                                for each of its platforms
 //   0x02000107   GROUP_SHOW      u32 group                                          uuid[16], modulus[256], config list
@@ -13,18 +16,20 @@
 //   0x02000109   GROUP_RECOVER1  u32 group, TPM_KEY, nonce[20], PCR selection       dh[256], signature[256], +
 //   0x0200010A   GROUP_RECOVER2  u32 group, dh[256], recovery blob[32]              -
 //   0x02000201   VTPM_LIST       u32 group, u32 offset                              u32 total, uuid[16]...
-//   0x02000202   VTPM_SHOW       uuid[16]                                           u32 group, u32 flags (1 open, 2 has state,
-//                                                                                   4 administrator's), u32 TPM version (0x0102,
-//                                                                                   0x0200), u64 created, u64 saves
+//   0x02000202   VTPM_SHOW       uuid[16]                                           u32 group, u32 flags (1 open, 2 has
+//                                                                                   state, 4 administrator's), u32 TPM
+//                                                                                   version (0x0102, 0x0200), u64 created,
+//                                                                                   u64 saves
 //   0x02000203   VTPM_EDIT       uuid[16], u32 group                                -
 //   0x02000204   VTPM_NEW        u32 group [, uuid[16] [, 0]]                       uuid[16]
 //   0x02000205   VTPM_DEL        uuid[16]                                           -
 //
-// config list: u64 sequence, u32 n, n * composite hash[20], u32 m, m * label hash[20]. PCR selection: u16 n (at most 4), bitmap[n].
-// A group's number is its place in the list of groups. +: on a TPM 2.0 the TPMS_ATTEST that is signed; on a TPM 1.2 nothing, what
-// is signed follows from the PCR values. What dh, proof and blobs are: manager/groups/vtpmmgr_recovery.hpp, vtpmd(8). GROUP_SHOW of a list
-// that does not fit into a packet (a group of our own form may have one) is refused as too large. The bodies of VTPM_SHOW and
-// VTPM_EDIT are ours: nobody had built them. VTPM_NEW's 17th byte is what Xen's own script sends.
+// config list: u64 sequence, u32 n, n * composite hash[20], u32 m, m * label hash[20]. PCR selection: u16 n (at most
+// 4), bitmap[n]. A group's number is its place in the list of groups. +: on a TPM 2.0 the TPMS_ATTEST that is signed;
+// on a TPM 1.2 nothing, what is signed follows from the PCR values. What dh, proof and blobs are:
+// manager/groups/vtpmmgr_recovery.hpp, vtpmd(8). GROUP_SHOW of a list that does not fit into a packet (a group of our
+// own form may have one) is refused as too large. The bodies of VTPM_SHOW and VTPM_EDIT are ours: nobody had built
+// them. VTPM_NEW's 17th byte is what Xen's own script sends.
 #pragma once
 
 #include "proto/link/frame.hpp"
@@ -153,8 +158,8 @@ struct VtpmDel {
 using Request = std::variant<GroupList, GroupNew, GroupDel, GroupActivate, GroupRegister, GroupUpdate, GroupShow,
                              GroupQuote, GroupRecover1, GroupRecover2, VtpmList, VtpmShow, VtpmEdit, VtpmNew, VtpmDel>;
 
-/// A whole frame of tag 0x01C2. Errc::unsupported: no such ordinal; protocol: a body of another size than its fields have; usage:
-/// a PCR above 23, a UUID of zeros.
+/// A whole frame of tag 0x01C2. Errc::unsupported: no such ordinal; protocol: a body of another size than its fields
+/// have; usage: a PCR above 23, a UUID of zeros.
 [[nodiscard]] Result<Request> parse(ByteView frame);
 /// As Xen's script sends them.
 [[nodiscard]] Bytes encode(const Request& request);
