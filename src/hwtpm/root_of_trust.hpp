@@ -2,8 +2,8 @@
 // the hardware thread, in order of urgency, batched.
 #pragma once
 
-#include "hwtpm/attestation.hpp"
-#include "hwtpm/pcr_selection.hpp"
+#include "tpm/attestation.hpp"
+#include "tpm/pcr_selection.hpp"
 #include "tpm/version.hpp"
 #include "util/asio.hpp"
 #include "util/bytes.hpp"

@@ -1,8 +1,7 @@
 #include "quote/deep_quote.hpp"
 
-#include "hwtpm/public_key.hpp"
-#include "hwtpm/tpm12/tpm12.hpp"
 #include "quote/hardware_quote.hpp"
+#include "tpm/public_key.hpp"
 #include "tpm/sha1.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"

@@ -12,7 +12,7 @@
 // the vTPM's own process on that host.
 #pragma once
 
-#include "hwtpm/attestation.hpp"
+#include "tpm/attestation.hpp"
 #include "tpm/version.hpp"
 #include "util/uuid.hpp"
 

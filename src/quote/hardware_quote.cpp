@@ -1,6 +1,6 @@
 #include "quote/hardware_quote.hpp"
 
-#include "hwtpm/pcr.hpp"
+#include "tpm/pcr.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"

@@ -9,7 +9,7 @@
 //            section 11.3)
 #pragma once
 
-#include "hwtpm/attestation.hpp"
+#include "tpm/attestation.hpp"
 #include "tpm/version.hpp"
 
 namespace vtpmd::quote {

@@ -1,9 +1,9 @@
 #include "quote/old_quote.hpp"
 
-#include "hwtpm/pcr.hpp"
-#include "hwtpm/tpm12/tpm12.hpp"
 #include "quote/hardware_quote.hpp"
 #include "tpm/codes.hpp"
+#include "tpm/pcr.hpp"
+#include "tpm/public_key.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"

@@ -18,7 +18,7 @@
 // that one of the group's vTPMs was shown. The vTPM's PCRs or endorsement key, by the vTPM's own process on that host.
 #pragma once
 
-#include "hwtpm/attestation.hpp"
+#include "tpm/attestation.hpp"
 #include "tpm/sha1.hpp"
 #include "util/uuid.hpp"
 

@@ -3,11 +3,11 @@
 
 #include "manager/compat/vtpmmgr/administration.hpp"
 
-#include "hwtpm/pcr.hpp"
 #include "manager_machine.hpp"
 #include "memory_channel.hpp"
 #include "old_approver.hpp"
 #include "tpm/commands.hpp"
+#include "tpm/pcr.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
 

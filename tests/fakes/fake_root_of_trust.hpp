@@ -3,7 +3,8 @@
 // TPM fails); after() likewise, when the operation has happened but nobody heard of it.
 #pragma once
 
-#include "hwtpm/pcr.hpp"
+#include "hwtpm/root_of_trust.hpp"
+#include "tpm/pcr.hpp"
 
 #include <algorithm>
 #include <functional>

@@ -1,10 +1,10 @@
 // A group's approver of Xen's old manager in tests: an RSA-2048 key that signs lists with SHA-1, and a half for recovery.
 #pragma once
 
-#include "hwtpm/public_key.hpp"
 #include "manager/groups/vtpmmgr_recovery.hpp"
 #include "openssl_key.hpp"
 #include "proto/vtpmmgr/management.hpp"
+#include "tpm/public_key.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // A private key of OpenSSL's, for those who sign in tests: approvers, CAs.
 #pragma once
 
-#include "hwtpm/public_key.hpp"
+#include "tpm/public_key.hpp"
 #include "util/bytes.hpp"
 
 #include <string>

@@ -1,9 +1,9 @@
 #include "management.hpp"
 
-#include "hwtpm/public_key.hpp"
 #include "manager/groups/approval_list.hpp"
 #include "must.hpp"
 #include "proto/link/messages.hpp"
+#include "tpm/public_key.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/text.hpp"
 

@@ -1,7 +1,7 @@
 #include "inputs.hpp"
 
-#include "hwtpm/pcr.hpp"
-#include "hwtpm/public_key.hpp"
+#include "tpm/pcr.hpp"
+#include "tpm/public_key.hpp"
 #include "util/text.hpp"
 
 namespace vtpmctl {

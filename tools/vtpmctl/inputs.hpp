@@ -1,8 +1,8 @@
 // What stands on the command line or in files, as the library has it. What cannot be read ends the program.
 #pragma once
 
-#include "hwtpm/pcr_selection.hpp"
 #include "options.hpp"
+#include "tpm/pcr_selection.hpp"
 #include "util/result.hpp"
 #include "util/uuid.hpp"
 

@@ -1,8 +1,8 @@
 #include "commands.hpp"
-#include "hwtpm/pcr.hpp"
 #include "inputs.hpp"
 #include "quote/deep_quote.hpp"
 #include "quote/old_quote.hpp"
+#include "tpm/pcr.hpp"
 #include "util/text.hpp"
 
 #include <cstdio>

@@ -2,10 +2,10 @@
 
 #include "hwtpm/operations.hpp"
 #include "hwtpm/patient_device.hpp"
-#include "hwtpm/pcr.hpp"
 #include "hwtpm/queue/hardware_thread.hpp"
 #include "hwtpm/queue/requests.hpp"
 #include "hwtpm/queue/waiting_room.hpp"
+#include "tpm/pcr.hpp"
 #include "util/task_group.hpp"
 
 namespace vtpmd::hwtpm {

@@ -2,7 +2,7 @@
 // decisions, pure; root20.cpp and root12.cpp run them.
 #pragma once
 
-#include "hwtpm/pcr.hpp"
+#include "tpm/pcr.hpp"
 #include "util/secret_bytes.hpp"
 
 #include <optional>

@@ -1,9 +1,9 @@
 #include "hwtpm/tpm12/client.hpp"
 
-#include "hwtpm/public_key.hpp"
 #include "hwtpm/tcti.hpp"
 #include "tpm/codes.hpp"
 #include "tpm/header.hpp"
+#include "tpm/public_key.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/wire.hpp"
 

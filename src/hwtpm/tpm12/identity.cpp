@@ -1,9 +1,9 @@
 // Identities of a TPM 1.2 (attestation keys), quotes by them, and their activation (TPM Main part 3 sections 15 and
 // 16).
-#include "hwtpm/pcr.hpp"
-#include "hwtpm/public_key.hpp"
 #include "hwtpm/tpm12/attempt.hpp"
 #include "tpm/codes.hpp"
+#include "tpm/pcr.hpp"
+#include "tpm/public_key.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>
@@ -40,27 +40,6 @@ Result<Bytes> read_key(WireReader& r, ByteView all) {
 }
 
 } // namespace
-
-Result<Bytes> spki_of_pubkey(ByteView pubkey) {
-    WireReader r(pubkey);
-    r.skip(4 + 2 + 2);
-    r.skip(r.be32());
-    const ByteView modulus = r.bytes(r.be32());
-    if (!r.expect_end()) {
-        return make_error(Errc::protocol, "a public key of the TPM: malformed");
-    }
-    return to_spki({.type = KeyType::rsa_2048, .modulus = to_bytes(modulus), .x = {}, .y = {}});
-}
-
-Result<Bytes> endorsement_pubkey(ByteView spki) {
-    auto key = parse_public_key(spki);
-    if (!key || key->type != KeyType::rsa_2048) {
-        return make_error(Errc::usage, "a TPM 1.2's endorsement key is one of RSA-2048");
-    }
-    WireWriter w; // TPM_KEY_PARMS, TPM_STORE_PUBKEY; the exponent's length: 0 is 2^16 + 1
-    w.be32(v12::alg_rsa).be16(v12::es_rsaes_oaep).be16(v12::ss_none).be32(12).be32(2048).be32(2).be32(0);
-    return w.be32(static_cast<std::uint32_t>(key->modulus.size())).bytes(key->modulus).take();
-}
 
 // --- the endorsement key ---
 

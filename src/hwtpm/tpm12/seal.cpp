@@ -1,8 +1,8 @@
 // PCRs and sealed data of a TPM 1.2.
-#include "hwtpm/pcr.hpp"
 #include "hwtpm/tcti.hpp"
 #include "hwtpm/tpm12/attempt.hpp"
 #include "tpm/commands.hpp"
+#include "tpm/pcr.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

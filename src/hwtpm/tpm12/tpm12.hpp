@@ -106,10 +106,5 @@ class Tpm12 final : public Operations {
 /// TPM_PCR_SELECTION (TPM Main part 2 section 8.1), of 24 PCRs unless told otherwise. `size` bytes: 8 PCRs each.
 inline constexpr std::uint16_t select_size_12 = 3;
 void put_pcr_selection(WireWriter& w, const PcrSelection& selection, std::uint16_t size = select_size_12);
-/// DER SubjectPublicKeyInfo of a TPM_PUBKEY (RSA), part 2 section 10.5. Errc::protocol.
-[[nodiscard]] Result<Bytes> spki_of_pubkey(ByteView pubkey);
-/// TPM_PUBKEY of an endorsement key (RSA-2048, OAEP, the usual exponent) with this DER SubjectPublicKeyInfo.
-/// Errc::usage.
-[[nodiscard]] Result<Bytes> endorsement_pubkey(ByteView spki);
 
 } // namespace vtpmd::hwtpm

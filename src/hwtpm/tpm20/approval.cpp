@@ -1,8 +1,8 @@
 // Seals of a TPM 2.0 that an approver opens: TPM2_PolicyAuthorize (TPM 2.0 part 3 section 23.16) over TPM2_PolicyPCR.
 // The approver's key is not in the TPM; its public part is loaded to check an approval, which gives a ticket.
-#include "hwtpm/pcr.hpp"
 #include "hwtpm/tpm20/objects.hpp"
 #include "hwtpm/tpm20/tpm20.hpp"
+#include "tpm/pcr.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

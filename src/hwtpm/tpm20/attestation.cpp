@@ -1,7 +1,7 @@
 // Endorsement key, attestation keys, quotes and credential activation of a TPM 2.0.
-#include "hwtpm/pcr.hpp"
 #include "hwtpm/tpm20/objects.hpp"
 #include "hwtpm/tpm20/tpm20.hpp"
+#include "tpm/pcr.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
 

@@ -1,7 +1,7 @@
 // Objects of a TPM 2.0 outside of it: as they are stored, and their public keys.
 #pragma once
 
-#include "hwtpm/public_key.hpp"
+#include "tpm/public_key.hpp"
 #include "util/bytes.hpp"
 #include "util/result.hpp"
 

@@ -9,8 +9,8 @@
 #pragma once
 
 #include "hwtpm/operations.hpp"
-#include "hwtpm/pcr.hpp"
 #include "hwtpm/tpm20/esys.hpp"
+#include "tpm/pcr.hpp"
 #include "util/log.hpp"
 
 #include <map>
@@ -179,7 +179,5 @@ auto Tpm20::attempt(Repeat repeat, F f) -> std::invoke_result_t<F&> {
 }
 
 [[nodiscard]] Result<TPML_PCR_SELECTION> to_tpml(const std::vector<PcrSelection>& selections);
-/// TPM2_PolicyPCR's digest from a fresh session (TPM 2.0 part 3 section 23.7), SHA-256.
-[[nodiscard]] Result<Bytes> pcr_policy_digest(const PcrSelection& selection, const std::vector<PcrValue>& values);
 
 } // namespace vtpmd::hwtpm

@@ -1,6 +1,6 @@
 #include "manager/ca/x509.hpp"
 
-#include "hwtpm/public_key.hpp"
+#include "tpm/public_key.hpp"
 #include "util/free_by.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/text.hpp"

@@ -1,6 +1,6 @@
 #include "manager/groups/approval_list.hpp"
 
-#include "hwtpm/pcr.hpp"
+#include "tpm/pcr.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

@@ -6,7 +6,7 @@
 // what was signed for an earlier one. Within an epoch platforms are only added.
 #pragma once
 
-#include "hwtpm/attestation.hpp"
+#include "tpm/attestation.hpp"
 #include "util/uuid.hpp"
 
 #include <array>

@@ -1,10 +1,10 @@
 #include "manager/groups/deep_quotes.hpp"
 
-#include "hwtpm/pcr.hpp"
 #include "manager/groups/vtpmmgr_config_list.hpp"
 #include "quote/deep_quote.hpp"
 #include "quote/old_quote.hpp"
 #include "tpm/codes.hpp"
+#include "tpm/pcr.hpp"
 
 #include <algorithm>
 

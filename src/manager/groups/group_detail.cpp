@@ -8,8 +8,8 @@
 //   version 3: dhkx_1[256] | dhkx_2[256] | blob[32] | check[32] | u8 sealed box (0, 1)
 #include "manager/groups/group_detail.hpp"
 
-#include "hwtpm/pcr.hpp"
 #include "manager/vault/crypto.hpp"
+#include "tpm/pcr.hpp"
 #include "util/openssl_ptr.hpp"
 #include "util/wire.hpp"
 

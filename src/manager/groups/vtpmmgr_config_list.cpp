@@ -1,6 +1,6 @@
 #include "manager/groups/vtpmmgr_config_list.hpp"
 
-#include "hwtpm/pcr.hpp"
+#include "tpm/pcr.hpp"
 
 #include <algorithm>
 

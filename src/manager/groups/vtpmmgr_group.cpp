@@ -1,7 +1,7 @@
 #include "manager/groups/vtpmmgr_group.hpp"
 
-#include "hwtpm/pcr.hpp"
 #include "manager/vault/crypto.hpp"
+#include "tpm/pcr.hpp"
 #include "util/text.hpp"
 #include "util/wire.hpp"
 

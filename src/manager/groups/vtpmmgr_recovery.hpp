@@ -11,8 +11,8 @@
 // The blob has no room for a tag: what it holds is checked against a MAC by the group's key that the manager keeps.
 #pragma once
 
-#include "hwtpm/public_key.hpp"
 #include "proto/vtpmmgr/management.hpp"
+#include "tpm/public_key.hpp"
 #include "util/secret_bytes.hpp"
 
 namespace vtpmd::manager {

@@ -1,7 +1,7 @@
 // The part of Control that is about groups: from their records to texts, and back.
 #include "manager/management/control_service.hpp"
 
-#include "hwtpm/pcr.hpp"
+#include "tpm/pcr.hpp"
 #include "util/text.hpp"
 
 namespace vtpmd::manager {

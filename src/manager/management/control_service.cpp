@@ -1,6 +1,6 @@
 #include "manager/management/control_service.hpp"
 
-#include "hwtpm/pcr.hpp"
+#include "tpm/pcr.hpp"
 #include "util/text.hpp"
 
 #include <algorithm>

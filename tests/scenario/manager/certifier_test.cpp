@@ -1,11 +1,11 @@
 // The CAs for endorsement keys in the manager: the real vault, journal and key service, over restarts, crashes and closed groups.
 #include "manager/ca/certifier.hpp"
 
-#include "hwtpm/public_key.hpp"
 #include "manager/links/key_service.hpp"
 #include "manager_machine.hpp"
 #include "openssl_key.hpp"
 #include "service_link.hpp"
+#include "tpm/public_key.hpp"
 
 #include <algorithm>
 

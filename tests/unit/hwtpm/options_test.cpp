@@ -4,8 +4,8 @@
 
 #include "hwtpm/drivers/driver_spec.hpp"
 #include "hwtpm/drivers/measurements.hpp"
-#include "hwtpm/pcr.hpp"
 #include "hwtpm/queue/auth.hpp"
+#include "tpm/pcr.hpp"
 
 namespace hwtpm_options_test {
 

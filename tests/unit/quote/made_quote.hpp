@@ -2,8 +2,8 @@
 #pragma once
 
 #include "check.hpp"
-#include "hwtpm/attestation.hpp"
 #include "openssl_key.hpp"
+#include "tpm/attestation.hpp"
 #include "util/wire.hpp"
 
 #include <openssl/evp.h>

@@ -1,7 +1,7 @@
 #include "manager/compat/vtpmmgr/administration.hpp"
 
-#include "hwtpm/pcr.hpp"
 #include "manager/groups/vtpmmgr_config_list.hpp"
+#include "tpm/pcr.hpp"
 #include "tpm/sha1.hpp"
 #include "util/wire.hpp"
 

@@ -1,9 +1,9 @@
 #include "check.hpp"
-#include "hwtpm/public_key.hpp"
 #include "manager/ca/certifier_detail.hpp"
 #include "openssl_key.hpp"
 #include "store/aead.hpp"
 #include "test_data.hpp"
+#include "tpm/public_key.hpp"
 #include "util/free_by.hpp"
 #include "util/text.hpp"
 

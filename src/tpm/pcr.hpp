@@ -1,7 +1,7 @@
 // PCR values and how they differ. Pure.
 #pragma once
 
-#include "hwtpm/root_of_trust.hpp"
+#include "tpm/pcr_selection.hpp"
 
 namespace vtpmd::hwtpm {
 

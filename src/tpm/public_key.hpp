@@ -47,6 +47,12 @@ struct EcdsaSignature {
 };
 [[nodiscard]] Result<EcdsaSignature> parse_ecdsa_signature(ByteView der);
 
+/// DER SubjectPublicKeyInfo of a TPM_PUBKEY (RSA), part 2 section 10.5. Errc::protocol.
+[[nodiscard]] Result<Bytes> spki_of_pubkey(ByteView pubkey);
+/// TPM_PUBKEY of an endorsement key (RSA-2048, OAEP, the usual exponent) with this DER SubjectPublicKeyInfo.
+/// Errc::usage.
+[[nodiscard]] Result<Bytes> endorsement_pubkey(ByteView spki);
+
 [[nodiscard]] Result<Bytes> sha256(std::initializer_list<ByteView> parts);
 
 } // namespace vtpmd::hwtpm

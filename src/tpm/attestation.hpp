@@ -2,8 +2,8 @@
 // certification.
 #pragma once
 
-#include "hwtpm/pcr_selection.hpp"
-#include "hwtpm/public_key.hpp"
+#include "tpm/pcr_selection.hpp"
+#include "tpm/public_key.hpp"
 #include "util/bytes.hpp"
 #include "util/result.hpp"
 
@@ -25,6 +25,9 @@ struct Approval {
     std::vector<PcrValue> values;
     Bytes signature; ///< SHA-256 with PKCS #1 v1.5, or ECDSA as DER
 };
+
+/// TPM2_PolicyPCR's digest from a fresh session (TPM 2.0 part 3 section 23.7), SHA-256.
+[[nodiscard]] Result<Bytes> pcr_policy_digest(const PcrSelection& selection, const std::vector<PcrValue>& values);
 
 /// What an approver signs: TPM2_PolicyPCR's digest for these values (32 bytes, TPM 2.0 part 3 section 23.7) ||
 /// reference. A TPM

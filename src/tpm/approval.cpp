@@ -1,6 +1,5 @@
-#include "hwtpm/attestation.hpp"
-#include "hwtpm/pcr.hpp"
-#include "hwtpm/tpm20/tpm20.hpp"
+#include "tpm/attestation.hpp"
+#include "tpm/pcr.hpp"
 #include "util/wire.hpp"
 
 #include <algorithm>

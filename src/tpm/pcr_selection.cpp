@@ -1,4 +1,4 @@
-#include "hwtpm/pcr.hpp"
+#include "tpm/pcr.hpp"
 
 #include "util/text.hpp"
 

@@ -1,6 +1,7 @@
-#include "hwtpm/public_key.hpp"
+#include "tpm/public_key.hpp"
 
 #include "util/openssl_ptr.hpp"
+#include "util/wire.hpp"
 
 #include <array>
 #include <openssl/core_names.h>
@@ -216,6 +217,29 @@ Result<Bytes> sha256(std::initializer_list<ByteView> parts) {
         return make_error(Errc::unsupported, "OpenSSL refuses SHA-256");
     }
     return out;
+}
+
+Result<Bytes> spki_of_pubkey(ByteView pubkey) {
+    WireReader r(pubkey);
+    r.skip(4 + 2 + 2);
+    r.skip(r.be32());
+    const ByteView modulus = r.bytes(r.be32());
+    if (!r.expect_end()) {
+        return make_error(Errc::protocol, "a public key of the TPM: malformed");
+    }
+    return to_spki({.type = KeyType::rsa_2048, .modulus = to_bytes(modulus), .x = {}, .y = {}});
+}
+
+Result<Bytes> endorsement_pubkey(ByteView spki) {
+    auto key = parse_public_key(spki);
+    if (!key || key->type != KeyType::rsa_2048) {
+        return make_error(Errc::usage, "a TPM 1.2's endorsement key is one of RSA-2048");
+    }
+    // TPM_KEY_PARMS (TPM_ALG_RSA, TPM_ES_RSAESOAEP_SHA1_MGF1, TPM_SS_NONE), TPM_STORE_PUBKEY; the exponent's length: 0 is
+    // 2^16 + 1
+    WireWriter w;
+    w.be32(0x00000001).be16(0x0003).be16(0x0001).be32(12).be32(2048).be32(2).be32(0);
+    return w.be32(static_cast<std::uint32_t>(key->modulus.size())).bytes(key->modulus).take();
 }
 
 } // namespace vtpmd::hwtpm
