@@ -9,7 +9,6 @@ rooms in NARROW, has more than 120 characters; a table's row may.
 """
 import pathlib
 import re
-import subprocess
 import sys
 
 # Functions of the kernel, the C library and other people's libraries that are spoken of and not called by that name.
@@ -33,8 +32,8 @@ def code(text):
 
 
 def check(root):
-    names = [p for p in subprocess.run(["git", "-C", root, "ls-files"], check=True, capture_output=True,
-                                       text=True).stdout.splitlines() if (root / p).is_file()]
+    found = [p for folder in ("src", "tests", "tools", "contrib", "docs") for p in sorted((root / folder).rglob("*"))]
+    names = [str(p.relative_to(root)) for p in [*sorted(root.glob("*.md")), *found] if p.is_file()]
     ends = {"/".join(p.split("/")[i:]) for p in names for i in range(p.count("/") + 1)}
     sources = [p for p in names if p.endswith((".hpp", ".cpp")) and p.startswith(("src/", "tests/", "tools/"))]
     pages = [p for p in names if p.endswith(".md")]

@@ -1,6 +1,6 @@
 // The front end's side of one device in xenstore, `device/vtpm/HANDLE` below the own domain: offers a ring, waits for
 // the back end, and says when the back end has gone. In the order of Linux (ring, Initialised, Connected), or of
-// mini-os (feature, ring, straight to Connected); either way requests can be sent once run_until_connected() is done.
+// mini-os (feature, ring, straight to Connected); either way requests can be sent once connect() is done.
 #pragma once
 
 #include "ring/front_end.hpp"

@@ -235,8 +235,8 @@ Result<Bytes> endorsement_pubkey(ByteView spki) {
     if (!key || key->type != KeyType::rsa_2048) {
         return make_error(Errc::usage, "a TPM 1.2's endorsement key is one of RSA-2048");
     }
-    // TPM_KEY_PARMS (TPM_ALG_RSA, TPM_ES_RSAESOAEP_SHA1_MGF1, TPM_SS_NONE), TPM_STORE_PUBKEY; the exponent's length: 0 is
-    // 2^16 + 1
+    // TPM_KEY_PARMS (TPM_ALG_RSA, TPM_ES_RSAESOAEP_SHA1_MGF1, TPM_SS_NONE), TPM_STORE_PUBKEY; the exponent's length:
+    // 0 is 2^16 + 1
     WireWriter w;
     w.be32(0x00000001).be16(0x0003).be16(0x0001).be32(12).be32(2048).be32(2).be32(0);
     return w.be32(static_cast<std::uint32_t>(key->modulus.size())).bytes(key->modulus).take();

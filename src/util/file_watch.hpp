@@ -1,10 +1,12 @@
-// An open file that can be taken from under the process which writes it: a restore tool unlinks it, renames another over it, moves
-// its directory, mounts something over that, or copies over what is in it. What is written then is lost at the latest when the
-// process ends. So whoever acknowledges something looks first whether the file is still the one at its path, and holds what was
-// written last. Three or four system calls for each write and its sync, 1.6 microseconds (tools/bench nv).
+// An open file that can be taken from under the process which writes it: a restore tool unlinks it, renames another
+// over it, moves its directory, mounts something over that, or copies over what is in it. What is written then is lost
+// at the latest when the process ends. So whoever acknowledges something looks first whether the file is still the one
+// at its path, and holds what was written last. Three or four system calls for each write and its sync, 1.6
+// microseconds (tools/bench nv).
 //
-// Once it is found away nothing more is written to it, so that what it holds can be copied. One that has no name any more is
-// copied at once, beside its path (".rescued"); one that is only elsewhere can be put back, and the process goes on.
+// Once it is found away nothing more is written to it, so that what it holds can be copied. One that has no name any
+// more is copied at once, beside its path (".rescued"); one that is only elsewhere can be put back, and the process
+// goes on.
 #pragma once
 
 #include "util/bytes.hpp"
@@ -17,8 +19,8 @@
 
 namespace vtpmd {
 
-/// True for an error of check() and may_write(), also with more of its story in front: Errc::io with ESTALE. It is certain that
-/// nothing that was not acknowledged before will be found at the path.
+/// True for an error of check() and may_write(), also with more of its story in front: Errc::io with ESTALE. It is
+/// certain that nothing that was not acknowledged before will be found at the path.
 [[nodiscard]] bool pulled_away(const Error& e) noexcept;
 
 class FileWatch {
@@ -34,8 +36,8 @@ class FileWatch {
     void grew();
     /// The same for what was read, until something is written.
     void read(std::uint64_t offset, ByteView data);
-    /// After a sync, before it is told to anybody. What another program wrote into it is an error once: the caller's next write may
-    /// make it good. It must not be empty of the bytes up to `size`.
+    /// After a sync, before it is told to anybody. What another program wrote into it is an error once: the caller's
+    /// next write may make it good. It must not be empty of the bytes up to `size`.
     Result<void> check(std::uint64_t size);
 
   private:

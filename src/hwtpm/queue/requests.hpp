@@ -1,5 +1,5 @@
 // Requests of many vTPMs that one TPM command can serve: random bytes from a pool, PCR values from a shared read. The
-// decisions, pure; root20.cpp and root12.cpp run them.
+// decisions, pure; hardware_root.cpp runs them.
 #pragma once
 
 #include "tpm/pcr.hpp"

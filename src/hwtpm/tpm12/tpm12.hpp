@@ -81,7 +81,7 @@ class Tpm12 final : public Operations {
     Result<SealedSecret> seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
     Result<SecretBytes> unseal_once(const SealedSecret& sealed);
     Error explain(const SealedSecret& sealed, Error cause);
-    // identities (tpm12_identity.cpp)
+    // identities (identity.cpp)
     class LoadedKey;
     Result<std::unique_ptr<LoadedKey>> load(const AttestationKey& key);
     Result<AttestationKey> attestation_key_create_once(const AttestationKeyOptions& options);

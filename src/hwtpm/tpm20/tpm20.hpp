@@ -88,7 +88,7 @@ class Tpm20 final : public Operations {
     Result<void> flush_left_over();
     Result<void> read_part();
     Result<void> read_banks();
-    // storage key (tpm20_storage_key.cpp)
+    // storage key (storage_key.cpp)
     Result<void> open_storage_key();
     Result<bool> adopt_persistent_key();
     Result<void> create_storage_key();
@@ -100,7 +100,7 @@ class Tpm20 final : public Operations {
     Result<ESYS_TR> bus_session(TPMA_SESSION attributes);
     Result<Transient> new_session(TPM2_SE type);
 
-    // sealing (tpm20_seal.cpp)
+    // sealing (seal.cpp)
     Result<std::vector<PcrValue>> checked_values(const RootOfTrust::SealOptions& options);
     Result<SealedSecret> seal_once(const SecretBytes& secret, const RootOfTrust::SealOptions& options);
     Result<Bytes> create_sealed(const SecretBytes& secret, ByteView policy);
@@ -110,11 +110,11 @@ class Tpm20 final : public Operations {
     /// Of TPM2B_PUBLIC || TPM2B_PRIVATE. Errc::mismatch if it was not `made` (sealed, created) by this TPM.
     Result<Transient> load_object(ByteView blob, std::string_view made);
 
-    // seals for an approver (tpm20_approval.cpp)
+    // seals for an approver (approval.cpp)
     Result<SecretBytes> unseal_for_once(const SealedSecret& sealed, const Approver& approver, const Approval& approval);
     Result<void> policy_authorize(ESYS_TR session, const Approver& approver, const Approval& approval);
 
-    // attestation (tpm20_attestation.cpp)
+    // attestation (attestation.cpp)
     struct EndorsementKey {
         ESYS_TR handle = ESYS_TR_NONE;
         Transient transient; ///< owns the handle if it is not persistent
@@ -130,7 +130,7 @@ class Tpm20 final : public Operations {
     Result<SecretBytes> unseal_once(const SealedSecret& sealed);
     Error explain_policy_failure(const SealedSecret& sealed, const Error& cause);
 
-    // counters (tpm20_counter.cpp)
+    // counters (counter.cpp)
     Result<std::uint32_t> free_counter_handle();
     Result<bool> take_reserved(const CounterRef& reserved);
     Result<void> define_counter(const CounterRef& counter);

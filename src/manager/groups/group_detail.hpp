@@ -17,7 +17,7 @@ struct GroupRecovery {
     Bytes box;       ///< the group's key
 };
 
-/// What GROUP_REGISTER gave an approver (old_recovery.hpp).
+/// What GROUP_REGISTER gave an approver (vtpmmgr_recovery.hpp).
 struct OldRegistration {
     proto::management::Number approver_half{};
     proto::management::Number manager_half{};
@@ -26,7 +26,7 @@ struct OldRegistration {
     friend bool operator==(const OldRegistration&, const OldRegistration&) = default;
 };
 
-/// Of a group in the form of Xen's old manager (old_group.hpp).
+/// Of a group in the form of Xen's old manager (vtpmmgr_group.hpp).
 struct OldForm {
     std::optional<proto::management::GroupUpdate>
         update; ///< its list as it was signed; none yet: open wherever the store is

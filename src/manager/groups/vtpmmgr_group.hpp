@@ -8,7 +8,7 @@
 //   manager compares the composite, and what the TPM itself enforces is the store's seal. A group of our own form
 //   (group_key.hpp) has its seal by PolicyAuthorize.
 // Once its approver has registered (GROUP_REGISTER), no other TPM opens the group, whoever has the store: a box is itself sealed by
-// the TPM, to no PCR. After the TPM was replaced it comes back by recovery alone (old_recovery.hpp).
+// the TPM, to no PCR. After the TPM was replaced it comes back by recovery alone (vtpmmgr_recovery.hpp).
 // A composite is one of the SHA-1 bank; of a TPM without that bank it is made of the SHA-256 bank's values.
 #pragma once
 

@@ -85,7 +85,7 @@ class KeyService {
 
     /// Registers a new vTPM. Errc::busy while somebody else is at it.
     Task<Result<void>> enrol(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
-    /// The same, with a number for toolstacks of 2006 (legacy_service.hpp).
+    /// The same, with a number for toolstacks of 2006 (compat/vtpm_managerd/service.hpp).
     Task<Result<void>> enrol_numbered(Uuid uuid, TpmVersion version, std::uint32_t number);
     /// Vault::move_vtpm(). Errc::busy while an instance has it open.
     Task<Result<void>> move(Uuid uuid, GroupId group);

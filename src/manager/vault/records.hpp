@@ -85,7 +85,7 @@ struct MovedRecord {
     friend bool operator==(const MovedRecord&, const MovedRecord&) = default;
 };
 
-/// A toolstack of 2006 knows this vTPM by a number (legacy_service.hpp). Its tombstone takes the number away.
+/// A toolstack of 2006 knows this vTPM by a number (compat/vtpm_managerd/service.hpp). Its tombstone takes the number away.
 struct NumberRecord {
     Uuid uuid;
     std::uint32_t number = 0; ///< not 0

@@ -137,7 +137,7 @@ class Vault final : private store::JournalClient {
     [[nodiscard]] const SecretBytes* group_key(GroupId id) const;
     [[nodiscard]] bool group_open(GroupId id) const { return group_key(id) != nullptr; }
     [[nodiscard]] std::string why_closed(GroupId id) const;
-    /// The store's own key for what it keeps of a group of the old form (old_group.hpp).
+    /// The store's own key for what it keeps of a group of the old form (vtpmmgr_group.hpp).
     [[nodiscard]] SecretBytes escrow_key(const Uuid& group) const;
 
     /// Of this store, in the order in which they were made.

@@ -18,8 +18,8 @@
 //   0x02000201   VTPM_LIST       u32 group, u32 offset                              u32 total, uuid[16]...
 //   0x02000202   VTPM_SHOW       uuid[16]                                           u32 group, u32 flags (1 open, 2 has
 //                                                                                   state, 4 administrator's), u32 TPM
-//                                                                                   version (0x0102, 0x0200), u64 created,
-//                                                                                   u64 saves
+//                                                                                   version (0x0102, 0x0200),
+//                                                                                   u64 created, u64 saves
 //   0x02000203   VTPM_EDIT       uuid[16], u32 group                                -
 //   0x02000204   VTPM_NEW        u32 group [, uuid[16] [, 0]]                       uuid[16]
 //   0x02000205   VTPM_DEL        uuid[16]                                           -
