@@ -4,6 +4,8 @@
 The host is a mount namespace: /run, /var/lib and /media are empty, the hardware TPM is the embedded one, and systemctl is
 a script that starts and stops the manager. On every page but getting-started.md a store is made and the manager runs before.
 
+A comment "<!-- run" of lines is run as well: what happened to the host before.
+
     UUID             what the last `vtpmctl create` printed
     COMMAND &        in the background; it has to serve
     vtpmd --mode=manager ...   without & or --check: has to serve, and gets Ctrl-C
@@ -38,7 +40,7 @@ case $1 in start) start ;; stop) stop ;; restart) stop; start ;; *) exit 64 ;; e
 
 
 def blocks(page):
-    return re.findall(r"^```sh run\n(.*?)^```", page.read_text(), re.M | re.S)
+    return re.findall(r"^(?:```sh|<!--) run\n(.*?)^(?:```|-->)", page.read_text(), re.M | re.S)
 
 
 class Page(harness.Case):
