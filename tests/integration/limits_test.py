@@ -102,7 +102,8 @@ class Limits(harness.Case):
     def test_a_terminal_that_goes(self):
         """SIGHUP is a good end; under nohup it is nothing."""
         manager = harness.Manager(self).start(create=True)
-        instance = harness.Instance(self, manager).start(create=True)
+        instance = harness.Instance(self, manager)
+        instance.start(create=True, preexec=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # nohup may run the tests
         other = harness.Instance(self, manager)
         other.start(create=True, preexec=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
         for one in (instance, other):
