@@ -330,6 +330,7 @@ void World::copy_store(bool by_manager) {
         if (!manager_ || !manager_->serving) {
             return;
         }
+        copy.model = model_; // what is acknowledged while the backup is taken need not be in it
         auto into = std::make_shared<Bytes>();
         auto ended = std::make_shared<std::optional<bool>>();
         run_in<void>(manager_->process, manager_->operations, read_backup(*manager_->vault, into),
@@ -342,6 +343,7 @@ void World::copy_store(bool by_manager) {
     } else {
         idle();
         copy.content = files_.content("manager.img");
+        copy.model = model_;
     }
     // What was in flight is not known to be in it: such a copy is good for nothing but to be refused.
     const bool quiet = (!manager_ || (manager_->operations == 0 && !manager_->opening)) &&
@@ -351,7 +353,6 @@ void World::copy_store(bool by_manager) {
     } else {
         copy.level = manager_ ? level(*manager_) : left_level_;
     }
-    copy.model = model_;
     copy.steps = counter_steps_;
     copy.covered = freshness_began_ && config_.freshness != 0;
     copy_ = std::move(copy);
