@@ -3,12 +3,13 @@
 #include "fake_service.hpp"
 #include "guest/socket_server.hpp"
 #include "loop.hpp"
+#include "no_descriptors.hpp"
 #include "util/text.hpp"
 
 #include <cstdlib>
 #include <fcntl.h>
+#include <optional>
 #include <random>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -294,13 +295,9 @@ TEST_SUITE("guest") {
     TEST_CASE("no descriptors left: the accept loop waits and goes on") {
         Server s;
         const UniqueFd waiting = dial(s.path());
-        rlimit before{};
-        ::getrlimit(RLIMIT_NOFILE, &before);
-        const UniqueFd probe(::dup(waiting.get()));
-        const rlimit tight{static_cast<rlim_t>(probe.get()), before.rlim_max};
-        ::setrlimit(RLIMIT_NOFILE, &tight);
+        std::optional<fakes::NoDescriptors> none(waiting.get());
         CHECK(s.loop.until([&] { return s.loop.logged("trying again"); }));
-        ::setrlimit(RLIMIT_NOFILE, &before);
+        none.reset();
         s.loop.clock.advance(std::chrono::seconds(1));
         s.put(waiting, command);
         CHECK(s.get(waiting, 11) == answer);

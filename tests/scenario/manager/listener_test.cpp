@@ -2,13 +2,14 @@
 #include "manager/links/listener.hpp"
 
 #include "manager_machine.hpp"
+#include "no_descriptors.hpp"
 #include "util/unix_socket.hpp"
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <sys/resource.h>
+#include <optional>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -148,15 +149,11 @@ TEST_SUITE("manager listener") {
                                                         listen_unix(path).value().release());
         const UniqueFd peer = connect_to(path);
         int admitted = 0;
-        rlimit before{};
-        ::getrlimit(RLIMIT_NOFILE, &before);
-        const int next = UniqueFd(::dup(peer.get())).get();
-        const rlimit tight{static_cast<rlim_t>(next), before.rlim_max};
-        ::setrlimit(RLIMIT_NOFILE, &tight);
+        std::optional<fakes::NoDescriptors> none(peer.get());
         tasks.spawn("accepting", accept_each(acceptor, loop.clock, loop.log, "a peer",
                                              [&admitted](asio::local::stream_protocol::socket) { ++admitted; }));
         CHECK(loop.until([&] { return loop.logged("accepting a peer: "); }));
-        ::setrlimit(RLIMIT_NOFILE, &before);
+        none.reset();
         loop.settle();
         CHECK(admitted == 0); // it waits
         loop.clock.advance(std::chrono::seconds(1));
