@@ -220,7 +220,8 @@ class SlotImage final : public StateImage {
         }
         auto loaded = co_await load_slot(instead->view());
         if (loaded) {
-            geometry_.withdrawn.assign(1, std::move(save)); // on record until another save is
+            geometry_.withdrawn.clear();
+            geometry_.withdrawn.push_back(std::move(save)); // on record until another save is
         }
         co_return loaded;
     }
