@@ -97,7 +97,9 @@ Task<Bytes> Instance::slow_command(Turn turn, Arrival arrival, Bytes command, st
         forget_the_moment();
         (void)co_await committer_.settle(CommitPatience{}); // of a step that was no command
     }
-    co_await committer_.await_manager(command);
+    if (!committer_.calm()) {
+        co_await committer_.await_manager(command);
+    }
     const Admission how = committer_.admission(command);
     const bool quote = is_quote(version(), tpm::peek_header(command).code);
     if (how == Admission::fail) {

@@ -16,8 +16,8 @@ namespace {
 
 constexpr Clock::duration first_pause = std::chrono::milliseconds(50);
 constexpr Clock::duration longest_pause = std::chrono::seconds(1);
-constexpr Clock::duration look =
-    std::chrono::milliseconds(500); ///< how often a wait looks whether the manager is there
+/// How often a wait looks whether the manager is there.
+constexpr Clock::duration look = std::chrono::milliseconds(500);
 
 /// What runs here is the past of its vTPM: saving again is of no use.
 bool is_past(Errc code) { return code == Errc::rollback || code == Errc::tombstone; }
@@ -435,23 +435,26 @@ Task<> Committer::stopped() {
     }
 }
 
-Task<> Committer::await_manager(ByteView command) {
-    const CommitPatience patience = patience_for(command);
-    const bool waits = away_since_ && !calm() && !stopped_ && !hurried_ && state_ != Durability::lost &&
-                       effect_of(command) == tpm::Effect::permanent && patience.unlinked > patience_.unlinked;
-    if (!waits) {
-        co_return;
+/// Asks until `end` ends. Whoever can say what is on record can take a save.
+Task<bool> Committer::manager_answers(Task<> end) {
+    auto kept = co_await until(std::move(end), "the manager", manager_.load_hash_key());
+    if (!kept && is_past(kept.error().code)) {
+        (void)lose(kept.error());
     }
-    const Clock::duration left = *away_since_ + patience.unlinked - clock_.now();
+    co_return kept.has_value();
+}
+
+Task<> Committer::await_manager(ByteView command) {
+    const bool waits = away_since_ && !stopped_ && !hurried_ && state_ != Durability::lost &&
+                       effect_of(command) == tpm::Effect::permanent &&
+                       tpm::driver_is_patient(engine_.version(), tpm::peek_header(command).code);
+    const Clock::duration left = waits ? *away_since_ + patience_for_restart - clock_.now() : Clock::duration::zero();
     if (left <= Clock::duration::zero()) {
         co_return;
     }
-    auto kept =
-        co_await until(run_out({.linked = patience.linked, .unlinked = left}), "the manager", manager_.load_hash_key());
-    if (kept) {
+    const bool answers = co_await manager_answers(run_out({.linked = patience_.linked, .unlinked = left}));
+    if (answers) {
         co_await save_once_more();
-    } else if (is_past(kept.error().code)) {
-        (void)lose(kept.error());
     }
 }
 
@@ -464,15 +467,8 @@ Task<> Committer::save_again() {
         };
         (void)co_await until(stopped(), "a pause", sleep(clock_, wait));
         wait = std::min(2 * wait, longest_pause);
-        // Whoever can say what is on record can take a save. Nobody's command waits for this.
-        auto kept = co_await until(stopped(), "the manager", manager_.load_hash_key());
-        if (!kept) {
-            if (is_past(kept.error().code)) {
-                (void)lose(kept.error());
-            }
-            continue;
-        }
-        if (!stopped_) {
+        const bool answers = co_await manager_answers(stopped()); // nobody's command waits for this
+        if (answers && !stopped_) {
             auto turn = co_await lock_.acquire();
             if (turn && !stopped_ && !calm()) {
                 co_await save_once_more();

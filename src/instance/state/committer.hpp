@@ -81,7 +81,7 @@ class Committer {
     /// After a command that may have changed something. On return that is durable, or it has not happened, as if the
     /// command had never come. `registers` are those of before(). `answer` is the TPM's.
     Task<Result<void>> commit(SecretBytes registers, ByteView command, ByteView answer);
-    /// While nothing can be saved for want of a manager: waits for it, if `command` changes something and its driver waits.
+    /// Where calm() is not, for want of a manager: waits for it, if `command` changes something and its driver waits.
     /// Refused is what comes later than patience_for_restart.
     Task<> await_manager(ByteView command);
     /// After a command that was run with Admission::watch. Errc::unavailable: it had to be undone.
@@ -135,6 +135,7 @@ class Committer {
     void note_trouble(const Error& why);
     Error lose(Error why);
     void try_again();
+    Task<bool> manager_answers(Task<> end);
     Task<> save_again();
     Task<> save_once_more();
     Task<> stopped();
