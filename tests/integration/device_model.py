@@ -43,8 +43,8 @@ class Guest(tpm.Client):
         """Writes with the password: 0, or what the TPM says."""
         auth = struct.pack(">IHBH", tpm.TPM_RS_PW, 0, 0, len(secret)) + secret
         body = struct.pack(">III", SECRET_INDEX, SECRET_INDEX, len(auth)) + auth + struct.pack(">H", 8) + b"12345678" + bytes(2)
-        while (result := self.command(tpm.TPM_ST_SESSIONS, 0x137, body)[0]) == 0x922:
-            pass  # TPM_RC_RETRY, once in a power cycle: it has noted that a secret is used
+        while (result := self.command(tpm.TPM_ST_SESSIONS, 0x137, body)[0]) == tpm.TPM_RC_RETRY:
+            pass  # once in a power cycle: it has noted that a secret is used
         return result
 
 

@@ -16,13 +16,24 @@ TPM_RH_OWNER, TPM_RS_PW = 0x40000001, 0x40000009
 TPM_ALG_SHA1, TPM_ALG_SHA256 = 0x0004, 0x000B
 TPMA_NV_AUTHWRITE, TPMA_NV_COUNTER, TPMA_NV_AUTHREAD, TPMA_NV_NO_DA = 1 << 2, 1 << 4, 1 << 18, 1 << 25
 NV_ORDINARY = TPMA_NV_AUTHWRITE | TPMA_NV_AUTHREAD | TPMA_NV_NO_DA
-TPM_RC_NV_DEFINED = 0x14C
+TPM_RC_NV_DEFINED, TPM_RC_RETRY = 0x14C, 0x922
 
 
 class TpmError(Exception):
     def __init__(self, code, what):
         super().__init__(f"{what}: TPM error 0x{code:x}")
         self.code = code
+
+
+def again(command, *args, **kw):
+    """What is protected by a counted authorisation: its first use in a power cycle is answered by TPM_RC_RETRY, once the TPM has noted
+    that it is used; then the same is asked again, as drivers do."""
+    try:
+        return command(*args, **kw)
+    except TpmError as e:
+        if e.code != TPM_RC_RETRY:
+            raise
+        return command(*args, **kw)
 
 
 class Client:
