@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 """ENOSPC and EIO under the running product: a clear error, a TPM failure for the guest, nothing lost, service goes on."""
 import errno
+import os
 
 import faultfs
 import harness
 import tpm
+from store_case import Stored
 
 harness.need_root()
 harness.private_mounts()
@@ -170,6 +172,31 @@ class DiskFault(harness.Case):
         instance.start(create=True)
         with instance.client() as guest:
             guest.nv_define(DATA, 8)
+
+
+class Unhealthy(Stored):
+    """A store that takes no writes does not look alive."""
+
+    def healthy(self):
+        """Whether a vTPM can be made; the status and the figures have to say the same."""
+        made = self.call("POST", "/v1/vtpms", {})[0] == 201
+        trouble = self.must("GET", "/v1/host")["trouble"]
+        figures = self.must("GET", "/metrics").decode().splitlines()
+        self.assertEqual((trouble == "", f"vtpmd_store_writable {int(made)}" in figures), (made, True), trouble)
+        return made
+
+    def test_shown(self):
+        fs = faultfs.FaultFs(self)
+        self.manager.store = os.path.join(fs.dir, "manager.img")
+        self.manager.start(create=True)
+        self.assertTrue(self.healthy())
+        for what in ("write", "fsync"):
+            fs.fail(what, "manager.img", errno.EIO)
+            self.assertFalse(self.healthy())
+            fs.heal()
+            harness.wait_until(self.healthy, "it takes writes again")
+        self.restart()
+        self.assertTrue(self.healthy())
 
 
 if __name__ == "__main__":
