@@ -10,6 +10,7 @@
 #include "util/last_words.hpp"
 #include "util/log_output.hpp"
 #include "util/runtime.hpp"
+#include "util/sandbox.hpp"
 #include "util/secret_bytes.hpp"
 #include "util/service.hpp"
 #include "util/standard_descriptors.hpp"
@@ -291,6 +292,7 @@ int main_checked(std::vector<std::string> arguments) {
 } // namespace vtpmd
 
 int main(int argc, char** argv) {
+    vtpmd::forbid_dumping(); // before all else: who reads our memory now reads it always
     if (!vtpmd::open_standard_descriptors()) {
         return EX_OSFILE;
     }

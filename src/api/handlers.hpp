@@ -35,6 +35,9 @@ struct Route {
 /// Of a field or parameter that names something by its UUID; nullopt if it is not there.
 [[nodiscard]] Result<std::optional<Uuid>> uuid_of(const boost::json::object& fields, std::string_view name);
 
+/// Of the field "user": a user of this host by name or number; 0 if it is not there, or empty. Errc::usage.
+[[nodiscard]] Result<std::uint32_t> user_of(const boost::json::object& fields);
+
 /// Deep quotes for the operator (quote_routes.cpp).
 [[nodiscard]] std::vector<Route> quote_routes();
 /// A live view (top_routes.cpp).

@@ -3,6 +3,7 @@
 #include "api/handlers.hpp"
 #include "api/query.hpp"
 #include "util/text.hpp"
+#include "util/unix_socket.hpp"
 
 #include <algorithm>
 
@@ -49,6 +50,9 @@ void add_json(std::string& out, const VtpmInfo& v) {
         add_number(R"(,"pid":)", v.pid);
     } else {
         out += R"(,"pid":null)";
+    }
+    if (v.user != 0) {
+        add_number(R"(,"user":)", v.user);
     }
     if (v.reset != 0) {
         add_number(R"(,"reset":)", v.reset);
@@ -106,7 +110,8 @@ Task<Result<Response>> show_vtpm(Call call) {
         co_return detail.error();
     }
     Response out = vtpm_answer(200, *v);
-    json::object more{{"image", detail->image}, {"socket", detail->socket}, {"why", detail->why}};
+    json::object more{
+        {"image", detail->image}, {"socket", detail->socket}, {"sandbox", detail->sandbox}, {"why", detail->why}};
     more["last_error"] = detail->last_error;
     more["last_error_time"] = whole(detail->last_error_time);
     out.body.resize(out.body.rfind('}'));
@@ -130,10 +135,15 @@ Task<Result<Response>> create_vtpm(Call call) {
     if (!group) {
         co_return group.error();
     }
+    auto user = user_of(call.body);
+    if (!user) {
+        co_return user.error();
+    }
     manager::NewVtpm request{.uuid = uuid->value_or(random_uuid()),
                              .version = version == "1.2" ? TpmVersion::tpm12 : TpmVersion::tpm20,
                              .group = *group,
-                             .name = std::string(text_of(call.body, "name", ""))};
+                             .name = std::string(text_of(call.body, "name", "")),
+                             .user = *user};
     auto made = co_await call.control.create(std::move(request));
     if (!made) {
         co_return made.error();
@@ -188,6 +198,9 @@ constexpr Field create_fields[] = {
      "what its operator calls it: 1 to 64 bytes of printable UTF-8, no UUID, not unique (an XSM label is another "
      "thing)"},
     {"tpm_version", "string", false, "1.2 or 2.0 (the default)"},
+    {"user", "string", false,
+     "name or number of the user of this host who may open it, besides root and the manager's own (the default: "
+     "nobody)"},
     {"group", "string", false, "the UUID of the group that it is made in; the store's own if it is left out"},
 };
 
@@ -402,6 +415,18 @@ Result<std::optional<Uuid>> uuid_of(const json::object& fields, std::string_view
         return in_context(uuid.error(), name);
     }
     return std::optional(*uuid);
+}
+
+Result<std::uint32_t> user_of(const json::object& fields) {
+    const std::string name(text_of(fields, "user", ""));
+    if (name.empty()) {
+        return std::uint32_t{0};
+    }
+    const auto user = find_user(name);
+    if (!user) {
+        return make_error(Errc::usage, "user: this host has no user '{}'", printable(name));
+    }
+    return static_cast<std::uint32_t>(*user);
 }
 
 std::vector<RouteInfo> routes() {

@@ -31,6 +31,8 @@ using Parser = http::request_parser<http::string_body>;
 
 /// Bytes of a long answer that are in memory at a time.
 constexpr std::size_t stream_piece = 65536;
+/// In which one who has no right has to ask what is refused.
+constexpr auto stranger_deadline = std::chrono::seconds(2);
 
 enum class Right { none, read, full };
 
@@ -85,9 +87,12 @@ class Server final : public manager::Management {
         }
         SessionPeer who{.name = fmt::format("management pid {} uid {}", peer.pid, peer.uid),
                         .right = right_of(parts_.access, peer, peer_groups(socket.native_handle()))};
-        // One more than the limit is told so and let go; beyond that there is no answer either.
-        auto& count = who.right == Right::full ? full_ : others_;
-        const std::size_t limit = who.right == Right::full ? full_connections : read_connections;
+        // One more than the limit is told so and let go; beyond that there is no answer either. Who has no right has no
+        // part of the places of those who have.
+        const std::size_t count = count_of(who.right);
+        const std::size_t limit = who.right == Right::full   ? full_connections
+                                  : who.right == Right::read ? read_connections
+                                                             : 0;
         who.over_limit = count >= limit;
         if (count >= limit + 16) {
             note_refusal(who.name, "has too many connections");
@@ -98,6 +103,10 @@ class Server final : public manager::Management {
         }
         std::string name = who.name;
         sessions_.spawn(std::move(name), session(*this, std::move(socket), std::move(who)));
+    }
+
+    [[nodiscard]] std::size_t& count_of(Right right) {
+        return right == Right::full ? full_ : right == Right::read ? others_ : strangers_;
     }
 
     void note_refusal(std::string_view who, std::string_view why) {
@@ -115,7 +124,7 @@ class Server final : public manager::Management {
     }
 
     static Task<> session(Server& self, Socket socket, SessionPeer peer) {
-        auto& count = peer.right == Right::full ? self.full_ : self.others_;
+        std::size_t& count = self.count_of(peer.right);
         struct Counted {
             std::size_t& n;
             explicit Counted(std::size_t& c)
@@ -137,7 +146,8 @@ class Server final : public manager::Management {
         Parser parser;
         parser.header_limit(header_limit);
         Task<Result<error_code>> reading = read(socket, buffer, parser, peer.right == Right::full && !peer.over_limit);
-        auto got = co_await with_deadline(self.parts_.clock, request_deadline, "a request", std::move(reading));
+        const Clock::duration patience = peer.right == Right::none ? stranger_deadline : request_deadline;
+        auto got = co_await with_deadline(self.parts_.clock, patience, "a request", std::move(reading));
         if (!got) {
             if (got.error().code == Errc::timed_out && parser.got_some()) {
                 Response late = transport_error(408, "the request did not come to its end in time");
@@ -285,10 +295,11 @@ class Server final : public manager::Management {
     Protocol::acceptor acceptor_;
     RateLimit refusals_;
     RateLimit changes_{{.burst = 500, .interval = std::chrono::seconds{100}}};
-    std::size_t full_ = 0;   ///< connections of peers with full rights
-    std::size_t others_ = 0; ///< and of all others
-    TaskGroup sessions_;     ///< one task a connection
-    TaskGroup work_;         ///< requests, which go on though their connection ends
+    std::size_t full_ = 0;      ///< connections of peers with full rights
+    std::size_t others_ = 0;    ///< of those who may only read
+    std::size_t strangers_ = 0; ///< of those who are told that they have no right
+    TaskGroup sessions_;        ///< one task a connection
+    TaskGroup work_;            ///< requests, which go on though their connection ends
 };
 
 } // namespace

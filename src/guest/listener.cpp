@@ -84,17 +84,6 @@ bool is_of_this_host(const sockaddr_storage& address) {
     return address.ss_family == AF_UNIX;
 }
 
-Result<void> give_to_group(const std::string& path, const std::string& group) {
-    const auto found = find_group(group);
-    if (!found) {
-        return make_error(Errc::usage, "there is no group '{}' to give {} to", group, path);
-    }
-    if (::chown(path.c_str(), static_cast<uid_t>(-1), *found) != 0 || ::chmod(path.c_str(), 0660) != 0) {
-        return errno_error(errno, path + ": giving it to group " + group);
-    }
-    return {};
-}
-
 } // namespace
 
 Listener::Listener(UniqueFd fd, std::string made_path, std::string name)
@@ -128,12 +117,15 @@ Result<Listener> listen_unix(const std::string& path, const std::string& group) 
     if (auto free = clear_stale(path); !free) {
         return std::move(free).error();
     }
-    const sockaddr_un address = unix_address(path);
-    const mode_t before = ::umask(0177); // never, not even for a moment, open to others
-    const int bound = ::bind(fd.get(), generic(address), sizeof address);
-    const int err = errno;
-    ::umask(before);
-    if (bound != 0) {
+    SocketFile file{.path = path};
+    if (!group.empty()) {
+        file.mode = 0660;
+        file.group = find_group(group);
+        if (!file.group) {
+            return make_error(Errc::usage, "there is no group '{}' to give {} to", group, path);
+        }
+    }
+    if (const int err = bind_socket(fd.get(), {.path = path, .mode = file.mode})) {
         Error e = errno_error(err, path);
         if (err == ENOENT) {
             e.message += " (its directory must be there)";
@@ -141,9 +133,9 @@ Result<Listener> listen_unix(const std::string& path, const std::string& group) 
         return e;
     }
     Listener listener(std::move(fd), path, path);
-    if (!group.empty()) {
-        if (auto given = give_to_group(path, group); !given) {
-            return std::move(given).error();
+    if (file.group) {
+        if (const int err = give_socket(file)) {
+            return errno_error(err, path + ": giving it to group " + group);
         }
     }
     if (::listen(listener.fd(), backlog) != 0) {

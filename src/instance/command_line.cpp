@@ -2,6 +2,7 @@
 
 #include "util/service.hpp"
 #include "util/text.hpp"
+#include "util/unix_socket.hpp"
 
 #include <algorithm>
 
@@ -49,6 +50,11 @@ constexpr OptionSpec specs[] = {
      "this vTPM comes from another host by live migration: unix:PATH leads to the --handover of the instance there; "
      "unfenced: nobody is asked"},
     {"rollback", "POLICY", "refuse (default) or allow: whether a snapshot may put the TPM back to what it was"},
+    {"sandbox", "MODE",
+     "auto (default): an instance that a manager spawned gives up all that it does not need before it serves, as far "
+     "as "
+     "the kernel lets it, and says what it could not; on: each does, or does not start; off: none does"},
+    {"user", "USER", "with the sandbox: go on as this user, by name or number, which nothing else should be"},
     {"config", "FILE", "more options, name = value (default /etc/vtpmd/instance.conf if it exists)"},
     {"log-level", "LEVEL", "error, warning, info (default) or debug", false, "loglevel"},
     {"help", "", "this text"},
@@ -110,6 +116,26 @@ Result<void> parse_places(const CommandLine& line, InstanceOptions& out) {
     }
     if (out.guests.empty()) {
         out.guests.push_back(default_endpoint(out.uuid));
+    }
+    return {};
+}
+
+Result<void> parse_sandbox(const CommandLine& line, InstanceOptions& out) {
+    if (auto text = line.get("sandbox")) {
+        auto mode = parse_sandbox_mode(*text);
+        if (!mode) {
+            return mode.error();
+        }
+        out.sandbox = *mode;
+    }
+    if (auto name = line.get("user")) {
+        out.user = find_user(*name);
+        if (!out.user || *out.user == 0) {
+            return make_error(Errc::usage, "--user={}: this host has no such user, or it is root", printable(*name));
+        }
+        if (out.sandbox == SandboxMode::off) {
+            return make_error(Errc::usage, "--user: a part of the sandbox, which is off; leave --sandbox=off out");
+        }
     }
     return {};
 }
@@ -218,7 +244,7 @@ std::span<const OptionSpec> option_specs() { return specs; }
 
 Result<InstanceOptions> parse_options(const CommandLine& line) {
     InstanceOptions out;
-    for (auto* part : {parse_identity, parse_places, parse_behaviour}) {
+    for (auto* part : {parse_identity, parse_places, parse_behaviour, parse_sandbox}) {
         if (auto done = part(line, out); !done) {
             return done.error();
         }

@@ -6,6 +6,7 @@
 #include "tpm/codes.hpp"
 #include "tpm/version.hpp"
 #include "util/fd.hpp"
+#include "util/sandbox.hpp"
 #include "util/uuid.hpp"
 
 #include <optional>
@@ -63,6 +64,9 @@ struct InstanceOptions {
     bool incoming = false;              ///< --incoming
     std::string incoming_path;          ///< empty: nobody is asked (unfenced)
     guest::LocalityPolicy localities;   ///< of Xen guests
+
+    SandboxMode sandbox = SandboxMode::automatic;
+    std::optional<uid_t> user; ///< --user: it goes on as
 
     /// Listening sockets passed by the service manager: the guests' commands and control for the first socket endpoint
     /// (by FileDescriptorName= "commands" and "control"; a single one is for commands).

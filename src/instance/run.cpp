@@ -8,14 +8,18 @@
 #include "instance/orphan.hpp"
 #include "instance/state/open_vtpm.hpp"
 #include "proto/query/answerer.hpp"
+#include "util/named_file.hpp"
 #include "util/pid_file.hpp"
+#include "util/sandbox.hpp"
 #include "util/service.hpp"
 #include "util/when_free.hpp"
 #include "xen/kernel_driver.hpp"
 
 #include <boost/asio/experimental/parallel_group.hpp>
+#include <filesystem>
+#include <fmt/ranges.h>
 #include <optional>
-#include <sys/stat.h>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -106,14 +110,15 @@ class Answers final : public proto::Questioned {
 /// Ends the instance once nobody needs it (orphan.hpp).
 class Company {
   public:
-    Company(const InstanceOptions& options, RuntimeDeps deps, const Guests& guests)
+    Company(const InstanceOptions& options, RuntimeDeps deps, const Guests& guests, const NamedFile& at_path)
         : options_(options)
         , deps_(deps)
         , guests_(guests)
-        , image_(at_path()) {}
+        , at_path_(at_path)
+        , image_(at_path_.place()) {}
 
     void look(bool manager) {
-        const auto there = manager ? image_ : at_path(); // while there is a manager it does not matter
+        const auto there = manager ? image_ : at_path_.place(); // while there is a manager it does not matter
         const Orphan::Facts facts{.manager = manager, .guest = guests_.present(), .image = !image_ || there == image_};
         switch (orphan_.look(facts, deps_.clock.now())) {
         case Orphan::Verdict::nothing:
@@ -135,19 +140,84 @@ class Company {
     }
 
   private:
-    using Place = std::pair<dev_t, ino_t>;
-    [[nodiscard]] std::optional<Place> at_path() const {
-        struct stat st {};
-        return ::stat(options_.state_path.c_str(), &st) == 0 ? std::optional(Place{st.st_dev, st.st_ino})
-                                                             : std::nullopt;
-    }
-
     const InstanceOptions& options_;
     RuntimeDeps deps_;
     const Guests& guests_;
-    const std::optional<Place> image_; ///< as it is opened; nullopt: it cannot be told
+    const NamedFile& at_path_;
+    const std::optional<NamedFile::Place> image_; ///< as it is opened; nullopt: it cannot be told
     Orphan orphan_;
 };
+
+/// What needs paths or devices after the start; empty: nothing.
+std::string_view kept_open_by(const InstanceOptions& options) {
+    if (options.manager.xen_handle) {
+        return "--manager=xen";
+    }
+    for (const guest::Endpoint& endpoint : options.guests) {
+        if (std::holds_alternative<guest::XenEndpoint>(endpoint) ||
+            std::holds_alternative<guest::VtpmxEndpoint>(endpoint)) {
+            return "--guest=xen or vtpmx";
+        }
+    }
+    return !options.handover_path.empty()   ? "--handover"
+           : !options.incoming_path.empty() ? "--incoming"
+           : !options.pid_files.empty()     ? "--pid-file"
+                                            : "";
+}
+
+bool is_spawned(const InstanceOptions& options) { return options.manager.inherited_fd.has_value(); }
+
+/// Before the link is made and the image is: the way back to a manager is by a name in the working directory from now on, which is
+/// the same before and in the sandbox.
+Result<void> prepare_sandbox(InstanceOptions& options, const Log& log) {
+    const bool wanted =
+        options.sandbox == SandboxMode::on || (options.sandbox == SandboxMode::automatic && is_spawned(options));
+    if (!wanted) {
+        if (options.user) {
+            return make_error(Errc::usage, "--user: a part of the sandbox; add --sandbox=on");
+        }
+        options.sandbox = SandboxMode::off;
+        return {};
+    }
+    if (const std::string_view what = kept_open_by(options); !what.empty()) {
+        if (options.sandbox == SandboxMode::on) {
+            return make_error(Errc::usage, "--sandbox=on: not with {}, which opens things later; leave either out",
+                              what);
+        }
+        log.info("vTPM {}: no sandbox, since {} opens things later", options.uuid, what);
+        options.sandbox = SandboxMode::off;
+        return {};
+    }
+    std::error_code ec;
+    options.state_path = std::filesystem::absolute(options.state_path, ec).string();
+    if (!options.user || options.manager.path.empty()) {
+        return {};
+    }
+    const std::filesystem::path link = std::filesystem::absolute(options.manager.path, ec);
+    if (::chdir(link.parent_path().c_str()) != 0) {
+        return errno_error(errno, link.parent_path().string());
+    }
+    options.manager.path = link.filename().string();
+    return {};
+}
+
+Result<void> shut_in(const InstanceOptions& options, const Log& log) {
+    if (options.sandbox == SandboxMode::off) {
+        return {};
+    }
+    const SandboxReport report =
+        enter_sandbox({.user = options.user, .root_here = options.user.has_value() && !options.manager.path.empty()});
+    log.info("vTPM {}: sandbox: {}", options.uuid, fmt::join(report.holds, ", "));
+    if (report.lacks.empty()) {
+        return {};
+    }
+    const std::string lacks = fmt::format("{}", fmt::join(report.lacks, ", "));
+    if (options.sandbox == SandboxMode::on) {
+        return make_error(Errc::permission, "--sandbox=on: not to be had here: {}", lacks);
+    }
+    log.warning("vTPM {}: sandbox: not to be had here: {}", options.uuid, lacks);
+    return {};
+}
 
 /// From the image that was found to the end.
 Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps deps, FoundImage found, BlockIo& io,
@@ -171,6 +241,11 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
         co_await unless_stopped(deps.stop, open_vtpm(std::move(request), std::move(found), io, *manager, deps.log));
     if (!opened) {
         co_return std::move(opened).error();
+    }
+    const NamedFile image_at(options.state_path);
+    // Nothing of the guest's was looked at yet but the image's outside, which is authenticated.
+    if (auto shut = shut_in(options, deps.log); !shut) {
+        co_return std::move(shut).error();
     }
     auto engine = Engine::create(version);
     if (!engine) {
@@ -212,7 +287,7 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
             deps.clock, deps.log);
         handover->start();
     }
-    Company company(options, deps, guests);
+    Company company(options, deps, guests, image_at);
     Answers answers(instance);
     std::optional<proto::Answerer> answerer;
     if (auto questions = question_connector(options.manager, deps.clock)) {
@@ -272,6 +347,9 @@ Task<Result<void>> run_with_guests(InstanceOptions& options, RuntimeDeps deps, X
     auto opened = co_await guests.open(options);
     if (!opened) {
         co_return opened;
+    }
+    if (auto prepared = prepare_sandbox(options, deps.log); !prepared) {
+        co_return prepared;
     }
     co_return co_await run_with_image(options, deps, std::move(*found), **io, xen, guests);
 }

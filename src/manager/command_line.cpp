@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
+#include <unistd.h>
 
 namespace vtpmd::manager {
 
@@ -57,6 +59,14 @@ constexpr OptionSpec specs[] = {
      "when the manager is stopped its instances end too; else they go on for their guests, and the next manager takes "
      "them up"},
     {"state-dir", "DIR", "where spawned instances keep their images (default /var/lib/vtpmd)"},
+    {"sandbox", "MODE",
+     "of spawned instances: auto (default): what this kernel has and the manager may give; on: all of it, or they do "
+     "not "
+     "start; off"},
+    {"instance-users", "FIRST-LAST|none",
+     "each spawned instance runs as a user of its own, a number from this range that nothing else has (default where "
+     "the "
+     "manager is root: 1880000000-1880065535)"},
     {"run-dir", "DIR", "where spawned instances put their guests' sockets (default /run/vtpmd)"},
     {"xen", "guests|vtpms",
      "this domain's vTPM devices in Xen's toolstack are guests' (with --spawn each gets an instance), or vTPM domains' "
@@ -141,8 +151,43 @@ Result<void> parse_policy(const CommandLine& line, ManagerOptions& out) {
     return {};
 }
 
+/// No other software gives these numbers out (systemd's list of ranges has them as unused).
+constexpr SpawnOptions::Users default_instance_users{1'880'000'000, 1'880'065'535};
+
 bool is_one_of(std::string_view text, std::initializer_list<std::string_view> words) {
     return std::ranges::count(words, text) != 0;
+}
+
+Result<void> parse_sandbox(const CommandLine& line, SpawnOptions& out) {
+    if (auto text = line.get("sandbox")) {
+        auto mode = parse_sandbox_mode(*text);
+        if (!mode) {
+            return mode.error();
+        }
+        out.sandbox = *mode;
+    }
+    if (out.sandbox != SandboxMode::off && ::geteuid() == 0) {
+        out.users = default_instance_users;
+    }
+    if (auto text = line.get("instance-users")) {
+        const std::size_t dash = text->find('-');
+        constexpr std::uint64_t most = std::numeric_limits<uid_t>::max() - 1;
+        const auto first = parse_number(text->substr(0, dash), most);
+        const auto last = dash == std::string::npos ? first : parse_number(text->substr(dash + 1), most);
+        if (*text == "none") {
+            out.users.reset();
+        } else if (!first || !last || *first == 0 || *first > *last) {
+            return make_error(Errc::usage,
+                              "--instance-users={}: a range of numbers such as 1880000000-1880065535, or none",
+                              printable(*text));
+        } else if (out.sandbox == SandboxMode::off || ::geteuid() != 0) {
+            return make_error(Errc::usage,
+                              "--instance-users: needs a manager that runs as root, and not --sandbox=off");
+        } else {
+            out.users = SpawnOptions::Users{static_cast<uid_t>(*first), static_cast<uid_t>(*last)};
+        }
+    }
+    return {};
 }
 
 Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
@@ -163,6 +208,9 @@ Result<void> parse_spawn(const CommandLine& line, ManagerOptions& out) {
     }
     out.spawn.state_dir = line.get_or("state-dir", out.spawn.state_dir);
     out.spawn.run_dir = line.get_or("run-dir", out.spawn.run_dir);
+    if (auto sandboxed = parse_sandbox(line, out.spawn); !sandboxed) {
+        return sandboxed;
+    }
     for (const std::string& text : line.all("xen")) {
         if (text != "guests" && text != "vtpms") {
             return make_error(Errc::usage, "--xen={}: expected guests or vtpms", printable(text));

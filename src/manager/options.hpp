@@ -8,6 +8,7 @@
 #include "util/fd.hpp"
 #include "util/log.hpp"
 #include "util/result.hpp"
+#include "util/sandbox.hpp"
 #include "util/uuid.hpp"
 
 #include <chrono>
@@ -46,7 +47,12 @@ struct SpawnOptions {
     std::string run_dir = "/run/vtpmd";       ///< guests' sockets, UUID.sock
     bool stop_instances = false;              ///< they end with the manager, when it is stopped in good order
     std::string executable = "/proc/self/exe";
-    std::optional<TpmVersion> tpm_version;    ///< of TPMs that are made when a new UUID is served
+    std::optional<TpmVersion> tpm_version; ///< of TPMs that are made when a new UUID is served
+    SandboxMode sandbox = SandboxMode::automatic;
+    struct Users {
+        uid_t first = 0, last = 0;
+    };
+    std::optional<Users> users;               ///< each instance has one of its own
     std::vector<std::string> extra_arguments; ///< passed on to every instance (--log-level and the like)
 };
 

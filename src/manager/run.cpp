@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <fcntl.h>
 #include <filesystem>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -152,6 +153,7 @@ class Manager {
             (void)co_await end();
             co_return opened;
         }
+        co_await open_link();
         if (management_) {
             tasks_.spawn("management", management_->run());
         }
@@ -165,6 +167,9 @@ class Manager {
         });
         tasks_.spawn("freshness", vault_->freshness().run());
         tasks_.spawn("listener", listener_->run());
+        if (link_listener_) {
+            tasks_.spawn("spawned instances", link_listener_->run());
+        }
         if (xen_guests_) {
             tasks_.spawn("Xen guests", xen_guests_->run());
         }
@@ -234,11 +239,77 @@ class Manager {
             fd = std::move(*made);
             own_socket_ = true;
         }
-        auto listener = Listener::make(std::move(fd), {.allowed = allowed_peers()}, listener_parts());
+        auto listener = Listener::make(
+            std::move(fd),
+            {.allowed = allowed_peers(),
+             .spawned_for = [this](const ProcessHandle& process) { return processes_.spawned_for(process); }},
+            listener_parts());
         if (!listener) {
             co_return listener.error();
         }
         listener_ = std::move(*listener);
+        co_return Result<void>{};
+    }
+
+    /// Where instances that a manager spawned come back to: they reach nothing else (sandbox.hpp). Without it they come to the
+    /// other one, which those that have a user of their own cannot.
+    Task<> open_link() {
+        const std::string& run_dir = options_.spawn.run_dir;
+        std::error_code ec;
+        if (options_.spawn.sandbox == SandboxMode::off || !std::filesystem::is_directory(run_dir, ec)) {
+            co_return;
+        }
+        const std::string folder = std::filesystem::absolute(run_dir, ec).string() + "/instances";
+        link_path_ = folder + "/link.sock";
+        auto opened = co_await when_free(deps_.clock, dying_process_patience, [&] { return try_link(folder); });
+        if (!opened) {
+            deps_.log.warning("{}; spawned instances run as the manager's user", opened.error().message);
+            link_path_.clear();
+            co_return;
+        }
+        supervisor_.come_back_to(link_path_);
+        if (options_.spawn.users) {
+            open_way_to_images();
+        }
+    }
+
+    /// An instance looks whether its image is still at its place (file_watch.hpp), as its own user: it passes through the folder,
+    /// and reads nothing there.
+    void open_way_to_images() {
+        const std::string& path = options_.spawn.state_dir;
+        const UniqueFd folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        struct stat st {};
+        if (folder && ::fstat(folder.get(), &st) == 0 && st.st_uid == ::geteuid() && (st.st_mode & 0001U) == 0) {
+            (void)::fchmod(folder.get(), (st.st_mode & 07777U) | 0001U);
+            deps_.log.info("{}: others may pass through it now, so that instances can look after their images", path);
+        }
+    }
+
+    Task<Result<void>> try_link(const std::string& folder) {
+        (void)::mkdir(folder.c_str(), 0700);
+        const UniqueFd made(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+        struct stat st {};
+        if (!made || ::fstat(made.get(), &st) != 0) {
+            co_return errno_error(errno, folder);
+        }
+        // Passed through, by processes that have it as their root; its files are root's.
+        if (st.st_uid != ::geteuid() || (st.st_mode & 0022U) != 0 || ::fchmod(made.get(), 0711) != 0) {
+            co_return make_error(Errc::permission, "{}: belongs to another user, or others may write there", folder);
+        }
+        auto fd = listen_unix(link_path_, SocketReach::everyone);
+        if (!fd) {
+            co_return fd.error();
+        }
+        auto listener = Listener::make(
+            std::move(*fd),
+            {.allowed = allowed_peers(),
+             .only_spawned = true,
+             .spawned_for = [this](const ProcessHandle& process) { return processes_.spawned_for(process); }},
+            listener_parts());
+        if (!listener) {
+            co_return listener.error();
+        }
+        link_listener_ = std::move(*listener);
         co_return Result<void>{};
     }
 
@@ -249,17 +320,13 @@ class Manager {
         }
         UniqueFd fd = std::move(o.fd);
         if (!fd) {
-            auto made = listen_unix(o.path);
+            // Who may do what is decided by the peer's credentials; with two groups a file's mode cannot tell.
+            auto made = listen_unix(o.path, o.full_group || o.read_group ? SocketReach::everyone : SocketReach::owner);
             if (!made) {
                 co_return in_context(made.error(), "--api");
             }
             fd = std::move(*made);
             own_api_socket_ = true;
-            // Who may do what is decided by the peer's credentials; with two groups a file's mode cannot tell.
-            const mode_t mode = o.full_group || o.read_group ? 0666 : 0600;
-            if (::chmod(o.path.c_str(), mode) != 0) {
-                co_return errno_error(errno, o.path);
-            }
         }
         ManagementParts parts{.executor = deps_.executor,
                               .listening = std::move(fd),
@@ -279,14 +346,11 @@ class Manager {
         if (options_.legacy_path.empty()) {
             co_return Result<void>{};
         }
-        auto made = listen_unix(options_.legacy_path);
+        auto made = listen_unix(options_.legacy_path, SocketReach::owner);
         if (!made) {
             co_return in_context(made.error(), "--legacy");
         }
         own_legacy_socket_ = true;
-        if (::chmod(options_.legacy_path.c_str(), 0600) != 0) {
-            co_return errno_error(errno, options_.legacy_path);
-        }
         legacy_socket_.emplace(
             std::move(*made), LegacySocket::Options{.own_uid = ::geteuid()},
             LegacySocket::Parts{
@@ -342,6 +406,10 @@ class Manager {
         tasks_.cancel(); // no new vTPMs
         co_await tasks_.join();
         listener_.reset();
+        if (link_listener_) {
+            link_listener_.reset();
+            (void)::unlink(link_path_.c_str());
+        }
         if (own_socket_) {
             (void)::unlink(options_.listen_path.c_str());
         }
@@ -430,6 +498,8 @@ class Manager {
     std::unique_ptr<XenGuests> xen_guests_;
     std::unique_ptr<XenRings> xen_rings_;
     std::unique_ptr<Listener> listener_;
+    std::unique_ptr<Listener> link_listener_; ///< of spawned instances
+    std::string link_path_;
     std::unique_ptr<Management> management_;
     bool own_socket_ = false;
     bool own_api_socket_ = false;

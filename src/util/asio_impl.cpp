@@ -4,6 +4,8 @@
 // cannot afford that and never has more than a few dozen operations in flight, so the request is clamped here.
 // When the queue is full Asio submits and goes on, so a small ring costs nothing but an extra system call.
 #ifdef BOOST_ASIO_HAS_IO_URING
+#include "util/ring_restrictions.hpp"
+
 #include <algorithm>
 #include <liburing.h>
 
@@ -11,7 +13,7 @@ namespace {
 constexpr unsigned ring_entries = 256;
 
 int clamped_queue_init(unsigned entries, struct io_uring* ring, unsigned flags) {
-    return ::io_uring_queue_init(std::min(entries, ring_entries), ring, flags);
+    return vtpmd::restricted_queue_init(std::min(entries, ring_entries), ring, flags);
 }
 } // namespace
 #define io_uring_queue_init clamped_queue_init

@@ -2,6 +2,7 @@
 // loop watches only while there is something to wait for, so that an idle process has nothing pending.
 #include "util/block_file_queue.hpp"
 #include "util/fd.hpp"
+#include "util/ring_restrictions.hpp"
 
 #include <cerrno>
 #include <cstring>
@@ -34,7 +35,7 @@ class UringQueue final : public BlockQueue, public std::enable_shared_from_this<
     }
 
     Result<void> start() {
-        if (int rc = io_uring_queue_init(entries, &ring_, 0); rc < 0) {
+        if (int rc = restricted_queue_init(entries, &ring_, 0); rc < 0) {
             return io_uring_refused(-rc);
         }
         ring_open_ = true;

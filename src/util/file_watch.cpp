@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <sys/stat.h>
-#include <system_error>
 #include <unistd.h>
 #include <utility>
 
@@ -51,16 +50,13 @@ bool copy_all(int from, int to) {
 bool pulled_away(const Error& e) noexcept { return e.code == Errc::io && e.detail == ESTALE; }
 
 FileWatch::FileWatch(int fd, const std::string& path)
-    : fd_(fd) {
-    std::error_code ec;
-    path_ = std::filesystem::absolute(path, ec).string();
-    if (ec) {
-        path_ = path;
-    }
+    : fd_(fd)
+    , there_(path)
+    , path_(there_.path()) {
     struct stat mine {};
     struct stat there {};
-    has_path_ = ::fstat(fd_, &mine) == 0 && ::stat(path_.c_str(), &there) == 0 && mine.st_dev == there.st_dev &&
-                mine.st_ino == there.st_ino;
+    has_path_ =
+        ::fstat(fd_, &mine) == 0 && there_.look(there) && mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
     changed_ = mine.st_mtim;
 }
 
@@ -139,7 +135,7 @@ Result<void> FileWatch::in_place(std::uint64_t size) const {
     }
     if (has_path_) {
         struct stat there {};
-        if (::stat(path_.c_str(), &there) != 0) {
+        if (!there_.look(there)) {
             // Who has given up its rights since it opened the file cannot look any more.
             if (errno != EACCES && errno != EPERM) {
                 return lost(Loss::elsewhere, "it is not at its path any more: it was renamed, or its directory was");

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "util/bytes.hpp"
+#include "util/named_file.hpp"
 #include "util/result.hpp"
 
 #include <cstdint>
@@ -51,6 +52,7 @@ class FileWatch {
     static constexpr std::size_t tail_size = 64;
 
     int fd_;
+    NamedFile there_;
     std::string path_; ///< absolute
     bool has_path_;    ///< it could be found there when it was opened
     bool away_ = false;

@@ -3,14 +3,18 @@
 #include "util/fd.hpp"
 #include "util/text.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <fcntl.h>
+#include <filesystem>
 #include <grp.h>
 #include <limits>
 #include <poll.h>
+#include <pwd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 namespace vtpmd {
@@ -35,6 +39,17 @@ std::optional<gid_t> find_group(const std::string& name) {
     }
     const auto number = parse_number(name, std::numeric_limits<gid_t>::max() - 1);
     return number ? std::optional(static_cast<gid_t>(*number)) : std::nullopt;
+}
+
+std::optional<uid_t> find_user(const std::string& name) {
+    struct passwd entry {};
+    struct passwd* found = nullptr;
+    std::vector<char> buffer(16384);
+    if (::getpwnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr) {
+        return found->pw_uid;
+    }
+    const auto number = parse_number(name, std::numeric_limits<uid_t>::max() - 1);
+    return number ? std::optional(static_cast<uid_t>(*number)) : std::nullopt;
 }
 
 std::vector<gid_t> peer_groups(int fd) {
@@ -66,6 +81,34 @@ bool peer_has_ended(int fd) {
     pollfd ended{
         .fd = process.get(), .events = POLLIN, .revents = 0}; // readable once it has, also before it was waited for
     return ::poll(&ended, 1, 0) == 1;
+}
+
+int give_socket(const SocketFile& file) {
+    const std::filesystem::path path(file.path);
+    const std::string parent = path.has_parent_path() ? path.parent_path().string() : ".";
+    const UniqueFd folder(::open(parent.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    const UniqueFd made(folder ? ::openat(folder.get(), path.filename().c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC) : -1);
+    struct stat st {};
+    if (!made || ::fstat(made.get(), &st) != 0) {
+        return errno;
+    }
+    if (!S_ISSOCK(st.st_mode) || st.st_uid != ::geteuid()) {
+        return EPERM; // somebody has put another one there
+    }
+    return ::fchownat(made.get(), "", static_cast<uid_t>(-1), *file.group, AT_EMPTY_PATH) == 0 ? 0 : errno;
+}
+
+int bind_socket(int fd, const SocketFile& file) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (file.path.size() >= sizeof address.sun_path) {
+        return ENAMETOOLONG;
+    }
+    std::ranges::copy(file.path, address.sun_path);
+    const mode_t before = ::umask(0777 & ~file.mode);
+    const int bound = ::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 ? 0 : errno;
+    ::umask(before);
+    return bound == 0 && file.group ? give_socket(file) : bound;
 }
 
 bool is_socket(const std::string& path) {

@@ -14,12 +14,26 @@ namespace vtpmd {
 
 /// A group of this host by its name, or by its number, which need not have a name.
 [[nodiscard]] std::optional<gid_t> find_group(const std::string& name);
+/// The same for a user.
+[[nodiscard]] std::optional<uid_t> find_user(const std::string& name);
 /// SO_PEERGROUPS (socket(7)); empty if the kernel does not say.
 [[nodiscard]] std::vector<gid_t> peer_groups(int fd);
 /// Whether the process at the other end, which called listen() or socketpair(), has ended: the kernel holds the socket
 /// open for a while where it still works on what a killed process asked of a disk. False if it cannot be told (another
 /// PID namespace).
 [[nodiscard]] bool peer_has_ended(int fd);
+
+/// bind(2) to a path of at most 107 characters, with this mode from the first moment on and, if one is given, this group. Nothing is
+/// done by the path afterwards, which whoever owns its folder could have given to another file meanwhile. Nobody can connect
+/// before listen(). An error is the errno.
+struct SocketFile {
+    std::string path;
+    mode_t mode = 0600;
+    std::optional<gid_t> group = std::nullopt;
+};
+[[nodiscard]] int bind_socket(int fd, const SocketFile& file);
+/// The second half of it: the socket that is at the path, which is ours, to its group; by a descriptor, so that nobody exchanges it.
+[[nodiscard]] int give_socket(const SocketFile& file);
 
 /// There is a socket at `path`.
 [[nodiscard]] bool is_socket(const std::string& path);

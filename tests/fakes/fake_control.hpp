@@ -47,8 +47,16 @@ class FakeControl final : public manager::Control {
         if (auto no = asked("create", v.uuid); !no) {
             co_return no.error();
         }
-        all[v.uuid] = {.uuid = v.uuid, .name = v.name, .version = v.version, .group = v.group.value_or(Uuid{})};
+        all[v.uuid] = {
+            .uuid = v.uuid, .name = v.name, .version = v.version, .group = v.group.value_or(Uuid{}), .user = v.user};
         co_return all[v.uuid];
+    }
+    Task<Result<manager::VtpmInfo>> give_to(Uuid uuid, std::uint32_t user) override {
+        if (auto no = asked("give_to", uuid); !no) {
+            co_return no.error();
+        }
+        all[uuid].user = user;
+        co_return all[uuid];
     }
     Task<Result<manager::VtpmInfo>> rename(Uuid uuid, std::string name) override {
         if (auto no = asked("rename", uuid); !no) {

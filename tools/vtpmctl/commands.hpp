@@ -10,6 +10,7 @@ void list(const Options& o);
 void show(const Options& o);
 void create(const Options& o);
 void rename(const Options& o);
+void chown(const Options& o);
 void move(const Options& o);
 void start(const Options& o);
 void stop(const Options& o);

@@ -53,7 +53,7 @@ void show(const Options& o) { print(o, ask(o, "GET", "/v1/vtpms/" + vtpm_word(o)
 
 void create(const Options& o) {
     json::object body{{"tpm_version", o.one("tpm-version").value_or("2.0")}};
-    for (const char* field : {"group", "name"}) {
+    for (const char* field : {"group", "name", "user"}) {
         if (auto value = o.one(field)) {
             body[field] = *value;
         }
@@ -66,6 +66,11 @@ void create(const Options& o) {
 
 void rename(const Options& o) {
     const json::object body{{"name", o.words[1]}};
+    print(o, ask(o, "PATCH", "/v1/vtpms/" + vtpm_word(o), json::serialize(body)));
+}
+
+void chown(const Options& o) {
+    const json::object body{{"user", o.words[1]}};
     print(o, ask(o, "PATCH", "/v1/vtpms/" + vtpm_word(o), json::serialize(body)));
 }
 

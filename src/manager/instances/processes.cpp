@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <poll.h>
 #include <sstream>
 #include <sys/socket.h>
@@ -108,6 +109,25 @@ std::string identity_of(const ProcessHandle& process) {
     return started.empty() || !process.alive() ? "" : fmt::format("{} start {}", boot, started);
 }
 
+std::string rights_of(const ProcessHandle& process) {
+    std::ifstream status(fmt::format("/proc/{}/status", process.pid));
+    std::map<std::string, std::string> fields;
+    for (std::string line; std::getline(status, line);) {
+        if (const std::size_t colon = line.find(':'); colon != std::string::npos) {
+            std::istringstream words(line.substr(colon + 1));
+            words >> fields[line.substr(0, colon)];
+        }
+    }
+    if (fields.empty() || !process.alive()) {
+        return "";
+    }
+    const bool powerless = fields["CapEff"].find_first_not_of('0') == std::string::npos &&
+                           fields["CapPrm"].find_first_not_of('0') == std::string::npos;
+    return fmt::format("user {}, {}, {}, {}", fields["Uid"], powerless ? "no capabilities" : "capabilities",
+                       fields["NoNewPrivs"] == "1" ? "no new privileges" : "new privileges possible",
+                       fields["Seccomp"] == "2" ? "seccomp" : "no seccomp");
+}
+
 Processes::Processes(std::string run_dir, ImageHeld image_held, Clock& clock, const Log& log)
     : dir_(run_dir.empty() ? std::string() : std::move(run_dir) + "/instances")
     , image_held_(std::move(image_held))
@@ -128,6 +148,9 @@ std::vector<Processes::Found> Processes::take_up() {
         paths.push_back(it->path());
     }
     for (const auto& path : paths) {
+        if (path.filename() == "link.sock") {
+            continue; // where they come back to (run.cpp)
+        }
         auto uuid = parse_uuid(path.filename().string());
         auto entry = uuid ? read_note(path) : std::nullopt;
         if (!entry) {
@@ -169,6 +192,9 @@ std::optional<Processes::Entry> Processes::read_note(const std::string& path) co
         } else if (name == "startup") {
             entry.spawned = entry.spawned ? entry.spawned : Spawned{};
             entry.spawned->startup = value;
+        } else if (name == "user") {
+            entry.spawned = entry.spawned ? entry.spawned : Spawned{};
+            (void)std::from_chars(value.data(), value.data() + value.size(), entry.spawned->user);
         }
     }
     ProcessHandle process = open_process(entry.process.pid);
@@ -191,6 +217,9 @@ void Processes::note(const Uuid& uuid, const Entry& entry) {
     std::string text = fmt::format("pid={}\nprocess={}\n", entry.process.pid, identity_of(entry.process));
     if (entry.spawned && is_plain(entry.spawned->guest) && is_plain(entry.spawned->startup)) {
         text += fmt::format("guest={}\nstartup={}\n", entry.spawned->guest, entry.spawned->startup);
+        if (entry.spawned->user != 0) {
+            text += fmt::format("user={}\n", entry.spawned->user);
+        }
     }
     const std::string path = path_of(uuid);
     const std::string fresh = path + ".new"; // a note that is cut short says nothing
@@ -242,6 +271,26 @@ void Processes::ended(const Uuid& uuid) { forget(uuid); }
 ProcessHandle Processes::find(const Uuid& uuid) const {
     const auto it = entries_.find(uuid);
     return it != entries_.end() && it->second.process.alive() ? it->second.process : ProcessHandle{};
+}
+
+std::set<uid_t> Processes::users() const {
+    std::set<uid_t> out;
+    for (const auto& [uuid, entry] : entries_) {
+        if (entry.spawned && entry.spawned->user != 0) {
+            out.insert(entry.spawned->user);
+        }
+    }
+    return out;
+}
+
+std::optional<Uuid> Processes::spawned_for(const ProcessHandle& process) const {
+    for (const auto& [uuid, entry] : entries_) {
+        // As long as the one that is known lives, its number is no other's.
+        if (process.known() && entry.process.pid == process.pid && entry.spawned && entry.process.alive()) {
+            return uuid;
+        }
+    }
+    return std::nullopt;
 }
 
 std::optional<Processes::Use> Processes::in_use(const Uuid& uuid) const {

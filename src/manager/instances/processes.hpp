@@ -17,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <sys/types.h>
 #include <unordered_map>
@@ -39,12 +40,16 @@ struct ProcessHandle {
 /// What only this process of this host has; empty: the kernel does not tell.
 [[nodiscard]] std::string identity_of(const ProcessHandle& process);
 
+/// Whose rights it has, for people: "user 1880000000, no capabilities, no new privileges, seccomp", or what of it it has not.
+[[nodiscard]] std::string rights_of(const ProcessHandle& process);
+
 class Processes {
   public:
     /// How a manager started an instance; an instance that somebody else started has none.
     struct Spawned {
         std::string guest;   ///< its --guest
         std::string startup; ///< its --startup; empty: none
+        uid_t user = 0;      ///< of its own; 0: none
     };
     struct Use {
         pid_t pid = 0; ///< 0: not known
@@ -74,6 +79,10 @@ class Processes {
 
     /// A process that is known and lives; else one without a pidfd.
     [[nodiscard]] ProcessHandle find(const Uuid& uuid) const;
+    /// The vTPM that a manager spawned this very process for; nullopt: it is none of those that are known.
+    [[nodiscard]] std::optional<Uuid> spawned_for(const ProcessHandle& process) const;
+    /// Those that processes have which a manager spawned and which may live.
+    [[nodiscard]] std::set<uid_t> users() const;
     /// Why it may not be taken for stopped; nullopt: nothing is known against it. Cheap: for lists of all vTPMs.
     [[nodiscard]] std::optional<Use> in_use(const Uuid& uuid) const;
     /// The same, and looks at its image in any case.

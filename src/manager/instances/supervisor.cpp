@@ -1,10 +1,15 @@
 #include "manager/instances/supervisor.hpp"
 
 #include "util/deadline.hpp"
+#include "util/unix_socket.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
+#include <set>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 namespace vtpmd::manager {
 
@@ -30,6 +35,30 @@ Result<std::pair<UniqueFd, UniqueFd>> make_link() {
     return std::pair{UniqueFd(ends[0]), UniqueFd(ends[1])};
 }
 
+void remove_left_socket(const std::string& path) {
+    const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (!is_socket(path) || !probe || path.size() >= sizeof address.sun_path) {
+        return;
+    }
+    std::ranges::copy(path, address.sun_path);
+    if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+        errno == ECONNREFUSED) {
+        (void)::unlink(path.c_str());
+    }
+}
+
+/// The files of an instance's sockets: in its sandbox it cannot remove them.
+void remove_left_sockets(std::string_view guest) {
+    constexpr std::string_view scheme = "socket:unix:";
+    if (guest.starts_with(scheme)) {
+        const std::string path(guest.substr(scheme.size()));
+        remove_left_socket(path);
+        remove_left_socket(path + ".ctrl");
+    }
+}
+
 Task<Result<void>> until(StopSignal& stop) {
     co_await stop.wait();
     co_return Result<void>{};
@@ -45,12 +74,13 @@ Supervisor::Supervisor(SpawnOptions options, std::string listen_path, Parts part
 
 std::string Supervisor::image_of(const Uuid& uuid) const { return fmt::format("{}/{}.img", options_.state_dir, uuid); }
 
-std::vector<std::string> Supervisor::arguments_of(const Charge& charge) const {
+std::vector<std::string> Supervisor::arguments_of(const Charge& charge, std::optional<uid_t> user) const {
     const std::string image = image_of(charge.uuid);
+    const std::string& back = return_path_.empty() ? listen_path_ : return_path_;
     std::vector<std::string> words{
         "--mode=instance",
         fmt::format("--uuid={}", charge.uuid),
-        fmt::format("--manager=fd:3{}", listen_path_.empty() ? "" : ",unix:" + listen_path_),
+        fmt::format("--manager=fd:3{}", back.empty() ? "" : ",unix:" + back),
         fmt::format("--state={}", image),
         fmt::format("--guest={}", charge.guest),
     };
@@ -64,8 +94,28 @@ std::vector<std::string> Supervisor::arguments_of(const Charge& charge) const {
     if (charge.restored || !charge.startup.empty()) {
         words.push_back("--startup=" + (charge.startup.empty() ? "save" : charge.startup));
     }
+    if (options_.sandbox != SandboxMode::automatic) {
+        words.emplace_back(options_.sandbox == SandboxMode::on ? "--sandbox=on" : "--sandbox=off");
+    }
+    if (user) {
+        words.push_back(fmt::format("--user={}", *user));
+    }
     words.insert(words.end(), options_.extra_arguments.begin(), options_.extra_arguments.end());
     return words;
+}
+
+/// Of the range, the first that no process has which is known; nullopt: they go on as the manager's user.
+std::optional<uid_t> Supervisor::free_user() const {
+    if (!options_.users || return_path_.empty() || parts_.processes == nullptr) {
+        return std::nullopt;
+    }
+    const std::set<uid_t> taken = parts_.processes->users();
+    for (uid_t user = options_.users->first; user <= options_.users->last; ++user) {
+        if (!taken.contains(user)) {
+            return user;
+        }
+    }
+    return std::nullopt;
 }
 
 std::vector<Uuid> Supervisor::choose(const Registry& registry) const {
@@ -216,7 +266,8 @@ Supervisor::Machine::Event Supervisor::look(Charge& charge) {
 Supervisor::Machine::Event Supervisor::start(Charge& charge, Life& life) {
     const Uuid& uuid = charge.uuid;
     auto link = make_link();
-    auto child = link ? parts_.spawner.spawn(options_.executable, arguments_of(charge), std::move(link->second))
+    const std::optional<uid_t> user = charge.guest.starts_with("xen:") ? std::nullopt : free_user();
+    auto child = link ? parts_.spawner.spawn(options_.executable, arguments_of(charge, user), std::move(link->second))
                       : Result<std::unique_ptr<Child>>(link.error());
     if (!child) {
         // What keeps a process from being started (memory, descriptors) is like a failure of it.
@@ -229,7 +280,8 @@ Supervisor::Machine::Event Supervisor::start(Charge& charge, Life& life) {
     const pid_t pid = charge.process->pid();
     parts_.log.info("vTPM {}: instance started, pid {}", uuid, pid);
     if (parts_.processes != nullptr) {
-        parts_.processes->started(uuid, charge.process->handle(), {.guest = charge.guest, .startup = charge.startup});
+        parts_.processes->started(uuid, charge.process->handle(),
+                                  {.guest = charge.guest, .startup = charge.startup, .user = user.value_or(0)});
     }
     parts_.serve_link(std::move(link->first), uuid, pid);
     return Machine::Event::started;
@@ -248,6 +300,7 @@ Task<Supervisor::Machine::Event> Supervisor::watch(std::shared_ptr<Charge> charg
             why += ": " + words;
         }
     }
+    remove_left_sockets(charge->guest);
     charge->watched = false;
     charge->process.reset();
     running_.erase(charge->uuid);

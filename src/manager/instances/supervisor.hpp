@@ -76,6 +76,8 @@ class Supervisor {
     };
     Supervisor(SpawnOptions options, std::string listen_path, Parts parts);
 
+    /// The socket that instances find a manager by, after it was restarted. Those that are started from now on are told.
+    void come_back_to(std::string path) { return_path_ = std::move(path); }
     /// The vTPMs to keep running: those of SpawnOptions::only, else all that are registered and have an image.
     [[nodiscard]] std::vector<Uuid> choose(const Registry& registry) const;
     /// Begins to keep `uuid` running, for guests that come by its socket, until stop() or release(). `create`: it is registered
@@ -131,10 +133,12 @@ class Supervisor {
     Machine::Event judge(Charge& charge, Life& life, ExitStatus status, Clock::duration served, std::string why);
     /// An event from outside serve().
     void tell(Charge& charge, Machine::Event event);
-    [[nodiscard]] std::vector<std::string> arguments_of(const Charge& charge) const;
+    [[nodiscard]] std::vector<std::string> arguments_of(const Charge& charge, std::optional<uid_t> user) const;
+    [[nodiscard]] std::optional<uid_t> free_user() const;
 
     const SpawnOptions options_;
     const std::string listen_path_;
+    std::string return_path_; ///< empty: listen_path_
     Parts parts_;
     const RestartPolicy policy_{};
 

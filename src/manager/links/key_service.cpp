@@ -3,6 +3,7 @@
 #include "manager/links/tpm_proxy.hpp"
 #include "store/aead.hpp"
 #include "util/deadline.hpp"
+#include "util/text.hpp"
 
 #include <algorithm>
 #include <cstdlib>
@@ -31,6 +32,12 @@ bool is_refusal(Errc code) {
     }
 }
 
+/// SHA-256 of the modulus, or of x and y.
+Bytes ek_hash(const proto::CertifyRequest& claim) {
+    const auto digest = store::sha256({claim.key});
+    return {digest.begin(), digest.end()};
+}
+
 std::string_view reason_text(TombstoneRecord::Reason reason) {
     return reason == TombstoneRecord::Reason::migrated ? "migrated away" : "deleted";
 }
@@ -46,12 +53,18 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         , info_(std::move(info))
         , ended_(std::make_shared<asio::steady_timer>(service.parts_.executor, asio::steady_timer::time_point::max())) {
         service_.sessions_.insert(this);
+        if (info_.user) {
+            ++service_.users_links_[*info_.user];
+        }
     }
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
     ~Session() override {
         service_.release(*this);
         service_.sessions_.erase(this);
+        if (info_.user && --service_.users_links_[*info_.user] == 0) {
+            service_.users_links_.erase(*info_.user);
+        }
         ended_->cancel();
         end_questions(); // they are asked of what this link held
     }
@@ -166,6 +179,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (auto current = knows_present(); !current) {
             co_return count(Request::handed_over, std::move(current));
         }
+        if (auto may = may_be_away(); !may) {
+            log_refusal("{}", may.error().message);
+            co_return count(Request::handed_over, std::move(may));
+        }
         auto removed = co_await service_.bury(*uuid_, TombstoneRecord::Reason::migrated);
         // A tombstone that an older copy of the store might undo is one: the vTPM must not go on here.
         if (!removed && service_.parts_.vault.registry().tombstone(*uuid_) != nullptr) {
@@ -207,8 +224,8 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     Result<void> attach(proto::AttachRequest request) override {
         const auto it = service_.holders_.find(request.uuid);
         Session* holder = it == service_.holders_.end() ? nullptr : it->second;
-        if (uuid_ || info_.made_for || holder == nullptr || holder->key_.empty() ||
-            !holder->key_.equals(request.key.view())) {
+        const bool another = info_.made_for && *info_.made_for != request.uuid;
+        if (uuid_ || another || holder == nullptr || holder->key_.empty() || !holder->key_.equals(request.key.view())) {
             return make_error(Errc::permission, "no open link of vTPM {} vouches for this connection", request.uuid);
         }
         questions_ = std::make_shared<QuestionLink>(service_.parts_.executor, service_.parts_.clock);
@@ -251,6 +268,45 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         return outcome;
     }
 
+    /// What the manager can tell of a hand-over: there is a state, which this link could have given out, and it was not asked for
+    /// too often. That the other host has taken it is the word of the instance, which has had its confirmation (migration.hpp).
+    [[nodiscard]] Result<void> may_be_away() {
+        const auto* known = service_.parts_.vault.registry().find(*uuid_);
+        if (known == nullptr || !known->has_key()) {
+            return make_error(Errc::usage, "vTPM {} has no state that another host could have taken", *uuid_);
+        }
+        if (info_.user && !service_.users_steps_[*info_.user].allow(service_.parts_.clock.now()).allowed) {
+            return make_error(Errc::busy, "user {}: too many hand-overs in a minute; each wears the hardware TPM",
+                              *info_.user);
+        }
+        return {};
+    }
+
+    /// Whether the peer may have this vTPM at all; says nothing of it to who may not.
+    [[nodiscard]] Result<void> may_open(const proto::HelloRequest& request) const {
+        if (!info_.user) {
+            return {};
+        }
+        const Registry& registry = service_.parts_.vault.registry();
+        if (registry.find(request.uuid) != nullptr) {
+            return registry.owner(request.uuid) == *info_.user
+                       ? Result<void>{}
+                       : make_error(Errc::permission,
+                                    "vTPM {} is not user {}'s; an administrator gives it: vtpmctl chown {} {}",
+                                    request.uuid, *info_.user, request.uuid, *info_.user);
+        }
+        if (!service_.options_.auto_create || registry.tombstone(request.uuid) != nullptr) {
+            return make_error(Errc::permission,
+                              "user {} may not register vTPM {}; an administrator does: vtpmctl create {} --user={}",
+                              *info_.user, request.uuid, request.uuid, *info_.user);
+        }
+        if (registry.owned_by(*info_.user) >= service_.options_.vtpms_a_user) {
+            return make_error(Errc::permission, "user {} has {} vTPMs already; an administrator registers more",
+                              *info_.user, registry.owned_by(*info_.user));
+        }
+        return {};
+    }
+
     /// A key of each kind a link, so that what a link costs is bounded. A link that broke is followed by another.
     Task<Result<Bytes>> certify_once(proto::CertifyRequest request) {
         if (auto open = co_await open_unasked(); !open) {
@@ -266,7 +322,13 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (!certified_.insert(request.kind).second) {
             co_return make_error(Errc::exists, "vTPM {}: a key of this kind was certified already", *uuid_);
         }
-        co_return co_await parts.certify(*uuid_, std::move(request));
+        const std::string hash = to_hex(ek_hash(request));
+        auto certified = co_await parts.certify(*uuid_, std::move(request));
+        if (certified) {
+            parts.log.info("vTPM {}: certified the endorsement key with SHA-256 {}, by the word of {}", *uuid_, hash,
+                           peer());
+        }
+        co_return certified;
     }
 
     /// Compares with what is durable. Nobody else saves meanwhile: this session holds the vTPM.
@@ -366,6 +428,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             log_refusal("names vTPM {}, but its link was made for {}", request.uuid, *info_.made_for);
             co_return make_error(Errc::permission, "this link was made for vTPM {}", *info_.made_for);
         }
+        if (auto may = may_open(request); !may) {
+            log_refusal("{}", may.error().message);
+            co_return may.error();
+        }
         if (auto claimed = co_await service_.claim(request.uuid, *this); !claimed) {
             co_return claimed.error();
         }
@@ -423,7 +489,8 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
                 "vTPM {} is not registered with this manager; start its instance with --create to make it",
                 request.uuid);
         }
-        auto registered = co_await service_.parts_.vault.register_vtpm(request.uuid, request.version);
+        auto registered =
+            co_await service_.parts_.vault.register_vtpm(request.uuid, request.version, 0, {}, info_.user.value_or(0));
         if (!registered) {
             service_.parts_.log.error_limited(service_.refusals_, service_.parts_.clock.now(),
                                               "vTPM {}: not registered: {}", request.uuid, registered.error().message);
@@ -478,6 +545,11 @@ Task<> KeyService::serve(std::unique_ptr<proto::Channel> channel, LinkInfo link)
                                 session.peer());
     }
     session.close();
+}
+
+bool KeyService::admits(uid_t user) const {
+    const auto it = users_links_.find(user);
+    return it == users_links_.end() || it->second < options_.links_a_user;
 }
 
 void KeyService::stop() {
@@ -570,12 +642,13 @@ struct KeyService::OwnHold {
     ~OwnHold() { holders.erase(uuid); }
 };
 
-Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version, GroupId group, std::string name) {
+Task<Result<void>> KeyService::enrol(Uuid uuid, TpmVersion version, GroupId group, std::string name,
+                                     std::uint32_t owner) {
     if (!holders_.try_emplace(uuid, nullptr).second) {
         co_return make_error(Errc::busy, "vTPM {} is open, or is being made or deleted", uuid);
     }
     OwnHold hold{holders_, uuid};
-    auto registered = co_await parts_.vault.register_vtpm(uuid, version, group, std::move(name));
+    auto registered = co_await parts_.vault.register_vtpm(uuid, version, group, std::move(name), owner);
     if (registered) {
         ++counters_.registered;
         parts_.log.info("vTPM {} registered, TPM {}", uuid, to_string(version));

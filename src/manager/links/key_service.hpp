@@ -28,6 +28,9 @@ struct LinkInfo {
     std::function<bool()> peer_gone;
     /// The process at the other end, if it is one of this host's.
     ProcessHandle process = {};
+    /// The user at the other end, who may open only what is theirs (OwnerRecord). Empty: root, the manager's own user, or a link
+    /// that was made for a vTPM.
+    std::optional<uid_t> user = std::nullopt;
     /// Answer to GET_BOOT_HASH: SHA-1 of the peer's XSM label (WIRE: "kernel hash"). A process on this host, or a Xen without
     /// XSM, has no label, so zeros, which no configured kernel hash can be.
     proto::BootHash boot_hash{};
@@ -61,6 +64,8 @@ class KeyService {
     };
     struct Options {
         bool auto_create = false;
+        std::size_t links_a_user = 1024; ///< of users who are neither root nor the manager's own, here and below
+        std::size_t vtpms_a_user = 1024; ///< that they register themselves
         Clock::duration hello_deadline = std::chrono::seconds(10);
         /// How long a hello waits for the end of a link whose peer is gone already.
         Clock::duration takeover_deadline = std::chrono::seconds(30);
@@ -84,7 +89,8 @@ class KeyService {
     void stop();
 
     /// Registers a new vTPM. Errc::busy while somebody else is at it.
-    Task<Result<void>> enrol(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
+    Task<Result<void>> enrol(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {},
+                             std::uint32_t owner = 0);
     /// The same, with a number for toolstacks of 2006 (compat/vtpm_managerd/service.hpp).
     Task<Result<void>> enrol_numbered(Uuid uuid, TpmVersion version, std::uint32_t number);
     /// Vault::move_vtpm(). Errc::busy while an instance has it open.
@@ -101,6 +107,8 @@ class KeyService {
     [[nodiscard]] std::vector<Uuid> open_vtpms() const;
     [[nodiscard]] std::size_t open_count() const noexcept { return holders_.size(); }
     [[nodiscard]] std::size_t link_count() const noexcept { return sessions_.size(); }
+    /// Whether one more link of this user is served.
+    [[nodiscard]] bool admits(uid_t user) const;
     [[nodiscard]] ServiceCounters& counters() noexcept { return counters_; }
 
   private:
@@ -122,7 +130,9 @@ class KeyService {
     /// Lines in the log that a peer can cause.
     RateLimit broken_links_;
     RateLimit refusals_{{.burst = 20, .interval = std::chrono::seconds{60}}};
-    std::unordered_map<Uuid, RateLimit> comings_; ///< of each vTPM's instance
+    std::unordered_map<Uuid, RateLimit> comings_;        ///< of each vTPM's instance
+    std::unordered_map<uid_t, std::size_t> users_links_; ///< of LinkInfo::user
+    std::unordered_map<uid_t, RateLimit> users_steps_;   ///< of the hardware counter, that they ask for
     ServiceCounters counters_;
 };
 

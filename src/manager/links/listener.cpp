@@ -77,7 +77,7 @@ bool is_allowed(const AllowedPeers& allowed, const proto::PeerCredentials& peer,
 
 AllowedPeers allowed_peers() { return {.own_uid = ::geteuid(), .group = find_group(group_name)}; }
 
-Result<UniqueFd> listen_unix(const std::string& path) {
+Result<UniqueFd> listen_unix(const std::string& path, SocketReach reach) {
     auto address = address_of(path);
     if (!address) {
         return address.error();
@@ -89,13 +89,21 @@ Result<UniqueFd> listen_unix(const std::string& path) {
     if (!fd) {
         return errno_error(errno, path);
     }
-    // Nobody can connect before listen(), so the mode is set in time.
-    if (::bind(fd.get(), generic(*address), sizeof *address) != 0 || ::chmod(path.c_str(), 0660) != 0) {
-        return errno_error(errno, path);
+    SocketFile file{.path = path};
+    if (reach != SocketReach::owner) {
+        file.mode = reach == SocketReach::group ? 0660 : 0666;
     }
-    if (auto group = find_group(group_name);
-        group && ::chown(path.c_str(), static_cast<uid_t>(-1), *group) != 0 && errno != EPERM) {
-        return errno_error(errno, path);
+    if (int err = bind_socket(fd.get(), file)) {
+        return errno_error(err, path);
+    }
+    // Not the manager's to give where it does not run as root.
+    if (reach == SocketReach::group) {
+        file.group = find_group(group_name);
+    }
+    if (file.group) {
+        if (int err = give_socket(file); err != 0 && err != EPERM) {
+            return errno_error(err, path);
+        }
     }
     if (::listen(fd.get(), backlog) != 0) {
         return errno_error(errno, path);
@@ -118,11 +126,11 @@ Result<std::unique_ptr<Listener>> Listener::make(UniqueFd listening, Options opt
         return errno_error(ec.value(), "the listening socket");
     }
     (void)listening.release();
-    return std::unique_ptr<Listener>(new Listener(std::move(acceptor), options, std::move(parts)));
+    return std::unique_ptr<Listener>(new Listener(std::move(acceptor), std::move(options), std::move(parts)));
 }
 
 Listener::Listener(Protocol::acceptor acceptor, Options options, Parts parts)
-    : options_(options)
+    : options_(std::move(options))
     , parts_(std::move(parts))
     , acceptor_(std::move(acceptor)) {}
 
@@ -139,7 +147,14 @@ void Listener::admit(Protocol::socket socket) {
         return;
     }
     std::string who = fmt::format("unix peer pid {} uid {}", peer->pid, peer->uid);
-    if (!is_allowed(options_.allowed, *peer, peer_groups(socket.native_handle()))) {
+    int fd = socket.native_handle(); // open as long as the session asks
+    const ProcessHandle process = peer_process(fd);
+    const std::optional<Uuid> spawned = options_.spawned_for ? options_.spawned_for(process) : std::nullopt;
+    if (!spawned && options_.only_spawned) {
+        refuse(who, "was not spawned by this manager");
+        return;
+    }
+    if (!spawned && !is_allowed(options_.allowed, *peer, peer_groups(fd))) {
         refuse(who, "is neither root nor in the group vtpmd");
         return;
     }
@@ -147,11 +162,16 @@ void Listener::admit(Protocol::socket socket) {
         refuse(who, "there are too many connections");
         return;
     }
-    int fd = socket.native_handle(); // open as long as the session asks
-    const ProcessHandle process = peer_process(fd);
+    const bool any = peer->uid == 0 || peer->uid == options_.allowed.own_uid;
+    const std::optional<uid_t> user = spawned || any ? std::nullopt : std::optional(peer->uid);
+    if (user && !parts_.service.admits(*user)) {
+        refuse(who, "its user has too many connections");
+        return;
+    }
     proto::StreamOptions stream{.peer = std::move(who)};
     auto channel = proto::make_stream_channel(std::move(socket), parts_.clock, std::move(stream));
-    LinkInfo link{.made_for = std::nullopt, .peer_gone = [fd] { return peer_hung_up(fd); }, .process = process};
+    LinkInfo link{
+        .made_for = spawned, .peer_gone = [fd] { return peer_hung_up(fd); }, .process = process, .user = user};
     std::string name = channel->peer();
     parts_.links.spawn(std::move(name), parts_.service.serve(std::move(channel), std::move(link)));
 }

@@ -1,5 +1,6 @@
-// The Unix socket where vTPMs come in. Who may connect is decided by the kernel's word on the peer (SO_PEERCRED,
-// SO_PEERGROUPS): root, the manager's own user, members of the group `vtpmd`.
+// The Unix socket where vTPMs come in. Who may connect, and as which vTPM, is decided by the kernel's word on the peer (SO_PEERCRED,
+// SO_PEERGROUPS, SO_PEERPIDFD): root and the manager's own user as any; a process that a manager spawned for a vTPM as that one,
+// whoever it runs as; members of the group `vtpmd` as those that are theirs (OwnerRecord).
 #pragma once
 
 #include "manager/links/key_service.hpp"
@@ -21,9 +22,15 @@ struct AllowedPeers {
 /// Of this process and this host.
 [[nodiscard]] AllowedPeers allowed_peers();
 
-/// A listening socket at `path`, mode 0660 and of the group `vtpmd` if the host has it. A socket that nobody listens on is
+/// Who can reach a socket by its file.
+enum class SocketReach {
+    group,   ///< 0660, of the group `vtpmd` if the host has it
+    owner,   ///< 0600
+    everyone ///< 0666: its peers are told apart by who they are
+};
+/// A listening socket at `path`. A socket that nobody listens on is
 /// replaced; Errc::busy if somebody does, exists if the path is something else, too_large for more than 107 bytes.
-[[nodiscard]] Result<UniqueFd> listen_unix(const std::string& path);
+[[nodiscard]] Result<UniqueFd> listen_unix(const std::string& path, SocketReach reach = SocketReach::group);
 
 class Listener {
   public:
@@ -37,6 +44,9 @@ class Listener {
     struct Options {
         std::size_t connection_limit = 8192; ///< an instance makes two
         AllowedPeers allowed;
+        bool only_spawned = false; ///< whom spawned_for knows, and nobody else
+        /// The vTPM that a manager spawned this process for (Processes::spawned_for). Empty: none was spawned.
+        std::function<std::optional<Uuid>(const ProcessHandle&)> spawned_for = {};
     };
     /// Takes over a listening Unix socket. Errc::usage if the descriptor is not one.
     static Result<std::unique_ptr<Listener>> make(UniqueFd listening, Options options, Parts parts);

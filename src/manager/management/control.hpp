@@ -59,12 +59,15 @@ struct VtpmInfo {
     std::uint64_t saves = 0;   ///< of its state, since it was made (a reset counts as one)
     std::uint64_t reset = 0;   ///< when it was last reset to factory, seconds since 1970; 0: never
     int pid = 0;               ///< of its instance; 0: none, or not known
+    std::uint32_t user = 0;    ///< who may open it besides root and the manager's own user; 0: nobody
     bool autostart = false;    ///< it is to run whenever the manager does
 };
 /// What show tells beside that.
 struct VtpmDetail {
-    std::string image;      ///< where its instance has its state, if the manager started it or would
-    std::string socket;     ///< where its guest connects, if the manager starts it
+    std::string image;  ///< where its instance has its state, if the manager started it or would
+    std::string socket; ///< where its guest connects, if the manager starts it
+    std::string
+        sandbox; ///< what its process has given up, as the kernel tells; empty: it does not run, or in another domain
     std::string why;        ///< why it does not run, or is not known; empty: nothing to say
     std::string last_error; ///< why its instance ended, or was not started, the last time; empty: it was not so
     std::uint64_t last_error_time = 0; ///< seconds since 1970
@@ -80,6 +83,7 @@ struct NewVtpm {
     TpmVersion version = TpmVersion::tpm20;
     std::optional<Uuid> group; ///< the store's own if none is named
     std::string name;          ///< 1 to 64 bytes of printable UTF-8, no UUID; empty: none
+    std::uint32_t user = 0;    ///< VtpmInfo
 };
 
 struct PcrInfo {
@@ -239,6 +243,9 @@ class Control {
     virtual Task<Result<VtpmInfo>> create(NewVtpm request) = 0;
     /// Also while it is open; empty takes its name away. Errc::not_found, tombstone, usage.
     virtual Task<Result<VtpmInfo>> rename(Uuid uuid, std::string name) = 0;
+    /// From now on this user may open it, and no other but root and the manager's own. An instance that has it open goes on.
+    /// Errc::not_found, tombstone.
+    virtual Task<Result<VtpmInfo>> give_to(Uuid uuid, std::uint32_t user) = 0;
     /// To another group, as long as it has saved nothing. Errc::not_found, tombstone; busy while it is open; usage: it has a
     /// state; pcr_mismatch: that group is closed.
     virtual Task<Result<VtpmInfo>> move(Uuid uuid, Uuid group) = 0;

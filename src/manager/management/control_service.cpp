@@ -62,6 +62,7 @@ VtpmInfo ControlService::info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) c
             .saves = vtpm.sequence,
             .reset = reset != nullptr ? reset->when : 0,
             .pid = kept != 0 ? kept : parts_.processes.find(uuid).pid,
+            .user = parts_.vault.registry().owner(uuid),
             .autostart = parts_.wanted.has(uuid)};
 }
 
@@ -122,6 +123,9 @@ Result<VtpmDetail> ControlService::detail(const Uuid& uuid) const {
         out.last_error = failure->why;
         out.last_error_time = failure->when;
     }
+    if (const ProcessHandle process = parts_.processes.find(uuid); process.known()) {
+        out.sandbox = rights_of(process);
+    }
     const VtpmState state = state_of(uuid, **found);
     const auto use = parts_.processes.in_use_now(uuid);
     if (parts_.service.is_open(uuid)) {
@@ -163,9 +167,20 @@ Task<Result<VtpmInfo>> ControlService::create(NewVtpm request) {
     if (!into) {
         co_return into.error();
     }
-    auto registered = co_await parts_.service.enrol(uuid, request.version, *into, std::move(request.name));
+    auto registered =
+        co_await parts_.service.enrol(uuid, request.version, *into, std::move(request.name), request.user);
     if (!registered) {
         co_return registered.error();
+    }
+    co_return vtpm(uuid);
+}
+
+Task<Result<VtpmInfo>> ControlService::give_to(Uuid uuid, std::uint32_t user) {
+    if (auto found = find(uuid); !found) {
+        co_return found.error();
+    }
+    if (auto given = co_await parts_.vault.give_to(uuid, user); !given) {
+        co_return given.error();
     }
     co_return vtpm(uuid);
 }

@@ -37,6 +37,7 @@ class ControlService final : public Control {
     [[nodiscard]] std::vector<Uuid> vtpms() const override;
     [[nodiscard]] Result<VtpmInfo> vtpm(const Uuid& uuid) const override;
     Task<Result<VtpmInfo>> create(NewVtpm request) override;
+    Task<Result<VtpmInfo>> give_to(Uuid uuid, std::uint32_t user) override;
     Task<Result<VtpmInfo>> rename(Uuid uuid, std::string name) override;
     Task<Result<VtpmInfo>> move(Uuid uuid, Uuid group) override;
     Task<Result<void>> remove(Uuid uuid) override;

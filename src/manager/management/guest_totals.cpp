@@ -29,6 +29,12 @@ const proto::CommandReport* command_in(const proto::Report& report, std::uint32_
     return it != report.commands.end() && it->code == code ? &*it : nullptr;
 }
 
+/// An instance counts what it does not know as code 0. What has no name here, of an instance that is newer or lies, is not
+/// counted: what is kept of each has a bound.
+bool is_counted(TpmVersion version, std::uint32_t code) {
+    return code == 0 || !tpm::command_name(version, code).empty();
+}
+
 void put_command(proto::Report& report, const proto::CommandReport& command) {
     const auto it = std::ranges::lower_bound(report.commands, command.code, {}, &proto::CommandReport::code);
     if (it != report.commands.end() && it->code == command.code) {
@@ -70,10 +76,13 @@ Result<void> GuestTotals::take(const Uuid& vtpm, TpmVersion version, const proto
     const auto now = clock_.now();
     const bool first = known.totals.incarnation != report.incarnation || known.activity.reported == Clock::time_point{};
     if (first) {
-        known = Known{};
+        known = Known{.reports = known.reports};
         known.totals.incarnation = report.incarnation;
         known.adopting = report.continued;
         known.activity.reported = now;
+    }
+    if (!known.reports.allow(now).allowed) {
+        return make_error(Errc::protocol, "an instance reports more often than any needs to");
     }
     if (auto good = check(known, report); !good) {
         return good;
@@ -83,6 +92,9 @@ Result<void> GuestTotals::take(const Uuid& vtpm, TpmVersion version, const proto
     }
     std::uint64_t commands = 0;
     for (const proto::CommandReport& c : report.commands) {
+        if (!is_counted(version, c.code)) {
+            continue;
+        }
         const proto::CommandReport* last = command_in(known.totals, c.code);
         const proto::CommandTotals before = last != nullptr  ? last->totals
                                             : known.adopting ? c.totals
@@ -113,14 +125,14 @@ Result<void> GuestTotals::take(const Uuid& vtpm, TpmVersion version, const proto
     a.reported = now;
     put_sums(known.totals, report);
     if (report.last) {
-        known_.erase(vtpm);
+        known = Known{.reports = known.reports};
     }
     return {};
 }
 
 std::optional<GuestTotals::Activity> GuestTotals::activity(const Uuid& vtpm) const {
     const auto it = known_.find(vtpm);
-    if (it == known_.end()) {
+    if (it == known_.end() || it->second.activity.reported == Clock::time_point{}) {
         return std::nullopt;
     }
     Activity out = it->second.activity;

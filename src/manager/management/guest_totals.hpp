@@ -5,6 +5,7 @@
 #include "proto/link/ask_messages.hpp"
 #include "tpm/version.hpp"
 #include "util/clock.hpp"
+#include "util/log.hpp"
 #include "util/result.hpp"
 
 #include <map>
@@ -39,7 +40,7 @@ class GuestTotals {
     explicit GuestTotals(Clock& clock)
         : clock_(clock) {}
 
-    /// Errc::protocol: a figure went back.
+    /// Errc::protocol: a figure went back, or there are too many reports.
     Result<void> take(const Uuid& vtpm, TpmVersion version, const proto::Report& report);
     /// A vTPM that is gone: its instance may have been killed, and said no last word. The sums stay.
     void forget(const Uuid& vtpm) { known_.erase(vtpm); }
@@ -55,6 +56,8 @@ class GuestTotals {
         bool adopting =
             false; ///< it counted before this manager was there: what is new in its reports is not what happened since
         Activity activity;
+        RateLimit reports{
+            {.burst = 100, .interval = std::chrono::seconds{50}}}; ///< more often than an instance reports
     };
     static Result<void> check(const Known& known, const proto::Report& report);
 

@@ -13,6 +13,7 @@
 //  12 reset      uuid[16], u64 sequence, u64 when, u8 n (32 or 20), hash of the slot that was given up[n]
 //  13 number     uuid[16], u32 number (not 0)
 //  14 away       uuid[16], group's uuid[16], u64 when: a tombstone of one that was migrated away from a group with an approver
+//  15 owner      uuid[16], u32 user (0: none)
 #include "manager/vault/records.hpp"
 
 #include "util/text.hpp"
@@ -40,6 +41,7 @@ enum class Type : std::uint8_t {
     reset = 12,
     number = 13,
     away = 14,
+    owner = 15,
 };
 constexpr std::uint8_t layout_version = 1;
 
@@ -71,6 +73,7 @@ struct Encoder {
     }
     void operator()(const GroupGoneRecord& r) { begin(Type::group_gone).be32(r.id); }
     void operator()(const NumberRecord& r) { begin(Type::number).bytes(r.uuid.bytes).be32(r.number); }
+    void operator()(const OwnerRecord& r) { begin(Type::owner).bytes(r.uuid.bytes).be32(r.user); }
     void operator()(const MovedRecord& r) { begin(Type::moved).bytes(r.uuid.bytes).be32(r.group); }
     void operator()(const NameRecord& r) {
         begin(Type::name).bytes(r.uuid.bytes).u8(static_cast<std::uint8_t>(r.name.size())).bytes(as_bytes(r.name));
@@ -142,6 +145,14 @@ Result<Record> decode_number(WireReader& in, std::size_t size) {
     NumberRecord r{.uuid = read_uuid(in), .number = in.be32()};
     if (!in.expect_end() || r.number == 0) {
         return wrong("number", size);
+    }
+    return r;
+}
+
+Result<Record> decode_owner(WireReader& in, std::size_t size) {
+    OwnerRecord r{.uuid = read_uuid(in), .user = in.be32()};
+    if (!in.expect_end()) {
+        return wrong("owner", size);
     }
     return r;
 }
@@ -291,6 +302,8 @@ Result<Record> decode(ByteView bytes) {
         return decode_number(in, bytes.size());
     case Type::away:
         return decode_away(in, bytes.size());
+    case Type::owner:
+        return decode_owner(in, bytes.size());
     }
     return make_error(Errc::version, "record of unknown type {}: written by a newer program", type);
 }

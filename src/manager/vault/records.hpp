@@ -92,6 +92,13 @@ struct NumberRecord {
     friend bool operator==(const NumberRecord&, const NumberRecord&) = default;
 };
 
+/// The user of this host, besides root and the manager's own, who may open the vTPM (key_service.hpp) from now on. 0: nobody.
+struct OwnerRecord {
+    Uuid uuid;
+    std::uint32_t user = 0;
+    friend bool operator==(const OwnerRecord&, const OwnerRecord&) = default;
+};
+
 /// The hash key of a vTPM, which replaces the one before.
 struct KeyRecord {
     Uuid uuid;
@@ -148,8 +155,9 @@ struct CertifierRecord {
     friend bool operator==(const CertifierRecord&, const CertifierRecord&) = default;
 };
 
-using Record = std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
-                            GroupGoneRecord, MovedRecord, NameRecord, ResetRecord, CertifierRecord, NumberRecord>;
+using Record =
+    std::variant<GroupRecord, VtpmRecord, KeyRecord, TombstoneRecord, FreshnessRecord, GroupDetailRecord,
+                 GroupGoneRecord, MovedRecord, NameRecord, ResetRecord, CertifierRecord, NumberRecord, OwnerRecord>;
 
 [[nodiscard]] Bytes encode(const Record& record);
 /// Errc::version for a type or version that this program does not know, Errc::corrupt for a wrong size or value.

@@ -70,6 +70,7 @@ void Registry::on(const TombstoneRecord& r) {
         vtpms_.erase(it);
         names_.erase(r.uuid);
         resets_.erase(r.uuid);
+        set_owner(r.uuid, 0);
         if (const auto number = numbers_.extract(r.uuid)) {
             numbered_.erase(number.mapped());
         }
@@ -140,6 +141,32 @@ void Registry::on(const NumberRecord& r) {
     count(before, vtpm_size(r.uuid));
 }
 
+void Registry::on(const OwnerRecord& r) {
+    const SnapshotSize before = vtpm_size(r.uuid);
+    set_owner(r.uuid, r.user);
+    count(before, vtpm_size(r.uuid));
+}
+
+void Registry::set_owner(const Uuid& uuid, std::uint32_t user) {
+    if (const auto was = owners_.extract(uuid); was && --owned_.at(was.mapped()) == 0) {
+        owned_.erase(was.mapped());
+    }
+    if (user != 0) {
+        owners_.emplace(uuid, user);
+        ++owned_[user];
+    }
+}
+
+std::uint32_t Registry::owner(const Uuid& uuid) const {
+    const auto it = owners_.find(uuid);
+    return it == owners_.end() ? 0 : it->second;
+}
+
+std::size_t Registry::owned_by(std::uint32_t user) const {
+    const auto it = owned_.find(user);
+    return it == owned_.end() ? 0 : it->second;
+}
+
 std::optional<VtpmFacts> Registry::vtpm_facts(const Uuid& uuid) const {
     const auto* v = find(uuid);
     if (v == nullptr) {
@@ -150,6 +177,7 @@ std::optional<VtpmFacts> Registry::vtpm_facts(const Uuid& uuid) const {
                      .group = v->group,
                      .returned = v->returned,
                      .number = number_of(uuid).value_or(0),
+                     .owner = owner(uuid),
                      .name_size = name(uuid).size(),
                      .reset_size = r != nullptr ? r->given_up.size() : 0,
                      .key_size = v->key.size()};
@@ -228,6 +256,9 @@ void Registry::snapshot(const std::function<void(const Record&)>& emit, const st
             .uuid = uuid, .group = v.group, .version = v.version, .created = v.created, .returned = v.returned});
         if (const std::string_view called = name(uuid); !called.empty()) {
             emit(NameRecord{.uuid = uuid, .name = std::string(called)});
+        }
+        if (const std::uint32_t user = owner(uuid); user != 0) {
+            emit(OwnerRecord{.uuid = uuid, .user = user});
         }
         if (const Reset* r = reset(uuid)) {
             emit(ResetRecord{.uuid = uuid, .sequence = r->sequence, .when = r->when, .given_up = r->given_up});

@@ -88,6 +88,10 @@ class Registry final : public RegistryView {
     /// The vTPM that has this number (NumberRecord); nullptr: none.
     [[nodiscard]] const Uuid* numbered(std::uint32_t number) const;
     [[nodiscard]] std::optional<std::uint32_t> number_of(const Uuid& uuid) const;
+    /// OwnerRecord; 0: none.
+    [[nodiscard]] std::uint32_t owner(const Uuid& uuid) const;
+    /// How many vTPMs the user has.
+    [[nodiscard]] std::size_t owned_by(std::uint32_t user) const;
     /// The highest freshness record; nullopt: there was none.
     [[nodiscard]] std::optional<std::uint64_t> freshness() const noexcept { return freshness_; }
 
@@ -123,7 +127,9 @@ class Registry final : public RegistryView {
     void on(const ResetRecord& r);
     void on(const CertifierRecord& r);
     void on(const NumberRecord& r);
+    void on(const OwnerRecord& r);
     void count(SnapshotSize before, SnapshotSize after);
+    void set_owner(const Uuid& uuid, std::uint32_t user);
     [[nodiscard]] SnapshotSize vtpm_size(const Uuid& uuid) const;
     [[nodiscard]] SnapshotSize group_size(GroupId id) const;
     void drop_tombstone(std::unordered_map<Uuid, Tombstone>::iterator it);
@@ -136,6 +142,8 @@ class Registry final : public RegistryView {
     std::unordered_map<Uuid, Reset> resets_;
     std::unordered_map<Uuid, std::uint32_t> numbers_; ///< few hosts have any
     std::map<std::uint32_t, Uuid> numbered_;          ///< the same, the other way round
+    std::unordered_map<Uuid, std::uint32_t> owners_;
+    std::unordered_map<std::uint32_t, std::size_t> owned_; ///< the same, counted
     std::optional<std::uint64_t> freshness_;
     GroupId next_group_ = 0;
     SnapshotSize size_ = size_of_nothing();

@@ -12,6 +12,7 @@ constexpr std::size_t name_bytes = 4 + 2 + 16 + 1;
 constexpr std::size_t reset_bytes = 4 + 2 + 16 + 8 + 8 + 1;
 constexpr std::size_t key_bytes = 4 + 2 + 16 + 8 + 1;
 constexpr std::size_t number_bytes = 4 + 2 + 16 + 4;
+constexpr std::size_t owner_bytes = 4 + 2 + 16 + 4;
 constexpr std::size_t group_bytes = 4 + 2 + 4 + 16 + 8;
 constexpr std::size_t detail_bytes = 4 + 2 + 4 + 4;
 constexpr std::size_t tombstone_bytes = 4 + 2 + 16 + 1 + 8;
@@ -119,6 +120,9 @@ struct Rules {
         }
         return {};
     }
+    Result<void> operator()(const OwnerRecord& r) const {
+        return there.vtpm_facts(r.uuid) ? Result<void>{} : missing(r.uuid, "an owner for");
+    }
     Result<void> operator()(const NumberRecord& r) const {
         const auto vtpm = there.vtpm_facts(r.uuid);
         if (!vtpm) {
@@ -135,9 +139,10 @@ struct Rules {
 
 SnapshotSize size_of(const VtpmFacts& v) {
     const std::size_t now = vtpm_bytes + if_any(v.name_size, name_bytes) + if_any(v.reset_size, reset_bytes) +
-                            if_any(v.key_size, key_bytes) + (v.number == 0 ? 0 : number_bytes);
+                            if_any(v.key_size, key_bytes) + (v.number == 0 ? 0 : number_bytes) +
+                            (v.owner == 0 ? 0 : owner_bytes);
     constexpr std::size_t most = vtpm_bytes + name_bytes + vtpm_name_limit + reset_bytes + longest_hash + key_bytes +
-                                 WrappedKey::capacity + number_bytes;
+                                 WrappedKey::capacity + number_bytes + owner_bytes;
     return {.now = now, .most = most};
 }
 
@@ -325,6 +330,12 @@ void Draft::take(const NumberRecord& r) {
     vtpm->number = r.number;
     put(r.uuid, vtpm);
     numbers_.insert_or_assign(r.number, true);
+}
+
+void Draft::take(const OwnerRecord& r) {
+    auto vtpm = vtpm_facts(r.uuid);
+    vtpm->owner = r.user;
+    put(r.uuid, vtpm);
 }
 
 } // namespace vtpmd::manager

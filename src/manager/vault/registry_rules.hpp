@@ -21,6 +21,7 @@ struct VtpmFacts {
     GroupId group = 0;
     bool returned = false;
     std::uint32_t number = 0;   ///< 0: none
+    std::uint32_t owner = 0;    ///< 0: none
     std::size_t name_size = 0;  ///< 0: none
     std::size_t reset_size = 0; ///< of the hash that was given up; 0: never reset
     std::size_t key_size = 0;   ///< 0: none
@@ -39,7 +40,7 @@ struct TombstoneFacts {
 /// Bytes of the records of a snapshot, each counted with 4 bytes more (as a frame has it).
 struct SnapshotSize {
     std::uint64_t now = 0;
-    /// When every vTPM that is registered has a name, a number, a key and was reset, and every group has a CA.
+    /// When every vTPM that is registered has a name, a number, an owner, a key and was reset, and every group has a CA.
     std::uint64_t most = 0;
     friend bool operator==(const SnapshotSize&, const SnapshotSize&) = default;
 };
@@ -134,6 +135,7 @@ class Draft final : public RegistryView {
     void take(const ResetRecord& r);
     void take(const CertifierRecord& r);
     void take(const NumberRecord& r);
+    void take(const OwnerRecord& r);
 
     const RegistryView* below_;
     // nullopt: it is not there any more.

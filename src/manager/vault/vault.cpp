@@ -169,7 +169,8 @@ Task<Result<void>> Vault::commit_all(std::vector<Bytes> records, std::function<R
     co_return done;
 }
 
-Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId group, std::string name) {
+Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId group, std::string name,
+                                        std::uint32_t owner) {
     if (auto fits = name.empty() ? Result<void>{} : check_vtpm_name(name); !fits) {
         co_return fits;
     }
@@ -184,6 +185,9 @@ Task<Result<void>> Vault::register_vtpm(Uuid uuid, TpmVersion version, GroupId g
     records.push_back(encode(vtpm));
     if (!name.empty()) {
         records.push_back(encode(NameRecord{.uuid = uuid, .name = std::move(name)}));
+    }
+    if (owner != 0) {
+        records.push_back(encode(OwnerRecord{.uuid = uuid, .user = owner}));
     }
     co_return co_await commit_all(std::move(records));
 }
@@ -203,6 +207,11 @@ Task<Result<void>> Vault::rename(Uuid uuid, std::string name) {
         co_return fits;
     }
     Record record = NameRecord{.uuid = uuid, .name = std::move(name)};
+    co_return co_await commit(std::move(record));
+}
+
+Task<Result<void>> Vault::give_to(Uuid uuid, std::uint32_t owner) {
+    Record record = OwnerRecord{.uuid = uuid, .user = owner};
     co_return co_await commit(std::move(record));
 }
 

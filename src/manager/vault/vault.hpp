@@ -92,7 +92,11 @@ class Vault final : private store::JournalClient {
 
     /// Into a group (0: the store's own; Errc::not_found, pcr_mismatch: it is closed). The UUID must be new (neither registered nor gone: Errc::exists). Errc::no_space while the store has room
     /// for those that are there only.
-    Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {});
+    /// `owner`: OwnerRecord.
+    Task<Result<void>> register_vtpm(Uuid uuid, TpmVersion version, GroupId group = 0, std::string name = {},
+                                     std::uint32_t owner = 0);
+    /// OwnerRecord. Errc::not_found, tombstone.
+    Task<Result<void>> give_to(Uuid uuid, std::uint32_t owner);
     /// The same, with a number for toolstacks of 2006, or not at all. Errc::exists: the number is taken.
     Task<Result<void>> register_numbered(Uuid uuid, TpmVersion version, std::uint32_t number);
     /// Empty takes its name away. Errc::not_found, tombstone (it was deleted meanwhile), usage: check_vtpm_name().

@@ -381,8 +381,70 @@ TEST_SUITE("manager service") {
         CHECK(rig.gone == std::vector<Uuid>{uuid_of(1)});
         Peer p(rig);
         REQUIRE(p.hello(2));
+        REQUIRE(p.save(1));
         REQUIRE(proto::parse_save_reply(p.ask(proto::encode_handed_over())));
         CHECK(rig.gone == std::vector<Uuid>{uuid_of(1), uuid_of(2)});
+    }
+    TEST_CASE("what never had a state was not handed over: no tombstone, no step of the counter") {
+        Rig rig;
+        Peer p(rig);
+        REQUIRE(p.hello(1));
+        CHECK(proto::parse_save_reply(p.ask(proto::encode_handed_over())).has_error());
+        CHECK(rig.gone.empty());
+        CHECK(rig.m.vault->registry().find(uuid_of(1)) != nullptr);
+        CHECK(p.save(1)); // the link goes on
+        p.hang_up();
+    }
+    TEST_CASE("a user who is neither root nor the manager's own opens their own vTPMs, and nobody else's") {
+        Rig rig;
+        for (unsigned n : {1U, 2U, 3U}) {
+            REQUIRE(rig.m.loop.run(rig.service->enrol(uuid_of(n), TpmVersion::tpm20, 0, {}, n == 3 ? 0 : 1000 + n)));
+        }
+        const LinkInfo user{.user = 1001};
+        {
+            Peer p(rig, user);
+            REQUIRE(p.hello(1, false));
+            CHECK(p.save(1));
+            p.hang_up();
+        }
+        for (unsigned n : {2U, 3U, 4U}) { // another's, root's, one that is not registered
+            Peer p(rig, user);
+            const auto refused = p.hello(n, true);
+            REQUIRE(refused.has_error());
+            CHECK(refused.error().code == Errc::permission);
+            CHECK_FALSE(rig.service->is_open(uuid_of(n))); // not even for a moment
+            CHECK(p.ended());
+        }
+        CHECK(rig.m.vault->registry().find(uuid_of(4)) == nullptr);
+        REQUIRE(rig.m.loop.run(rig.m.vault->give_to(uuid_of(1), 1002)));
+        Peer gone(rig, user);
+        CHECK(gone.hello(1, false).error().code == Errc::permission);
+        Peer theirs(rig, LinkInfo{.user = 1002});
+        CHECK(theirs.hello(1, false));
+        theirs.hang_up();
+    }
+    TEST_CASE("a process that was spawned for a vTPM is that one, also by the listening socket") {
+        Rig rig;
+        REQUIRE(rig.m.loop.run(rig.service->enrol(uuid_of(1), TpmVersion::tpm20)));
+        REQUIRE(rig.m.loop.run(rig.service->enrol(uuid_of(2), TpmVersion::tpm20)));
+        const LinkInfo spawned{.made_for = uuid_of(1)};
+        Peer other(rig, spawned);
+        CHECK(other.hello(2, false).error().code == Errc::permission);
+        Peer p(rig, spawned);
+        REQUIRE(p.hello(1, false));
+        const Bytes invited = p.ask(proto::encode_invite());
+        auto key = proto::parse_invite_reply(invited);
+        REQUIRE(key);
+        // Its second connection too, and nobody else's.
+        const Bytes vouched = proto::encode_attach({uuid_of(1), key->clone()});
+        Peer wrong(rig, LinkInfo{.made_for = uuid_of(2)});
+        const Bytes refused = wrong.ask(vouched);
+        CHECK(proto::parse_response(refused).has_error());
+        Peer right(rig, spawned);
+        const Bytes taken = right.ask(vouched);
+        CHECK(proto::parse_response(taken));
+        right.hang_up();
+        p.hang_up();
     }
     TEST_CASE("nothing before the hello, and no second one") {
         Rig rig;

@@ -86,7 +86,19 @@ TEST_SUITE("manager") {
         }
         REQUIRE(take(Uuid{{std::byte{3}}}, hostile));
         CHECK(totals.sums().commands.size() == 1);
-        CHECK(totals.sums().commands.at("other").success == 102);
+        CHECK(totals.sums().commands.at("other").success == 1); // of code 0: what has no name is kept of nobody
+    }
+
+    TEST_CASE_FIXTURE(Fixture,
+                      "guests' totals: who reports without a pause is let go, and not let in by beginning anew") {
+        unsigned taken = 0;
+        for (unsigned i = 0; i < 1000; ++i) {
+            proto::Report r = report(1 + i % 3, get_random, 1 + i);
+            r.last = i % 2 == 0;
+            taken += take(a, r) ? 1 : 0;
+        }
+        CHECK(taken == 100);
+        CHECK(take(b, report(2, get_random, 7))); // the others go on
     }
 
     TEST_CASE_FIXTURE(Fixture, "guests' totals: an instance that goes back is refused, by each of its figures") {

@@ -35,6 +35,8 @@ const std::vector<Record>& samples() {
         CertifierRecord{.id = 0x01020304, .detail = Bytes(3, std::byte{0xca})},
         TombstoneRecord{.uuid = uuid, .reason = TombstoneRecord::Reason::migrated, .when = 0x0f, .group = uuid},
         NumberRecord{.uuid = uuid, .number = 0x01020304},
+        OwnerRecord{.uuid = uuid, .user = 0x05060708},
+        OwnerRecord{.uuid = uuid, .user = 0},
     };
     return all;
 }

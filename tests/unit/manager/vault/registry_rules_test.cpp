@@ -38,7 +38,7 @@ Record any_record(std::mt19937& random) {
     auto one_of = [&random](unsigned n) { return static_cast<unsigned>(random() % n); };
     const Uuid uuid = uuid_of(one_of(4));
     const GroupId group = one_of(3);
-    switch (one_of(12)) {
+    switch (one_of(13)) {
     case 0:
         return GroupRecord{.id = group, .uuid = uuid_of(100 + one_of(3))};
     case 1:
@@ -62,6 +62,8 @@ Record any_record(std::mt19937& random) {
         return TombstoneRecord{.uuid = uuid,
                                .reason = one_of(2) == 0 ? TombstoneRecord::Reason::deleted
                                                         : TombstoneRecord::Reason::migrated};
+    case 11:
+        return OwnerRecord{.uuid = uuid, .user = one_of(3)};
     case 10:
         return FreshnessRecord{.counter = one_of(9)};
     default:
@@ -138,6 +140,7 @@ TEST_SUITE("manager") {
             VtpmRecord{.uuid = uuid_of(2), .group = 1, .returned = true},
             MovedRecord{.uuid = uuid_of(1), .group = 1},
             NumberRecord{.uuid = uuid_of(1), .number = 7},
+            OwnerRecord{.uuid = uuid_of(1), .user = 7},
             KeyRecord{.uuid = uuid_of(1), .sequence = 1, .key = key()},
             NameRecord{.uuid = uuid_of(1), .name = "n"},
             ResetRecord{.uuid = uuid_of(1), .sequence = 1, .given_up = Bytes(32)},

@@ -187,6 +187,33 @@ TEST_SUITE("manager") {
         must(copy.apply(NumberRecord{.uuid = uuid_of(2), .number = 7}));
         CHECK(copy.number_of(uuid_of(2)) == 7U);
     }
+    TEST_CASE("registry: an owner: replaced, taken away, counted; goes with its vTPM and is in a snapshot") {
+        Registry registry = with_group();
+        must_not(registry.apply(OwnerRecord{.uuid = uuid_of(1), .user = 5}));
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));
+        must(registry.apply(VtpmRecord{.uuid = uuid_of(2)}));
+        CHECK(registry.owner(uuid_of(1)) == 0);
+        must(registry.apply(OwnerRecord{.uuid = uuid_of(1), .user = 5}));
+        must(registry.apply(OwnerRecord{.uuid = uuid_of(1), .user = 5}));
+        must(registry.apply(OwnerRecord{.uuid = uuid_of(2), .user = 5}));
+        CHECK(registry.owned_by(5) == 2);
+        must(registry.apply(OwnerRecord{.uuid = uuid_of(2), .user = 6}));
+        Registry copy;
+        registry.snapshot([&](const Record& r) { must(copy.apply(decode(encode(r)).value())); });
+        for (const Registry* r : {&registry, &copy}) {
+            CHECK(r->owner(uuid_of(1)) == 5);
+            CHECK(r->owner(uuid_of(2)) == 6);
+            CHECK(r->owned_by(5) == 1);
+            CHECK(r->owned_by(7) == 0);
+        }
+        must(registry.apply(OwnerRecord{.uuid = uuid_of(1), .user = 0}));
+        CHECK(registry.owner(uuid_of(1)) == 0);
+        CHECK(registry.owned_by(5) == 0);
+        must(copy.apply(TombstoneRecord{.uuid = uuid_of(2)}));
+        CHECK(copy.owned_by(6) == 0);
+        CHECK(copy.owner(uuid_of(2)) == 0);
+        must_not(copy.apply(OwnerRecord{.uuid = uuid_of(2), .user = 6}));
+    }
     TEST_CASE("registry: a number goes when its vTPM migrates away, and does not come back with it") {
         Registry registry = with_group();
         must(registry.apply(VtpmRecord{.uuid = uuid_of(1)}));

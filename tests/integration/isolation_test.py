@@ -1,0 +1,309 @@
+#!/usr/bin/python3
+"""Code that has broken into one vTPM's instance, a user of the group vtpmd, and an ordinary user: what each is refused.
+
+The first has the rights that a spawned instance has (its user, no capabilities, no way to more) but none of its system call filter,
+which tests/unit/util/sandbox_test.cpp has: so what is refused here does not hang on the filter alone.
+"""
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import uuid as uuids
+
+import harness
+import tpm
+
+VTPMCTL = os.environ.get("VTPMCTL", "")
+HELLO, HANDED_OVER, SAVE, LOAD = 0x56500001, 0x56500002, 1, 2
+STATUS_TEXT_AT = 10
+INDEX = 0x01500002
+ATTACKER_USER, ATTACKER_GROUP = 1234, 4321
+
+# Runs as the attacker; one line of JSON for each thing that it tried.
+ATTACK = r"""
+import json, os, socket, struct, sys, uuid
+folder, run, mine, other, manager, me, peer = sys.argv[1:8]
+def tried(what, attempt):
+    try:
+        print(json.dumps([what, "did: " + repr(attempt())]), flush=True)
+    except Exception as e:
+        print(json.dumps([what, "refused: " + repr(e)]), flush=True)
+def connected(path):
+    s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect(path); return s
+def read(s, n):
+    data = b""
+    while len(data) < n:
+        part = s.recv(n - len(data))
+        if not part: raise EOFError("closed")
+        data += part
+    return data
+def key(path, who):
+    s = connected(path)
+    body = struct.pack(">H", 1) + uuid.UUID(who).bytes + bytes([2]) + struct.pack(">I", 0)
+    s.sendall(struct.pack(">HII", 0x1c1, 10 + len(body), 0x56500001) + body)
+    tag, size, code = struct.unpack(">HII", read(s, 10)); read(s, size - 10)
+    if code: raise PermissionError(f"status {code}")
+    return "hello"
+def api(method, target):
+    s = connected(folder + "/api.sock")
+    s.sendall(f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    status = s.recv(64).split()[1]
+    if status != b"200": raise PermissionError(status)
+    return status
+tried("the manager's store", lambda: os.open(folder + "/manager.img", os.O_RDONLY))
+tried("another vTPM's image", lambda: os.open(f"{folder}/{other}.img", os.O_RDONLY))
+tried("its own image by its path", lambda: os.open(f"{folder}/{mine}.img", os.O_RDWR))
+tried("the hardware TPM", lambda: os.listdir(folder + "/manager.tpm"))
+tried("the manager's socket", lambda: key(folder + "/manager.sock", other))
+tried("the way back of instances, as another vTPM", lambda: key(run + "/instances/link.sock", other))
+tried("the way back of instances, as its own vTPM", lambda: key(run + "/instances/link.sock", mine))
+tried("what the manager notes of processes", lambda: os.listdir(run + "/instances"))
+tried("management", lambda: api("POST", f"/v1/vtpms/{other}/stop"))
+tried("another guest's socket", lambda: connected(f"{run}/{other}.sock"))
+for name, pid in (("the manager", manager), ("its own process", me), ("a neighbour", peer)):
+    tried(f"memory of {name}", lambda: open(f"/proc/{pid}/mem", "rb").read(1))
+for name, pid in (("the manager", manager), ("a neighbour", peer)):
+    tried(f"a signal to {name}", lambda: os.kill(int(pid), 0))
+"""
+
+
+def status_of(pid):
+    with open(f"/proc/{pid}/status") as f:
+        return {k: v.split() for k, _, v in (line.partition(":") for line in f)}
+
+
+class Link:
+    """A peer at the manager's socket."""
+
+    def __init__(self, path):
+        self.sock = harness.connect(path)
+
+    def ask(self, code, body=b""):
+        self.sock.sendall(struct.pack(">HII", 0x1C1, 10 + len(body), code) + body)
+        head = self._read(10)
+        _, size, status = struct.unpack(">HII", head)
+        return status, self._read(size - 10)
+
+    def hello(self, uuid, create=False):
+        return self.ask(HELLO, struct.pack(">H", 1) + uuids.UUID(uuid).bytes + b"\2" + struct.pack(">I", int(create)))
+
+    def _read(self, n):
+        data = b""
+        while len(data) < n:
+            part = self.sock.recv(n - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return data
+
+
+class Isolation(harness.Case):
+    def ctl(self, *args, ok=True):
+        return self.run_command(VTPMCTL, *args[:1], f"--socket={self.path('api.sock')}", *args[1:], ok=ok)
+
+    def shown(self, uuid):
+        return json.loads(self.ctl("show", uuid, "--json")[1])
+
+    def spawning_manager(self, *options):
+        os.mkdir(self.path("run"))
+        manager = harness.Manager(self, options=[f"--api=unix:{self.path('api.sock')}", f"--run-dir={self.path('run')}",
+                                                 "--stop-instances", *options])
+        return manager.start(create=True)
+
+    def started(self, uuid):
+        self.ctl("create", uuid)
+        self.ctl("start", uuid, "--wait")
+        return self.shown(uuid)["pid"]
+
+    def guest(self, uuid):
+        return tpm.Client(harness.connect(self.path("run", uuid + ".sock")))
+
+    def test_code_inside_an_instance_gets_nothing_of_anybody_else(self):
+        manager = self.spawning_manager("--sandbox=on")
+        mine, other = harness.new_uuid(), harness.new_uuid()
+        pid, peer = self.started(mine), self.started(other)
+        status, peers = status_of(pid), status_of(peer)
+        user = status["Uid"][0]
+        self.assertEqual(set(status["Uid"] + status["Gid"]), {user})
+        self.assertEqual(status["Groups"], [])
+        self.assertGreaterEqual(int(user), 1880000000)
+        self.assertNotEqual(peers["Uid"][0], user)
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            self.assertEqual(int(status[name][0], 16), 0, name)
+        self.assertEqual((status["NoNewPrivs"], status["Seccomp"]), (["1"], ["2"]))
+        self.assertEqual(os.readlink(f"/proc/{pid}/root"), self.path("run", "instances"))
+        self.assertIn(f"user {user}, no capabilities, no new privileges, seccomp", self.shown(mine)["sandbox"])
+
+        os.chmod(self.dir, 0o755)
+        arguments = [self.dir, self.path("run"), mine, other, manager.process.pid, pid, peer]
+        _, text = self.run_command(
+            "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all",
+            "--no-new-privs", sys.executable, "-E", "-s", "-B", "-c", ATTACK, *arguments)
+        rows = [json.loads(line) for line in text.splitlines()]
+        self.assertEqual(len(rows), 15, text)
+        for what, came in rows:
+            self.assertTrue(came.startswith("refused: "), f"{what}: {came}")
+        with self.guest(other) as guest:  # nobody has noticed
+            guest.nv_define(INDEX, 8)
+        manager.process.terminate()
+
+    def test_a_sandboxed_instance_serves_comes_back_and_leaves_nothing(self):
+        manager = self.spawning_manager("--sandbox=on")
+        manager.options.remove("--stop-instances")
+        manager.process.terminate()
+        manager.start()
+        uuid = harness.new_uuid()
+        pid = self.started(uuid)
+        with self.guest(uuid) as guest:
+            guest.nv_define(INDEX, 16)
+            guest.nv_write(INDEX, b"before the crash")
+        manager.process.kill()
+        manager.start()
+        harness.wait_until(lambda: self.shown(uuid)["state"] == "running", "its instance comes back")
+        self.assertEqual(self.shown(uuid)["pid"], pid)
+        with self.guest(uuid) as guest:
+            self.assertEqual(guest.nv_read(INDEX, 16), b"before the crash")
+            guest.nv_write(INDEX, b"after the crash.")
+        # A quote needs its second connection: it has that again too.
+        harness.wait_until(lambda: self.ctl("quote", uuid, "--nonce=00", ok=False)[0] != harness.EX_TEMPFAIL, "it can be asked")
+        self.ctl("stop", uuid)
+        self.assertFalse(os.path.exists(self.path("run", uuid + ".sock")))
+        self.assertFalse(os.path.exists(self.path("run", uuid + ".sock.ctrl")))
+        self.ctl("start", uuid, "--wait")
+        with self.guest(uuid) as guest:
+            self.assertEqual(guest.nv_read(INDEX, 16), b"after the crash.")
+        self.ctl("stop", uuid)
+        manager.process.terminate()
+        self.assertFalse(os.path.exists(self.path("run", "instances", "link.sock")))
+
+    def test_an_image_that_is_pulled_away_is_noticed_in_the_sandbox(self):
+        self.spawning_manager("--sandbox=on")
+        uuid = harness.new_uuid()
+        self.started(uuid)
+        with self.guest(uuid) as guest:
+            guest.nv_define(INDEX, 16)
+            os.rename(self.path(uuid + ".img"), self.path("elsewhere.img"))
+            with self.assertRaises(tpm.TpmError):
+                guest.nv_write(INDEX, b"lost if acked...")
+            os.rename(self.path("elsewhere.img"), self.path(uuid + ".img"))
+
+            def written():
+                try:
+                    guest.nv_write(INDEX, b"it is back again")
+                    return True
+                except tpm.TpmError:
+                    return False
+            harness.wait_until(written, "it goes on, once it is back")
+        self.ctl("stop", uuid)
+
+    def test_by_hand(self):
+        manager = harness.Manager(self).start(create=True)
+        instance = harness.Instance(self, manager, options=["--sandbox=on"]).start(create=True)
+        status = status_of(instance.process.pid)
+        self.assertEqual((int(status["CapEff"][0], 16), status["NoNewPrivs"], status["Seccomp"]), (0, ["1"], ["2"]))
+        with instance.client() as guest:
+            guest.nv_define(INDEX, 8)
+            manager.process.kill()
+            manager.start()
+            guest.nv_write(INDEX, b"it lives")
+        instance.process.terminate()
+        for options, word in ((["--sandbox=maybe"], "on, off or auto"), (["--user=1880000001"], "add --sandbox=on"),
+                              (["--sandbox=off", "--user=1880000001"], "which is off"),
+                              (["--sandbox=on", f"--pid-file={self.path('pid')}"], "leave either out")):
+            status, text = self.vtpmd("--mode=instance", f"--uuid={instance.uuid}", f"--state={instance.image}",
+                                      f"--manager=unix:{manager.socket}", f"--guest=socket:unix:{self.path('x')}", *options)
+            self.assertEqual(status, harness.EX_USAGE, text)
+            self.assertIn(word, text)
+        manager.process.terminate()
+
+    def test_a_user_of_the_group_has_what_is_theirs_and_nothing_else(self):
+        with open(self.path("group"), "w") as f:
+            f.write(f"root:x:0:\nvtpmd:x:{ATTACKER_GROUP}:\n")
+        harness.mount(self.path("group"), "/etc/group", None, 0x1000)  # MS_BIND
+        self.addCleanup(harness.umount, "/etc/group")
+        manager = harness.Manager(self, options=[f"--api=unix:{self.path('api.sock')}"]).start(create=True)
+        uuid = harness.new_uuid()
+        harness.Instance(self, manager, uuid=uuid).start(create=True).process.terminate()
+
+        def as_user(attempt):
+            os.setgroups([])
+            os.setegid(ATTACKER_GROUP)
+            os.seteuid(ATTACKER_USER)
+            try:
+                return attempt()
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
+
+        def opened(which, create=False):
+            link = Link(manager.socket)
+            status, text = link.hello(which, create)
+            return link, status, text.decode(errors="replace")
+
+        _, status, text = as_user(lambda: opened(uuid))
+        self.assertNotEqual(status, 0)
+        self.assertIn(f"is not user {ATTACKER_USER}'s", text)
+        for code, body in ((LOAD, b""), (SAVE, bytes(64)), (HANDED_OVER, b"")):
+            link = as_user(lambda: Link(manager.socket))
+            self.assertNotEqual(link.ask(code, body)[0], 0)
+        _, status, text = as_user(lambda: opened(harness.new_uuid(), create=True))
+        self.assertNotEqual(status, 0)
+        self.assertIn("vtpmctl create", text)
+        harness.Instance(self, manager, uuid=uuid, name=f"i{uuid[:8]}").start().process.terminate()  # nothing has happened to it
+
+        self.ctl("chown", uuid, str(ATTACKER_USER))
+        self.assertEqual(self.shown(uuid)["user"], ATTACKER_USER)
+        link, status, text = as_user(lambda: opened(uuid))
+        self.assertEqual(status, 0, text)
+        self.assertEqual(link.ask(LOAD)[0], 0)
+        link.sock.close()
+        self.ctl("chown", uuid, "")
+        self.assertNotIn("user", self.shown(uuid))
+        self.assertNotEqual(as_user(lambda: opened(uuid))[1], 0)
+        made = json.loads(self.ctl("create", f"--user={ATTACKER_USER}", "--json")[1])
+        link, status, text = as_user(lambda: opened(made["uuid"]))
+        self.assertEqual(status, 0, text)
+        # What never had a state was not handed over.
+        self.assertNotEqual(link.ask(HANDED_OVER)[0], 0)
+        manager.process.terminate()
+
+    def test_who_has_no_right_to_management_shuts_nobody_out(self):
+        manager = harness.Manager(self, options=[f"--api=unix:{self.path('api.sock')}", "--api-read-group=daemon"])
+        manager.start(create=True)
+
+        def asks():
+            with harness.connect(self.path("api.sock")) as sock:
+                sock.sendall(b"GET /v1/vtpms HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                sock.settimeout(harness.PATIENCE)
+                return sock.recv(64).split()[1:2]
+
+        def as_user(user, group, attempt):
+            os.setgroups([])
+            os.setegid(group)
+            os.seteuid(user)
+            try:
+                return attempt()
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
+
+        def half_open():
+            sock = harness.connect(self.path("api.sock"))
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-A: ")
+            return sock
+        self.assertEqual(as_user(65534, 65534, asks), [b"403"])
+        held = as_user(65534, 65534, lambda: [half_open() for _ in range(200)])
+        for _ in range(5):
+            self.assertEqual(as_user(1, 1, asks), [b"200"])
+        for sock in held:
+            sock.close()
+        manager.process.terminate()
+
+
+if __name__ == "__main__":
+    harness.need_root()
+    harness.private_mounts()
+    harness.main()
