@@ -56,7 +56,7 @@ def api(method, target):
 tried("the manager's store", lambda: os.open(folder + "/manager.img", os.O_RDONLY))
 tried("another vTPM's image", lambda: os.open(f"{folder}/{other}.img", os.O_RDONLY))
 tried("its own image by its path", lambda: os.open(f"{folder}/{mine}.img", os.O_RDWR))
-tried("the hardware TPM", lambda: os.listdir(folder + "/manager.tpm"))
+tried("the hardware TPM", lambda: os.open(folder + "/manager.tpm/tpm20.state", os.O_RDONLY))
 tried("the manager's socket", lambda: key(folder + "/manager.sock", other))
 tried("the way back of instances, as another vTPM", lambda: key(run + "/instances/link.sock", other))
 tried("the way back of instances, as its own vTPM", lambda: key(run + "/instances/link.sock", mine))

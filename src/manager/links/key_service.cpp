@@ -272,7 +272,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     /// too often. That the other host has taken it is the word of the instance, which has had its confirmation (migration.hpp).
     [[nodiscard]] Result<void> may_be_away() {
         const auto* known = service_.parts_.vault.registry().find(*uuid_);
-        if (known == nullptr || !known->has_key()) {
+        if (known == nullptr || (!known->has_key() && !known->returned)) {
             return make_error(Errc::usage, "vTPM {} has no state that another host could have taken", *uuid_);
         }
         if (info_.user && !service_.users_steps_[*info_.user].allow(service_.parts_.clock.now()).allowed) {

@@ -141,8 +141,8 @@ SnapshotSize size_of(const VtpmFacts& v) {
     const std::size_t now = vtpm_bytes + if_any(v.name_size, name_bytes) + if_any(v.reset_size, reset_bytes) +
                             if_any(v.key_size, key_bytes) + (v.number == 0 ? 0 : number_bytes) +
                             (v.owner == 0 ? 0 : owner_bytes);
-    constexpr std::size_t most = vtpm_bytes + name_bytes + vtpm_name_limit + reset_bytes + longest_hash + key_bytes +
-                                 WrappedKey::capacity + number_bytes + owner_bytes;
+    const std::size_t most = vtpm_bytes + name_bytes + vtpm_name_limit + reset_bytes + longest_hash + key_bytes +
+                             WrappedKey::capacity + number_bytes + (v.owner == 0 ? 0 : owner_bytes);
     return {.now = now, .most = most};
 }
 

@@ -40,7 +40,8 @@ struct TombstoneFacts {
 /// Bytes of the records of a snapshot, each counted with 4 bytes more (as a frame has it).
 struct SnapshotSize {
     std::uint64_t now = 0;
-    /// When every vTPM that is registered has a name, a number, an owner, a key and was reset, and every group has a CA.
+    /// When every vTPM that is registered has a name, a number, a key and was reset, and every group has a CA. An owner is
+    /// counted once there is one: few have any.
     std::uint64_t most = 0;
     friend bool operator==(const SnapshotSize&, const SnapshotSize&) = default;
 };

@@ -307,6 +307,7 @@ TEST_SUITE("groups") {
         CHECK(host.service->counters().of(Request::quote).refused == 5);
         CHECK(host.service->counters().of(Request::quote).failed == 1);
 
+        REQUIRE(proto::parse_save_reply(link.ask(proto::encode_save(Bytes(proto::hash_key_long)))));
         REQUIRE(proto::parse_save_reply(link.ask(proto::encode_handed_over())));
         CHECK(link.quote(request).error().code == Errc::not_found); // not here any more
     }

@@ -299,7 +299,8 @@ TEST_SUITE("ask") {
         }
         const SecretBytes key = own.invite();
         {
-            Raw stranger(rig), other(rig), spawned(rig, {.made_for = uuid, .peer_gone = {}});
+            Raw stranger(rig), other(rig),
+                spawned(rig, {.made_for = parse_uuid("a5000000-0000-4000-8000-000000000002").value(), .peer_gone = {}});
             CHECK(stranger.attach(guess).error().code == Errc::permission);
             CHECK(other.attach(key, parse_uuid("a5000000-0000-4000-8000-000000000002").value()).error().code ==
                   Errc::permission);
