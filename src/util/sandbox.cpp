@@ -128,8 +128,8 @@ constexpr std::uint32_t architecture = AUDIT_ARCH_AARCH64;
 constexpr std::uint32_t architecture = 0;
 #endif
 
-/// What an instance calls once it serves, as it was traced (21 kinds in a day of a guest's life), and what the C and C++ libraries,
-/// allocation failure, and either event loop add.
+/// What an instance calls once it serves, as it was traced (21 kinds in a day of a guest's life), and what the C and
+/// C++ libraries, allocation failure, and either event loop add.
 constexpr auto allowed_calls = std::to_array<unsigned>({
     SYS_io_uring_enter,
     SYS_read,
@@ -277,7 +277,8 @@ int seccomp() {
         f.answer(refuse(EPERM));
         f.answer(SECCOMP_RET_ALLOW);
     }
-    // Threads, but no processes. clone3() has its flags where they cannot be looked at; the C library then calls clone().
+    // Threads, but no processes. clone3() has its flags where they cannot be looked at; the C library then calls
+    // clone().
     f.unless_equal_skip(SYS_clone3, 1);
     f.answer(refuse(ENOSYS));
     f.unless_equal_skip(SYS_clone, 4);

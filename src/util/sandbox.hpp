@@ -1,14 +1,14 @@
-// What a process gives up before it touches a byte of a guest's, so that code which breaks into it has the descriptors that it was
-// given and nothing else (docs/security.md). In this order, each for what the one before leaves:
+// What a process gives up before it touches a byte of a guest's, so that code which breaks into it has the descriptors
+// that it was given and nothing else (docs/security.md). In this order, each for what the one before leaves:
 //
 //   root         the folder of the manager's link, in which there is nothing to open
 //   user         one of its own, of which nothing else is
 //   capabilities none, not even to be had by exec
 //   limits       descriptors, core files
 //   no_new_privs
-//   Landlock     no file is opened, made, removed or run; no TCP; no signal to, and no abstract socket of, another process
-//   seccomp      a list of calls; all others fail with EPERM. No exec, ptrace, mount, namespace, new ring, memory that is written
-//                and run; clone() for threads only
+//   Landlock     no file is opened, made, removed or run; no TCP; no signal to another process, no abstract socket
+//   seccomp      a list of calls; all others fail with EPERM. No exec, ptrace, mount, namespace, new ring, no memory
+//                that is written and run; clone() for threads only
 //
 // What rings do, which seccomp does not see, is in ring_restrictions.hpp.
 #pragma once

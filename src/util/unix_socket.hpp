@@ -23,16 +23,17 @@ namespace vtpmd {
 /// PID namespace).
 [[nodiscard]] bool peer_has_ended(int fd);
 
-/// bind(2) to a path of at most 107 characters, with this mode from the first moment on and, if one is given, this group. Nothing is
-/// done by the path afterwards, which whoever owns its folder could have given to another file meanwhile. Nobody can connect
-/// before listen(). An error is the errno.
+/// bind(2) to a path of at most 107 characters, with this mode from the first moment on and, if one is given, this
+/// group. Nothing is done by the path afterwards, which whoever owns its folder could have given to another file
+/// meanwhile. Nobody can connect before listen(). An error is the errno.
 struct SocketFile {
     std::string path;
     mode_t mode = 0600;
     std::optional<gid_t> group = std::nullopt;
 };
 [[nodiscard]] int bind_socket(int fd, const SocketFile& file);
-/// The second half of it: the socket that is at the path, which is ours, to its group; by a descriptor, so that nobody exchanges it.
+/// The second half of it: the socket that is at the path, which is ours, to its group; by a descriptor, so that nobody
+/// exchanges it.
 [[nodiscard]] int give_socket(const SocketFile& file);
 
 /// There is a socket at `path`.

@@ -269,7 +269,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     }
 
     /// What the manager can tell of a hand-over: there is a state, which this link could have given out, and it was not asked for
-    /// too often. That the other host has taken it is the word of the instance, which has had its confirmation (migration.hpp).
+    /// too often. That the other host has taken it is the word of the instance, which has had its confirmation (instance/migration.cpp).
     [[nodiscard]] Result<void> may_be_away() {
         const auto* known = service_.parts_.vault.registry().find(*uuid_);
         if (known == nullptr || (!known->has_key() && !known->returned)) {

@@ -6,12 +6,14 @@
 #include "util/unix_socket.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <optional>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 namespace manager_listener_test {
 
@@ -208,6 +210,26 @@ TEST_SUITE("manager listener") {
         CHECK(std::filesystem::file_size(file) == 4);
         CHECK(listen_unix(dir.path + "/nowhere/s").error().code == Errc::not_found);
         CHECK(listen_unix(std::string(200, 'x')).error().code == Errc::usage);
+    }
+    TEST_CASE(
+        "a socket's mode is there from the first moment, and its group is never given to what was put in its place") {
+        Directory dir;
+        const SocketFile file{.path = dir.path + "/s", .mode = 0660, .group = ::getegid()};
+        const UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        REQUIRE(bind_socket(fd.get(), file) == 0);
+        using std::filesystem::perms;
+        CHECK(std::filesystem::status(file.path).permissions() ==
+              (perms::owner_read | perms::owner_write | perms::group_read | perms::group_write));
+        CHECK(give_socket(file) == 0);
+        // Whoever owns the folder exchanges it: for a link to another socket of ours, for a file.
+        std::filesystem::rename(file.path, dir.path + "/kept");
+        std::filesystem::create_symlink(dir.path + "/kept", file.path);
+        CHECK(give_socket(file) == EPERM);
+        std::filesystem::remove(file.path);
+        std::ofstream(file.path) << "theirs";
+        CHECK(give_socket(file) == EPERM);
+        std::filesystem::remove(file.path);
+        CHECK(give_socket(file) == ENOENT);
     }
     TEST_CASE("a passed descriptor must be a listening Unix socket") {
         Rig rig;
