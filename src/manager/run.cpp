@@ -176,6 +176,9 @@ class Manager {
         if (xen_rings_) {
             tasks_.spawn("vTPM domains", xen_rings_->run());
         }
+        if (options_.spawn.enabled || options_.management.make) {
+            tasks_.spawn("images", supervisor_.look_after_images());
+        }
         start_instances();
         deps_.log.info("{}: {} vTPMs", options_.store_path, vault_->registry().vtpm_count());
         deps_.log.info("Waiting for commands from vTPMs");

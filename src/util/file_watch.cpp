@@ -16,6 +16,7 @@ namespace vtpmd {
 namespace {
 
 constexpr unsigned rescue_names = 10;
+constexpr std::size_t chunk_size = std::size_t{256} * 1024;
 
 bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
 
@@ -25,7 +26,7 @@ bool copy_all(int from, int to) {
     if (::fstat(from, &st) != 0 || ::ftruncate(to, st.st_size) != 0) {
         return false;
     }
-    Bytes chunk(std::size_t{256} * 1024);
+    Bytes chunk(chunk_size);
     for (off_t at = 0; at < st.st_size;) {
         const auto want = static_cast<std::size_t>(std::min<off_t>(static_cast<off_t>(chunk.size()), st.st_size - at));
         const ssize_t n = ::pread(from, chunk.data(), want, at);
@@ -43,6 +44,28 @@ bool copy_all(int from, int to) {
         at += n;
     }
     return ::fsync(to) == 0;
+}
+
+/// Another process has copied it there already.
+bool holds_the_same(int fd, const std::string& name) {
+    const UniqueFd other(::open(name.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW));
+    struct stat mine {};
+    struct stat its {};
+    if (!other || ::fstat(fd, &mine) != 0 || ::fstat(other.get(), &its) != 0 || !S_ISREG(its.st_mode) ||
+        mine.st_size != its.st_size) {
+        return false;
+    }
+    Bytes one(chunk_size);
+    Bytes two(chunk_size);
+    for (off_t at = 0; at < mine.st_size;) {
+        const ssize_t n = ::pread(fd, one.data(), one.size(), at);
+        if (n <= 0 || ::pread(other.get(), two.data(), static_cast<std::size_t>(n), at) != n ||
+            !std::equal(one.begin(), one.begin() + n, two.begin())) {
+            return false;
+        }
+        at += n;
+    }
+    return true;
 }
 
 } // namespace
@@ -171,7 +194,7 @@ Error FileWatch::lost(Loss kind, std::string_view what) const {
     const std::string copy = rescue();
     e.message += copy.empty()
                      ? fmt::format("All that was acknowledged is in {0} as long as this process lives: copy it "
-                                   "first (cp {0} {1}.rescued)",
+                                   "first, if nobody has yet (cp {0} {1}.rescued)",
                                    live, path_)
                      : fmt::format("All that was acknowledged is in {}", copy);
     e.message += fmt::format("; then end this process, put the copy in the place of {}, and start again", path_);
@@ -180,27 +203,33 @@ Error FileWatch::lost(Loss kind, std::string_view what) const {
 
 /// Copies what has no name any more; where to, or nothing.
 std::string FileWatch::rescue() const {
-    if (std::exchange(rescue_tried_, true)) {
-        return rescued_;
+    if (!std::exchange(rescue_tried_, true)) {
+        rescued_ = rescue_copy(fd_, path_);
     }
+    return rescued_;
+}
+
+std::string rescue_copy(int fd, const std::string& path) {
     for (unsigned n = 0; n < rescue_names; ++n) {
-        const std::string name = path_ + (n == 0 ? ".rescued" : fmt::format(".rescued.{}", n));
+        std::string name = path + (n == 0 ? ".rescued" : fmt::format(".rescued.{}", n));
         const UniqueFd copy(::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
         if (!copy && errno == EEXIST) {
+            if (holds_the_same(fd, name)) {
+                return name;
+            }
             continue;
         }
         if (!copy) {
             return {};
         }
-        if (!copy_all(fd_, copy.get())) {
+        if (!copy_all(fd, copy.get())) {
             (void)::unlink(name.c_str());
             return {};
         }
-        rescued_ = name;
-        const std::string parent = std::filesystem::path(path_).parent_path().string();
+        const std::string parent = std::filesystem::path(path).parent_path().string();
         const UniqueFd directory(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         (void)(directory && ::fsync(directory.get()) == 0);
-        return rescued_;
+        return name;
     }
     return {};
 }

@@ -6,7 +6,7 @@
 //
 // Once it is found away nothing more is written to it, so that what it holds can be copied. One that has no name any
 // more is copied at once, beside its path (".rescued"); one that is only elsewhere can be put back, and the process
-// goes on.
+// goes on. Who has given up the right to make files leaves the copying to its manager (image_keeper.hpp).
 #pragma once
 
 #include "util/bytes.hpp"
@@ -23,6 +23,10 @@ namespace vtpmd {
 /// True for an error of check() and may_write(), also with more of its story in front: Errc::io with ESTALE. It is
 /// certain that nothing that was not acknowledged before will be found at the path.
 [[nodiscard]] bool pulled_away(const Error& e) noexcept;
+
+/// What an open file holds, copied beside the path that it had, durably; where to (there already, if another process
+/// has done it), or nothing.
+[[nodiscard]] std::string rescue_copy(int fd, const std::string& path);
 
 class FileWatch {
   public:

@@ -31,6 +31,7 @@ stop() {
   rm /run/vtpmd/manager.pid
 }
 start() {
+  : >$log
   setsid vtpmd --mode=manager </dev/null >$log 2>&1 &
   echo $! >/run/vtpmd/manager.pid
   until grep -q "Waiting for commands" $log; do kill -0 $! || { cat $log; exit 1; }; sleep 0.02; done

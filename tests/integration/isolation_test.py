@@ -180,25 +180,65 @@ class Isolation(harness.Case):
         manager.process.terminate()
         self.assertFalse(os.path.exists(self.path("run", "instances", "link.sock")))
 
-    def test_an_image_that_is_pulled_away_is_noticed_in_the_sandbox(self):
+    def refuses(self, guest):
+        with self.assertRaises(tpm.TpmError):
+            guest.nv_write(INDEX, b"lost if acked...")
+
+    def goes_on(self, guest):
+        def written():
+            try:
+                guest.nv_write(INDEX, b"it is back again")
+                return True
+            except tpm.TpmError:
+                return False
+        harness.wait_until(written, "it goes on, once it is back")
+
+    def test_an_image_or_its_folder_is_put_elsewhere_and_back(self):
         self.spawning_manager("--sandbox=on")
+        os.chmod(self.dir, 0o755)
         uuid = harness.new_uuid()
         self.started(uuid)
+        image = self.path(uuid + ".img")
         with self.guest(uuid) as guest:
             guest.nv_define(INDEX, 16)
-            os.rename(self.path(uuid + ".img"), self.path("elsewhere.img"))
-            with self.assertRaises(tpm.TpmError):
-                guest.nv_write(INDEX, b"lost if acked...")
-            os.rename(self.path("elsewhere.img"), self.path(uuid + ".img"))
-
-            def written():
-                try:
-                    guest.nv_write(INDEX, b"it is back again")
-                    return True
-                except tpm.TpmError:
-                    return False
-            harness.wait_until(written, "it goes on, once it is back")
+            for there, elsewhere in ((image, self.path("elsewhere.img")), (self.dir, self.dir + ".elsewhere")):
+                with self.subTest(moved=there):
+                    os.rename(there, elsewhere)
+                    self.refuses(guest)
+                    os.rename(elsewhere, there)
+                    self.goes_on(guest)
         self.ctl("stop", uuid)
+        self.assertEqual([n for n in os.listdir(self.dir) if "rescued" in n], [])
+
+    def test_an_image_that_is_deleted_is_copied_by_the_manager(self):
+        self.spawning_manager("--sandbox=on")
+        for away in ("deleted", "replaced", "deleted and killed"):
+            with self.subTest(away):
+                uuid = harness.new_uuid()
+                pid = self.started(uuid)
+                image = self.path(uuid + ".img")
+                with self.guest(uuid) as guest:
+                    guest.nv_define(INDEX, 16)
+                    guest.nv_write(INDEX, b"acknowledged....")
+                    if away == "replaced":
+                        with open(image + ".new", "wb") as f:
+                            f.write(b"another file")
+                        os.rename(image + ".new", image)
+                    else:
+                        os.unlink(image)
+                    if "killed" in away:
+                        os.kill(pid, signal.SIGKILL)
+                    else:
+                        self.refuses(guest)
+                harness.wait_until(lambda: os.path.exists(image + ".rescued"), "the copy")
+                self.ctl("stop", uuid, ok=False)
+                self.assertEqual([n for n in os.listdir(self.dir) if n.startswith(uuid + ".img.rescued")], [uuid + ".img.rescued"])
+                self.assertEqual(os.stat(image + ".rescued").st_mode & 0o777, 0o600)
+                os.rename(image + ".rescued", image)
+                self.ctl("start", uuid, "--wait")
+                with self.guest(uuid) as guest:
+                    self.assertEqual(guest.nv_read(INDEX, 16), b"acknowledged....")
+                self.ctl("stop", uuid)
 
     def test_by_hand(self):
         manager = harness.Manager(self).start(create=True)

@@ -167,6 +167,13 @@ class InstalledHost(container.Case):
         host = self.set_up(container.built_tree(self))
         self.all_is_active(host)
         wanted = self.new_vtpm(host)
+        with self.step("sandbox"):
+            def shown():
+                return json.loads(self.ctl(host, "show", wanted, "--json"))
+            rights = r"^user 188\d{7}, no capabilities, no new privileges, seccomp$"
+            harness.wait_until(lambda: re.search(rights, shown()["sandbox"]), "the sandbox", container.PATIENCE)
+            self.assertNotIn("not to be had here", host.journal())
+            self.assertEqual(host.sh(f"readlink /proc/{shown()['pid']}/root")[1].strip(), "/run/vtpmd/instances")
         by_unit = json.loads(self.ctl(host, "create", "--json"))["uuid"]
         host.sh(f"mkdir -p /etc/vtpmd && echo 'create = true' >/etc/vtpmd/instance.conf && systemctl enable --now vtpmd-instance@{by_unit}")
         guests = [Guest(host, wanted), Guest(host, by_unit)]

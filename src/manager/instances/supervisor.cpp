@@ -218,10 +218,30 @@ void Supervisor::met(const Uuid& uuid, const ProcessHandle& process) {
     }
 }
 
+void Supervisor::runs(Charge& charge, std::unique_ptr<Child> process) {
+    charge.process = std::move(process);
+    running_[charge.uuid] = &charge;
+    charge.image = std::make_unique<ImageKeeper>(charge.uuid, image_of(charge.uuid), parts_.log);
+    charge.image->look();
+}
+
+Task<> Supervisor::look_after_images() {
+    auto look_at = [this](std::string_view name) {
+        constexpr std::string_view ending = ".img";
+        if (!name.ends_with(ending)) {
+            return;
+        }
+        const auto uuid = parse_uuid(name.substr(0, name.size() - ending.size()));
+        if (const auto it = uuid ? running_.find(*uuid) : running_.end(); it != running_.end()) {
+            it->second->image->look();
+        }
+    };
+    co_await watch_folder(options_.state_dir, look_at, parts_.log);
+}
+
 void Supervisor::take_up(Charge& charge, const ProcessHandle& process) {
     ++counters_.adopted;
-    charge.process = parts_.spawner.adopt(process);
-    running_[charge.uuid] = &charge;
+    runs(charge, parts_.spawner.adopt(process));
     parts_.log.info("vTPM {}: its instance, pid {}, runs already; taken up", charge.uuid, process.pid);
 }
 
@@ -275,8 +295,7 @@ Supervisor::Machine::Event Supervisor::start(Charge& charge, Life& life) {
         return Machine::Event::not_started;
     }
     ++counters_.started;
-    charge.process = std::move(*child);
-    running_[uuid] = &charge;
+    runs(charge, std::move(*child));
     const pid_t pid = charge.process->pid();
     parts_.log.info("vTPM {}: instance started, pid {}", uuid, pid);
     if (parts_.processes != nullptr) {
@@ -301,6 +320,10 @@ Task<Supervisor::Machine::Event> Supervisor::watch(std::shared_ptr<Charge> charg
         }
     }
     remove_left_sockets(charge->guest);
+    if (charge->image) {
+        charge->image->look();
+        charge->image.reset();
+    }
     charge->watched = false;
     charge->process.reset();
     running_.erase(charge->uuid);

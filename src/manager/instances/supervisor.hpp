@@ -6,6 +6,7 @@
 #pragma once
 
 #include "manager/instances/child_process.hpp"
+#include "manager/instances/image_keeper.hpp"
 #include "manager/instances/managed_instance.hpp"
 #include "manager/instances/processes.hpp"
 #include "manager/options.hpp"
@@ -48,6 +49,7 @@ struct Charge {
     // The supervisor's.
     ManagedInstance machine;
     std::unique_ptr<Child> process;              ///< that runs
+    std::unique_ptr<ImageKeeper> image;          ///< while it does
     bool watched = false;                        ///< serve() waits for its end
     std::optional<ManagedInstance::Action> news; ///< what an event from outside asks serve() to do
     std::shared_ptr<asio::steady_timer> wake;    ///< of serve(), while it pauses
@@ -109,6 +111,8 @@ class Supervisor {
     /// Keeps an instance running until release(). False if it ended before, in a way that trying again does not cure. A
     /// caller that is cancelled leaves the instance running, for another manager to find. One charge a vTPM at a time.
     Task<bool> serve(std::shared_ptr<Charge> charge);
+    /// Until it is cancelled: what happens to the images of those that run is noticed at once, not only at their ends.
+    Task<> look_after_images();
     /// Asks it to end in good order; serve() returns when it has.
     void release(Charge& charge);
     /// Until keep() is done with it. Errc::timed_out.
@@ -131,6 +135,7 @@ class Supervisor {
     Task<Machine::Event> watch(std::shared_ptr<Charge> charge, Life& life);
     Task<std::optional<Machine::Event>> pause(std::shared_ptr<Charge> charge, Clock::duration d);
     Machine::Event judge(Charge& charge, Life& life, ExitStatus status, Clock::duration served, std::string why);
+    void runs(Charge& charge, std::unique_ptr<Child> process);
     /// An event from outside serve().
     void tell(Charge& charge, Machine::Event event);
     [[nodiscard]] std::vector<std::string> arguments_of(const Charge& charge, std::optional<uid_t> user) const;
