@@ -240,6 +240,24 @@ class Isolation(harness.Case):
                     self.assertEqual(guest.nv_read(INDEX, 16), b"acknowledged....")
                 self.ctl("stop", uuid)
 
+    def test_more_vtpms_than_users(self):
+        """`on` starts none without a user of its own; `auto` says that it has none."""
+        manager = self.spawning_manager("--sandbox=on", "--instance-users=1880000007-1880000007")
+        first, second = harness.new_uuid(), harness.new_uuid()
+        self.assertEqual(status_of(self.started(first))["Uid"][0], "1880000007")
+        self.ctl("create", second)
+        self.ctl("start", second)
+        manager.process.wait_log(f"{second}: no user of its own is to be had")
+        self.assertEqual(self.shown(second)["pid"], None)
+        self.ctl("stop", second)
+        manager.process.terminate()
+        manager.options[manager.options.index("--sandbox=on")] = "--sandbox=auto"
+        manager.start()  # starts the first again
+        self.ctl("start", second, "--wait")
+        manager.process.wait_log(f"{second}: no user of its own is to be had.*runs as the manager's")
+        self.assertEqual(status_of(self.shown(second)["pid"])["Uid"][0], "0")
+        manager.process.terminate()
+
     def test_by_hand(self):
         manager = harness.Manager(self).start(create=True)
         instance = harness.Instance(self, manager, options=["--sandbox=on"]).start(create=True)

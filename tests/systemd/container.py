@@ -297,7 +297,8 @@ class Host:
             self.name, "systemd-nspawn", "--quiet", "--directory", self.root, "--register=no", "--keep-unit", "--boot",
             "--console=pipe", "--kill-signal=SIGRTMIN+4", "--link-journal=no", "--private-network",
             "--capability=CAP_IPC_LOCK",
-            "--system-call-filter=io_uring_setup io_uring_enter io_uring_register", "systemd.log_target=journal")
+            "--system-call-filter=io_uring_setup io_uring_enter io_uring_register "
+            "landlock_create_ruleset landlock_add_rule landlock_restrict_self", "systemd.log_target=journal")
         self.await_boot()
         return self
 

@@ -285,10 +285,20 @@ Supervisor::Machine::Event Supervisor::look(Charge& charge) {
 
 Supervisor::Machine::Event Supervisor::start(Charge& charge, Life& life) {
     const Uuid& uuid = charge.uuid;
+    const bool own_user = options_.users && !charge.guest.starts_with("xen:");
+    const std::optional<uid_t> user = own_user ? free_user() : std::nullopt;
     auto link = make_link();
-    const std::optional<uid_t> user = charge.guest.starts_with("xen:") ? std::nullopt : free_user();
-    auto child = link ? parts_.spawner.spawn(options_.executable, arguments_of(charge, user), std::move(link->second))
-                      : Result<std::unique_ptr<Child>>(link.error());
+    Result<void> may = link ? Result<void>{} : link.error();
+    if (own_user && !user) {
+        const std::string why = fmt::format("vTPM {}: no user of its own is to be had (--instance-users)", uuid);
+        if (options_.sandbox == SandboxMode::on) {
+            may = make_error(Errc::unavailable, "{}, and --sandbox=on", why);
+        } else {
+            parts_.log.warning("{}; its instance runs as the manager's", why);
+        }
+    }
+    auto child = may ? parts_.spawner.spawn(options_.executable, arguments_of(charge, user), std::move(link->second))
+                     : Result<std::unique_ptr<Child>>(may.error());
     if (!child) {
         // What keeps a process from being started (memory, descriptors) is like a failure of it.
         (void)judge(charge, life, {.code = EX_OSERR}, {}, child.error().message);
