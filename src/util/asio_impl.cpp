@@ -20,3 +20,5 @@ int clamped_queue_init(unsigned entries, struct io_uring* ring, unsigned flags) 
 #endif
 
 #include <boost/asio/impl/src.hpp>
+
+#undef io_uring_queue_init // other files of a unity build mean liburing's
