@@ -52,12 +52,16 @@ Task<Result<void>> Instance::do_hand_over(Turn turn, TakeRequest request) {
     if (committer_.dirty()) {
         co_return make_error(Errc::permission, "vTPM {} has a change that is not on its disk yet", config_.uuid);
     }
-    auto gone = co_await manager_.handed_over();
-    while (!gone && gone.error().code == Errc::unavailable) {
+    auto ask = [](proto::ManagerClient& manager, Clock& clock, Clock::duration pause) -> Task<Result<void>> {
+        (void)co_await clock.sleep_for(pause);
+        co_return co_await manager.handed_over();
+    };
+    auto gone = co_await committer_.unless_stopped(ask(manager_, clock_, {}));
+    while (!gone && gone.error().code == Errc::unavailable && !committer_.has_stopped()) {
         // It may be done: neither to run on nor to say no is safe before that is known.
         log_.error("vTPM {}: handing it over: {}; it stands still until the manager is back", config_.uuid,
                    gone.error().message);
-        gone = co_await manager_.handed_over();
+        gone = co_await committer_.unless_stopped(ask(manager_, clock_, std::chrono::seconds(1)));
     }
     if (!gone) {
         log_.error("vTPM {}: not handed over: {}", config_.uuid, gone.error().message);

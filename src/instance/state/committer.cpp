@@ -497,6 +497,14 @@ Task<> Committer::save_once_more() {
     move(in_doubt_ ? DurabilityEvent::no_answer : DurabilityEvent::failed);
 }
 
+Task<Result<void>> Committer::unless_stopped(Task<Result<void>> operation) {
+    auto done = co_await until(stopped(), "the manager", std::move(operation));
+    if (!done && stopped_ && done.error().code == Errc::timed_out) {
+        co_return make_error(Errc::unavailable, "{}", done.error().message);
+    }
+    co_return done;
+}
+
 void Committer::stop() {
     stopped_ = true;
     stop_.cancel();

@@ -97,6 +97,9 @@ class Committer {
     void hurry() { hurried_ = true; }
     /// Ends the attempts to save again. Nothing is committed afterwards but by settle().
     void stop();
+    [[nodiscard]] bool has_stopped() const { return stopped_; }
+    /// What stop() ends too. Errc::unavailable: it did.
+    Task<Result<void>> unless_stopped(Task<Result<void>> operation);
 
     /// Volatile state to keep beside the rest (empty: none); durable with the next settle(), which then always writes.
     void keep_volatile(SecretBytes state);

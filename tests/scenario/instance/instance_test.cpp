@@ -531,6 +531,29 @@ TEST_SUITE("instance") {
         }
     }
 
+    TEST_CASE("asked to end while it hands over and no manager answers: it does not wait for one") {
+        Machine m;
+        m.start();
+        instance::BlobDigests blobs{};
+        for (std::uint32_t type = 1; type <= 3; ++type) {
+            blobs[type - 1] = store::sha256({*m.loop.run(m.vtpm->get_blob(type))});
+        }
+        m.manager.fault = FakeManager::Fault::lost_request;
+        auto taking = m.loop.start(m.vtpm->hand_over({Uuid{}, instance::handover_token(blobs)}));
+        for (int n = 0; n < 30; ++n) { // it may have been done: neither yes nor no is said meanwhile
+            m.loop.settle();
+            m.loop.clock.advance(std::chrono::seconds(1));
+        }
+        CHECK(m.loop.logged("it stands still until the manager is back"));
+        REQUIRE_FALSE(taking->done);
+        (void)m.loop.run(m.vtpm->close());
+        m.loop.settle();
+        REQUIRE(taking->done);
+        CHECK(taking->value->error().code == Errc::unavailable);
+        CHECK_FALSE(m.vtpm->handed_over());
+        CHECK(m.restart_value() == 1); // as it was given out
+    }
+
     TEST_CASE("a fresh TPM that waits for a device model is durable before it is there") {
         Machine m(instance::Startup::wait);
         REQUIRE(m.loop.run(m.vtpm->start(EngineState{})));
