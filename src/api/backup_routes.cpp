@@ -34,6 +34,18 @@ std::string_view to_text(BackupInfo::Relation r) {
     return "?";
 }
 
+json::object key_json(const manager::RecoveryKeyInfo& k) {
+    return {{"id", k.id}, {"label", k.label}, {"created", whole(k.created)}};
+}
+
+json::array keys_json(const std::vector<manager::RecoveryKeyInfo>& all) {
+    json::array keys;
+    for (const manager::RecoveryKeyInfo& k : all) {
+        keys.push_back(key_json(k));
+    }
+    return keys;
+}
+
 Task<Result<Response>> verify_backup(Call call) {
     auto seen = co_await call.control.verify_backup(std::move(call.octets));
     if (!seen) {
@@ -47,19 +59,13 @@ Task<Result<Response>> verify_backup(Call call) {
                                        {"vtpms", whole(seen->vtpms)},
                                        {"missing", whole(seen->missing)},
                                        {"behind", whole(seen->behind)},
-                                       {"ahead", whole(seen->ahead)}});
-}
-
-json::object key_json(const manager::RecoveryKeyInfo& k) {
-    return {{"id", k.id}, {"label", k.label}, {"created", whole(k.created)}};
+                                       {"ahead", whole(seen->ahead)},
+                                       {"opened_by", keys_json(seen->opened_by)},
+                                       {"not_opened_by", keys_json(seen->not_opened_by)}});
 }
 
 Task<Result<Response>> list_recovery(Call call) {
-    json::array keys;
-    for (const manager::RecoveryKeyInfo& k : call.control.recovery_keys()) {
-        keys.push_back(key_json(k));
-    }
-    co_return answer(200, json::object{{"recovery_keys", std::move(keys)}});
+    co_return answer(200, json::object{{"recovery_keys", keys_json(call.control.recovery_keys())}});
 }
 
 Task<Result<Response>> add_recovery(Call call) {

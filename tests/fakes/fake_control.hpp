@@ -164,7 +164,9 @@ class FakeControl final : public manager::Control {
                                       .written_at = 7,
                                       .counter = 9,
                                       .behind = 1,
-                                      .relation = manager::BackupInfo::Relation::older};
+                                      .relation = manager::BackupInfo::Relation::older,
+                                      .opened_by = {{.id = "11111111", .created = 3, .label = "safe"}},
+                                      .not_opened_by = {}};
     }
     std::vector<manager::RecoveryKeyInfo> keys;
     [[nodiscard]] std::vector<manager::RecoveryKeyInfo> recovery_keys() const override { return keys; }

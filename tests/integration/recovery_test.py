@@ -169,6 +169,19 @@ class Recovery(harness.Case):
         self.assertEqual((verify()["relation"], verify()["behind"]), ("older", 1))
         self.assertEqual(json.loads(self.ctl("freshness", "--json"))["counter"], before)
         self.assertIn("older copy", self.ctl("backup", "--verify", kept))
+        # Which keys open it: one that was added since does not, one that was removed since still does.
+        old = [k["id"] for k in verify()["opened_by"]]
+        self.ctl("recovery", "add", self.path("second"), "--label=second safe")
+        seen = verify()
+        self.assertEqual([k["id"] for k in seen["opened_by"]], old)
+        second = seen["not_opened_by"][0]["id"]
+        said = self.ctl("backup", "--verify", kept)
+        self.assertIn(f"Recovery key {second} (second safe) does NOT open it", said)
+        self.ctl("backup", self.path("newer"))
+        self.assertIn(f"Recovery key {second} (second safe) opens it", self.ctl("backup", "--verify", self.path("newer")))
+        self.ctl("recovery", "remove", second, "--yes")
+        self.assertIn(second, [k["id"] for k in verify(self.path("newer"))["opened_by"]])
+        self.assertEqual(verify()["not_opened_by"], [])
         with open(self.path("letter"), "w") as f:
             f.write("dear operator")
         self.assertIn("not the image of a manager",

@@ -32,14 +32,25 @@ void live_view(const Options& o) {
 
 namespace {
 
+/// A recovery key as its operator knows it.
+std::string key_words(const json::value& key) {
+    const std::string label = text_of(key.at("label"));
+    return text_of(key.at("id")) + (label.empty() ? "" : fmt::format(" ({})", label));
+}
+
 /// What a file is, beside the store that is open.
 void verify_copy(const Options& o, const std::string& file) {
     const std::string answer = ask(o, "POST", "/v1/backup/verify", read_copy(file));
-    print(o, answer);
     if (o.has("json")) {
+        print(o, answer);
         return;
     }
-    const std::string relation = text_of(json::parse(answer).at("relation"));
+    json::object seen = json::parse(answer).as_object();
+    const json::array opened_by = seen.at("opened_by").as_array(), not_opened_by = seen.at("not_opened_by").as_array();
+    seen.erase("opened_by");
+    seen.erase("not_opened_by");
+    print(o, json::serialize(seen));
+    const std::string relation = text_of(seen.at("relation"));
     if (relation == "newest") {
         std::puts("It has all that the store has.");
     } else if (relation == "older") {
@@ -49,6 +60,16 @@ void verify_copy(const Options& o, const std::string& file) {
     } else {
         std::puts(
             "It is a fork: it has what the store has not, so it went on by itself. One of the two has to be given up.");
+    }
+    if (opened_by.empty()) {
+        std::puts("No recovery key opens it: without this TPM it is lost.");
+    }
+    for (const json::value& key : opened_by) {
+        std::printf("Recovery key %s opens it.\n", key_words(key).c_str());
+    }
+    for (const json::value& key : not_opened_by) {
+        std::printf("Recovery key %s does NOT open it: it was added since. Make another backup.\n",
+                    key_words(key).c_str());
     }
 }
 

@@ -215,6 +215,8 @@ struct BackupInfo {
     std::size_t behind = 0;  ///< vTPMs that have saved, or were reset, since
     std::size_t ahead = 0;   ///< vTPMs that it has a newer state of, or that are there only
     Relation relation = Relation::newest;
+    std::vector<RecoveryKeyInfo> opened_by;     ///< recovery keys, also those that this store has no more
+    std::vector<RecoveryKeyInfo> not_opened_by; ///< of this store's, those that were added since
 };
 
 /// One family of Prometheus' text format.

@@ -60,14 +60,20 @@ Task<Result<BackupInfo>> ControlService::verify_backup(Bytes image) {
         co_return make_error(Errc::busy, "another backup is being looked at; try again when that is done");
     }
     Registry theirs;
-    auto head = co_await parts_.vault.read_copy(std::move(image), theirs);
+    auto read = co_await parts_.vault.read_copy(std::move(image), theirs);
     verify_runs_ = false;
-    if (!head) {
-        co_return head.error();
+    if (!read) {
+        co_return read.error();
     }
     BackupInfo out = compare_registries(parts_.vault.registry(), theirs);
-    out.store = head->uuid;
-    out.backup = head->backup;
+    out.store = read->head.uuid;
+    out.backup = read->head.backup;
+    std::ranges::transform(read->recovery_keys, std::back_inserter(out.opened_by), info_of_key);
+    for (const RecoveryKey& k : parts_.vault.recovery_keys()) {
+        if (std::ranges::count(read->recovery_keys, shown_id(k), shown_id) == 0) {
+            out.not_opened_by.push_back(info_of_key(k));
+        }
+    }
     co_return out;
 }
 

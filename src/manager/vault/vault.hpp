@@ -114,9 +114,13 @@ class Vault final : private store::JournalClient {
     Task<Result<std::optional<SecretBytes>>> load_key(Uuid uuid);
     /// ManagerImage::copy(). It goes before close().
     Task<Result<std::unique_ptr<store::ImageCopy>>> copy() { return image_->copy(); }
+    struct ReadCopy {
+        store::ManagerImage::Head head;
+        std::vector<RecoveryKey> recovery_keys; ///< that open the copy
+    };
     /// Replays a copy of this store, all of it or without the zeros at its end, into an empty registry. Errc::mismatch: it is of
     /// another store.
-    Task<Result<store::ManagerImage::Head>> read_copy(Bytes image, Registry& into) const;
+    Task<Result<ReadCopy>> read_copy(Bytes image, Registry& into) const;
     /// Success if the registry is what a restart would find.
     Task<Result<void>> settle() { return image_->settle(); }
     /// To factory: its key is destroyed, here and in the journal; steps the counter so that no older copy brings it back. One
@@ -146,9 +150,11 @@ class Vault final : private store::JournalClient {
 
     /// Of this store, in the order in which they were made.
     [[nodiscard]] const std::vector<RecoveryKey>& recovery_keys() const noexcept { return superblock_.recovery; }
-    /// A new one: all of the text of its file, which is kept nowhere. Errc::usage: its label, or there are recovery_key_limit.
+    /// A new one: all of the text of its file, which is kept nowhere. Errc::usage: its label, or there are recovery_key_limit;
+    /// unavailable: the disk failed; a restart may find the key, whose file nobody has, or not.
     Task<Result<SecretBytes>> add_recovery_key(std::string label);
-    /// No box of it is in the store any more; copies of the store that were made before have theirs. Errc::not_found.
+    /// No box of it is in the store any more; copies of the store that were made before have theirs. Errc::not_found;
+    /// unavailable: the disk failed; a restart may find it removed, or not.
     Task<Result<void>> remove_recovery_key(std::string id);
 
     /// A last step of the counter, then the journal ends. Nobody may be in a call.

@@ -64,7 +64,7 @@ class ReplayInto final : public store::JournalClient {
 
 } // namespace
 
-Task<Result<store::ManagerImage::Head>> Vault::read_copy(Bytes image, Registry& into) const {
+Task<Result<Vault::ReadCopy>> Vault::read_copy(Bytes image, Registry& into) const {
     auto head = store::ManagerImage::read_head(image, "the copy");
     if (!head) {
         co_return head.error();
@@ -77,13 +77,17 @@ Task<Result<store::ManagerImage::Head>> Vault::read_copy(Bytes image, Registry& 
     if (!copy) {
         co_return copy.error();
     }
+    auto superblock = decode_superblock((*copy)->superblock());
     ReplayInto client(into);
     auto replayed = co_await (*copy)->open_journal(keyring_.master.clone(), client);
     co_await (*copy)->close();
     if (!replayed) {
         co_return replayed.error();
     }
-    co_return *head;
+    if (!superblock) {
+        co_return superblock.error();
+    }
+    co_return ReadCopy{.head = *head, .recovery_keys = std::move(superblock->recovery)};
 }
 
 Task<Result<Vault::Look>> Vault::look(Options options, Parts parts) {

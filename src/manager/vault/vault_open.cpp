@@ -669,10 +669,15 @@ Task<Result<void>> Vault::keep_recovery_keys(std::vector<RecoveryKey> keys) {
     Superblock next = superblock_;
     next.recovery = std::move(keys);
     auto replaced = co_await image_->replace_superblock(encode(next));
-    if (replaced) {
-        superblock_ = std::move(next);
+    if (!replaced) { // one of its two copies may be written
+        co_return make_error(
+            Errc::unavailable,
+            "{}; whether the recovery keys were changed shows after a restart: ask again once the disk "
+            "takes writes",
+            replaced.error().message);
     }
-    co_return replaced;
+    superblock_ = std::move(next);
+    co_return Result<void>{};
 }
 
 } // namespace vtpmd::manager
