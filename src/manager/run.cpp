@@ -587,6 +587,15 @@ Task<Result<void>> run_manager(ManagerOptions options, RuntimeDeps deps) {
             "opens no vTPM of an old one)",
             options.store_path);
     }
+    if (options.spawn.enabled && !options.check) {
+        const auto made = make_state_dir(options.spawn.state_dir);
+        if (!made) {
+            co_return made.error();
+        }
+        if (*made) {
+            deps.log.info("{}: made, for the images of spawned instances", options.spawn.state_dir);
+        }
+    }
     // A software TPM is made together with a store, never beside one that is there: that one is sealed to another.
     std::error_code unknown; // what it is, is told when it is opened
     const bool new_place = missing || !std::filesystem::is_regular_file(options.store_path, unknown);

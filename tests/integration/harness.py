@@ -248,6 +248,7 @@ class Manager:
         if not tpm:
             os.makedirs(case.path(name + ".tpm"), exist_ok=True)
         self.seal_pcrs, self.options, self.process = seal_pcrs, list(options), None
+        self.state_dir = self.dir
         # Else managers of tests that run at the same time share the host's, and hear of each other's instances.
         self.run_dir = case.path(f"{name}.run")
         os.makedirs(self.run_dir, exist_ok=True)
@@ -256,7 +257,7 @@ class Manager:
         run_dir = [] if any(o.startswith("--run-dir=") for o in self.options) else [f"--run-dir={self.run_dir}"]
         return [VTPMD, "--mode=manager", f"--store={self.store}", *(["--create"] if create else []), f"--tpm={self.tpm}",
                 f"--seal-pcrs={self.seal_pcrs}", f"--listen=unix:{self.socket}",
-                f"--state-dir={self.dir}", *run_dir, *self.options]
+                f"--state-dir={self.state_dir}", *run_dir, *self.options]
 
     def launch(self, create=False, **kw):
         self.process = self.case.spawn(self.name, *self.args(create), **kw)

@@ -8,7 +8,9 @@ from unittest import mock
 
 import harness
 import tpm
+from store_case import Stored
 
+VTPMCTL = os.environ["VTPMCTL"]
 DATA = 0x01500002
 
 
@@ -47,6 +49,28 @@ class Spawn(harness.Case):
         with open(f"/proc/{pid}/environ", "rb") as f:
             self.assertNotIn(b"NOTIFY_SOCKET", f.read())
         manager.process.terminate()  # and its instance with it
+
+    def test_the_state_directory_is_made_or_the_start_refused(self):
+        """Not noticed months later, when the first instance is to be started."""
+        images = self.path("images")
+        os.mkdir(self.path("run"))
+        manager = harness.Manager(self, options=["--auto-create", "--spawn", f"--run-dir={self.path('run')}"])
+        manager.state_dir = images
+        manager.start(create=True)
+        self.assertEqual(os.stat(images).st_mode & 0o7777, 0o700)
+        self.assertIn(f"{images}: made", manager.process.log())
+        manager.process.terminate()
+        os.rmdir(images)
+        with open(images, "w"):
+            pass
+        process = manager.launch()
+        self.assertEqual(process.wait(), harness.EX_USAGE, process.log())
+        self.assertIn("it is no directory", process.log())
+        manager.state_dir = self.path("volume", "images")  # of a volume that is not mounted
+        process = manager.launch()
+        self.assertNotEqual(process.wait(), 0)
+        self.assertIn(f"neither it nor {self.path('volume')} is there", process.log())
+        self.assertFalse(os.path.exists(self.path("volume")))
 
     def test_spawned_instances(self):
         manager = harness.Manager(self).start(create=True)
@@ -101,6 +125,19 @@ class Spawn(harness.Case):
         with tpm.Client(harness.connect(self.path("run", uuids[1] + ".sock"))) as guest:
             self.assertEqual(len(guest.get_random()), 8)
         self.assertEqual(set(self.children_of(manager.process)), {uuids[1]})
+
+
+class Deleted(Stored):
+    def test_the_image_of_a_deleted_vtpm_stays_and_is_named(self):
+        self.manager.start(create=True)
+        uuid = harness.new_uuid()
+        instance = harness.Instance(self, self.manager, uuid=uuid, name=uuid).start(create=True)
+        instance.process.terminate()
+        without = self.must("POST", "/v1/vtpms", {})["uuid"]
+        delete = [VTPMCTL, f"--socket={self.api}", "delete", "--yes"]
+        self.assertIn(f"nothing opens it any more: {instance.image} can be removed", self.run_command(*delete, uuid)[1])
+        self.assertTrue(os.path.exists(instance.image))
+        self.assertNotIn("removed", self.run_command(*delete, without)[1])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 #include <optional>
 #include <sysexits.h>
+#include <unistd.h>
 
 namespace vtpmctl {
 
@@ -155,7 +156,12 @@ void reset(const Options& o) {
 void remove(const Options& o) {
     const std::string uuid = vtpm_word(o);
     confirm(o, "Delete vTPM " + uuid + " for good?", "Its guest's keys are lost.");
+    const json::value known = json::parse(ask(o, "GET", "/v1/vtpms/" + uuid));
     print(o, ask(o, "DELETE", "/v1/vtpms/" + uuid));
+    const auto* image = known.as_object().if_contains("image");
+    if (image != nullptr && !o.has("json") && ::access(text_of(*image).c_str(), F_OK) == 0) {
+        std::printf("Its image stays, and nothing opens it any more: %s can be removed.\n", text_of(*image).c_str());
+    }
 }
 
 /// A deep quote into a file, for whoever is to be shown it.

@@ -51,6 +51,8 @@ Result<void> write_mark(const std::string& state_dir, const std::string& dir, co
         if (auto synced = sync_directory(state_dir); !synced) {
             return synced;
         }
+    } else if (errno == ENOENT) {
+        return make_error(Errc::not_found, "{} (--state-dir) is not there; is its volume mounted?", state_dir);
     } else if (errno != EEXIST) {
         return errno_error(errno, dir);
     }
@@ -61,6 +63,27 @@ Result<void> write_mark(const std::string& state_dir, const std::string& dir, co
 }
 
 } // namespace
+
+Result<bool> make_state_dir(const std::string& path) {
+    const std::filesystem::path wanted = std::filesystem::path(path + "/").parent_path();
+    const std::filesystem::path parent = wanted.has_parent_path() ? wanted.parent_path() : ".";
+    if (::mkdir(wanted.c_str(), 0700) == 0) {
+        auto synced = sync_directory(parent);
+        return synced ? Result<bool>(true) : Result<bool>(synced.error());
+    }
+    const int why = errno;
+    struct stat there {};
+    if (why == EEXIST && ::stat(wanted.c_str(), &there) == 0) {
+        return S_ISDIR(there.st_mode) ? Result<bool>(false)
+                                      : make_error(Errc::usage, "--state-dir={}: it is no directory", path);
+    }
+    if (why == ENOENT) {
+        return make_error(Errc::not_found,
+                          "--state-dir={}: neither it nor {} is there; mount what belongs there, or make it", path,
+                          parent.string());
+    }
+    return in_context(errno_error(why == EEXIST ? errno : why, path), "--state-dir");
+}
 
 Autostart::Autostart(const asio::any_io_executor& executor, std::string state_dir)
     : dir_(std::move(state_dir) + "/autostart")

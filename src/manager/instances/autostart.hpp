@@ -12,6 +12,10 @@
 
 namespace vtpmd::manager {
 
+/// The directory of spawned instances' images: made (mode 0700, durable) where only it is missing. True: it was.
+/// Errc::usage: it is something else; not_found: what it is to be in is missing too, as where a volume is not mounted.
+[[nodiscard]] Result<bool> make_state_dir(const std::string& path);
+
 class Autostart {
   public:
     /// Reads what is there. A folder that cannot be read is an error of set(), and of read().
