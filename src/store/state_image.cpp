@@ -302,7 +302,8 @@ class SlotImage final : public StateImage {
         return make_error(
             Errc::rollback,
             "{}: no slot of vTPM {} has the hash that the manager keeps ({}); the image, or the manager's, "
-            "is an older copy: put the present one back",
+            "is an older copy: put the present one back; where that is lost, `vtpmctl reset UUID`, move this image "
+            "away and start: its guest gets a fresh TPM",
             path(), identity_.uuid, found);
     }
 
