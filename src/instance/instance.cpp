@@ -192,8 +192,8 @@ void Instance::cancel() {
 // --- durability ---
 
 Task<Result<void>> Instance::settle() {
-    std::optional<CommitPatience> patience; // the first save of all takes its time
-    if (committer_.began()) {
+    std::optional<CommitPatience> patience; // a start, and the first save of all, take their time
+    if (committer_.began() && !starting_) {
         patience = patience_of_power;
     }
     co_return co_await committer_.settle(patience);

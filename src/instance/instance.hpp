@@ -132,6 +132,7 @@ class Instance final : public guest::TpmService {
     /// Takes a turn and runs `step` on the TPM; what it changed is durable on return, or it has not happened.
     Task<Result<void>> with_tpm(std::string what, Event event, Step step);
     Task<Result<void>> do_step(Turn turn, Event event, Step step);
+    Task<Result<void>> do_start(EngineState state);
     Task<Result<void>> do_init(Turn turn, guest::ControlPeer peer);
     Task<Result<void>> start_over();
     Task<Result<void>> start_with(Origin origin, guest::ControlPeer peer);
@@ -187,6 +188,7 @@ class Instance final : public guest::TpmService {
     SecretBytes given_registers_;  ///< as long as life_ says that they were given out
     const std::function<Task<Result<void>>(store::Digest)> confirm_incoming_;
     bool resumed_ = false;   ///< the last start brought back saved registers
+    bool starting_ = false;  ///< start() runs
     bool made_here_ = false; ///< this process made the TPM, with its endorsement key (1.2)
     unsigned runs_ = 0;      ///< power-ons with a guest; 1: the first since the process began
     RateLimit limit_;

@@ -14,6 +14,13 @@ Task<Result<void>> Instance::start(EngineState state) {
     if (!turn) {
         co_return std::move(turn).error();
     }
+    starting_ = true;
+    auto started = co_await do_start(std::move(state));
+    starting_ = false;
+    co_return started;
+}
+
+Task<Result<void>> Instance::do_start(EngineState state) {
     bool must_save = false;
     const bool unconfirmed = !state.unconfirmed.empty();
     if (unconfirmed && (!config_.incoming || config_.startup != Startup::wait)) {

@@ -66,13 +66,13 @@ Task<Result<T>> unless_stopped(StopSignal& stop, Task<Result<T>> part) {
                                             asio::co_spawn(executor, run(std::move(part), outcome), asio::deferred),
                                             asio::co_spawn(executor, stop.wait(), asio::deferred))
                                             .async_wait(asio::experimental::wait_for_one(), asio::use_awaitable);
-    if (outcome) {
+    if (outcome && (outcome->has_value() || !stop.requested())) {
         co_return std::move(*outcome);
     }
     if (failed && !stop.requested()) {
         std::rethrow_exception(failed);
     }
-    co_return make_error(Errc::canceled, "asked to stop before it was ready");
+    co_return make_error(Errc::canceled, "asked to stop before it was ready"); // whatever it was waiting for
 }
 
 Result<proto::ManagerClient::Connect> connector(const ManagerAddress& address, RuntimeDeps deps, XenAccess& xen) {
@@ -240,7 +240,7 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     auto opened =
         co_await unless_stopped(deps.stop, open_vtpm(std::move(request), std::move(found), io, *manager, deps.log));
     if (!opened) {
-        co_return std::move(opened).error();
+        co_return superseded ? std::move(*superseded) : std::move(opened).error();
     }
     const NamedFile image_at(options.state_path);
     // Nothing of the guest's was looked at yet but the image's outside, which is authenticated.
@@ -270,8 +270,13 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     Instance instance(std::move(config), std::move(parts));
     auto started = co_await unless_stopped(deps.stop, instance.start(std::move(opened->state)));
     if (!started) {
-        (void)co_await instance.close();
-        co_return in_context(std::move(started).error(), fmt::format("vTPM {}: starting", options.uuid));
+        auto ended = co_await instance.close();
+        if (superseded) {
+            co_return in_context(std::move(*superseded), fmt::format("vTPM {}", options.uuid));
+        }
+        const bool why_it_stops = !ended && started.error().code == Errc::canceled;
+        co_return in_context(why_it_stops ? std::move(ended).error() : std::move(started).error(),
+                             fmt::format("vTPM {}: starting", options.uuid));
     }
     deps.log.info("vTPM {}: TPM {} {} {}", options.uuid, to_string(version), opened->fresh ? "made in" : "loaded from",
                   options.state_path);
@@ -370,6 +375,10 @@ Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
     co_await xen.stop();
     if (!guests.outcome()) {
         co_return guests.outcome(); // it made everything else end
+    }
+    if (!ended && ended.error().code == Errc::canceled && deps.stop.requested()) {
+        deps.log.info("vTPM {}: stopped before it was ready", options.uuid); // as it was asked to
+        co_return Result<void>{};
     }
     co_return ended;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "util/asio.hpp"
+#include "util/cancelled.hpp"
 #include "util/clock.hpp"
 #include "util/result.hpp"
 
@@ -11,7 +12,8 @@
 namespace vtpmd {
 
 /// Runs `operation` for at most `limit`. When the time is up the operation is cancelled and joined, and the result is
-/// Errc::timed_out with `what` in its text, unless it succeeded after all (its error by then is our cancellation).
+/// Errc::timed_out with `what` in its text, unless it succeeded after all (its error by then is our cancellation);
+/// Errc::canceled if it was the caller who was cancelled.
 /// The operation's exceptions pass through, except operation_aborted after the deadline.
 template <typename T>
 Task<Result<T>> with_deadline(Clock& clock, Clock::duration limit, std::string what, Task<Result<T>> operation) {
@@ -32,6 +34,10 @@ Task<Result<T>> with_deadline(Clock& clock, Clock::duration limit, std::string w
     }
     if (op_error && in_time) {
         std::rethrow_exception(op_error);
+    }
+    const bool cancelled = is_cancelled(co_await asio::this_coro::cancellation_state);
+    if (cancelled) {
+        co_return make_error(Errc::canceled, "{}: cancelled", what);
     }
     co_return make_error(Errc::timed_out, "{}: no answer within {} ms", what,
                          std::chrono::duration_cast<std::chrono::milliseconds>(limit).count());

@@ -100,6 +100,7 @@ class FakeEngine final : public Engine {
             value += code == shutdown_order ? 0 : 1;
             staged_ = true;
         }
+        staged_ = staged_ || (code == startup && startup_counts);
         WireWriter w;
         w.be16(0x8001).be32(18).be32(0).be64(value);
         return w.take();
@@ -141,6 +142,7 @@ class FakeEngine final : public Engine {
     std::uint64_t registers = 0; ///< volatile
     unsigned power_ons = 0, durable_calls = 0;
     bool fail_power_on = false;
+    bool startup_counts = false; ///< it is a change of the permanent state
     std::uint8_t last_locality = 255;
     std::vector<std::uint32_t> executed;
     std::thread::id ran_on;
@@ -260,6 +262,9 @@ class FakeManager final : public proto::ManagerClient {
         const std::uint64_t number = number_in(key);
         offered.push_back(number);
         co_await points_.pass();
+        if (away) {
+            co_await away();
+        }
         if (fault == Fault::refuses) {
             co_return make_error(Errc::io, "fake: the manager's disk failed");
         }
@@ -315,7 +320,10 @@ class FakeManager final : public proto::ManagerClient {
     }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
     void close() override {}
+    [[nodiscard]] bool connected() const override { return linked; }
 
+    std::function<Task<>()> away; ///< a save waits for it
+    bool linked = true;
     proto::HelloReply reply;
     std::optional<Error> hello_error;
     std::uint64_t record = 0; ///< the save whose key is durable at the manager

@@ -153,6 +153,47 @@ class ManagerAway(Durability):
         self.guest = self.connect()
         self.assertEqual(self.guest.nv_count(COUNTER), self.count)
 
+    def test_a_start_waits_for_a_manager_that_goes_as_for_one_that_is_not_there(self):
+        """The manager stands still when the TPM's state is loaded, or when it is to be saved; another one is there after a while."""
+        self.begin()
+        self.instance.process.terminate()
+        self.manager.process.popen.send_signal(signal.SIGSTOP)
+        process = self.instance.launch()
+        harness.wait_until(lambda: os.path.exists(self.instance.socket), "its guest's socket is there")
+        time.sleep(2)  # longer than a second, which was all
+        self.assertTrue(process.running(), process.log())
+        self.manager.process.kill()
+        time.sleep(1)
+        self.manager.start()
+        process.wait_log("VTPM attached to Frontend")
+        self.guest.close()
+        self.guest = self.connect()
+        self.assertEqual(self.guest.nv_count(COUNTER), self.count)
+
+    def test_asked_to_end_while_it_starts(self):
+        """No manager, or one that does not answer: one status and one text, whenever that is."""
+        self.begin()
+        self.instance.process.terminate()
+        for away in (lambda: self.manager.process.popen.send_signal(signal.SIGSTOP), self.manager.process.kill):
+            away()
+            for fresh in (True, False):
+                for wait in (0.05, 0.4, 1.1):
+                    vtpm = harness.Instance(self, self.manager) if fresh else self.instance
+                    process = vtpm.launch(create=fresh)
+                    harness.wait_until(lambda: os.path.exists(vtpm.socket), "its guest's socket is there")
+                    time.sleep(wait)
+                    process.terminate()
+                    lines = process.log().splitlines()
+                    self.assertIn(f"vTPM {vtpm.uuid}: stopped before it was ready", lines[-2], process.log())
+                    self.assertIn("ended in good order", lines[-1])
+                    self.assertNotIn("no answer", process.log())
+                    self.assertEqual(os.path.exists(vtpm.image), not fresh)
+        self.manager.start()
+        self.instance.start()
+        self.guest.close()
+        self.guest = self.connect()
+        self.assertEqual(self.guest.nv_count(COUNTER), self.count)
+
     def test_restarted_at_once_nothing_is_refused(self):
         """As a service manager does."""
         self.begin()

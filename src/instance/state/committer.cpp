@@ -4,6 +4,7 @@
 #include "tpm/clock.hpp"
 #include "tpm/commands.hpp"
 #include "tpm/driver_patience.hpp"
+#include "util/cancelled.hpp"
 #include "util/deadline.hpp"
 #include "util/shielded.hpp"
 
@@ -48,6 +49,10 @@ Task<Result<T>> until(Task<> end, std::string what, Task<Result<T>> operation) {
     }
     if (failed && in_time) {
         std::rethrow_exception(failed);
+    }
+    const bool cancelled = is_cancelled(co_await asio::this_coro::cancellation_state);
+    if (cancelled) {
+        co_return make_error(Errc::canceled, "{}: cancelled", what);
     }
     co_return make_error(Errc::timed_out, "{}: no answer in time", what);
 }
@@ -111,6 +116,10 @@ Task<> Committer::run_out(CommitPatience patience) {
 Task<Result<void>> Committer::settle(std::optional<CommitPatience> patience) {
     if (!dirty()) {
         co_return Result<void>{};
+    }
+    if (patience && away_since_) { // known to be away: it was waited for already
+        const auto left = *away_since_ + patience->unlinked - clock_.now();
+        patience->unlinked = std::clamp(left, std::min(patience_.unlinked, patience->unlinked), patience->unlinked);
     }
     auto saved = co_await save(patience);
     if (saved) {

@@ -35,9 +35,9 @@ struct CommitPatience {
 /// A manager that is started again is back within this time, and no guest meets an error for it, where the driver waits.
 inline constexpr Clock::duration patience_for_restart = std::chrono::seconds(12);
 
-/// Of what is no command: a power cycle, the end.
-inline constexpr CommitPatience patience_of_power{.linked = std::chrono::seconds(8),
-                                                  .unlinked = std::chrono::seconds(1)};
+/// Of what is no command: a power cycle, a state that is given out. (The end does not wait so long: hurry().) What starts
+/// has none: it waits as one that finds no manager does (proto::ClientOptions).
+inline constexpr CommitPatience patience_of_power{.linked = std::chrono::seconds(8), .unlinked = patience_for_restart};
 
 class Committer {
   public:

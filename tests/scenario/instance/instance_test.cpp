@@ -62,6 +62,16 @@ struct Machine {
             return loop.logged("service goes on");
         }));
     }
+    /// From now on there is no manager for `d`.
+    void manager_goes(Clock::duration d) {
+        manager.linked = false;
+        back_at = loop.clock.now() + d;
+        manager.away = [this] { return wait_for_manager(); };
+    }
+    Task<> wait_for_manager() {
+        (void)co_await loop.clock.sleep_until(back_at);
+        manager.linked = loop.clock.now() >= back_at;
+    }
     /// What a restart would load now.
     [[nodiscard]] std::optional<std::uint64_t> restart_value() const {
         const SecretBytes* blob = image.stored(manager.record);
@@ -90,6 +100,7 @@ struct Machine {
     FakeManager manager{points};
     std::unique_ptr<Instance> vtpm;
     std::function<void(std::size_t)> at;
+    Clock::time_point back_at;
     std::uint64_t acknowledged = 0;
     unsigned shutdowns = 0;
 };
@@ -339,6 +350,40 @@ TEST_SUITE("instance") {
         CHECK(m.loop.run(m.vtpm->get_blob(1)).error().code != Errc{});
         CHECK(m.loop.run(m.vtpm->init(true, {})));
         CHECK(m.send(FakeEngine::read) == 0);
+        CHECK(m.engine.value == 2);
+    }
+
+    TEST_CASE("a manager that goes while the TPM starts is waited for as one that is not there yet") {
+        Machine m;
+        m.engine.startup_counts = true;
+        m.manager_goes(std::chrono::seconds(29));
+        EngineState kept;
+        kept.permanent = number_blob(5);
+        CHECK(m.loop.run(m.vtpm->start(std::move(kept))));
+        CHECK(m.loop.clock.now() == m.back_at);
+        CHECK(m.restart_value() == 5);
+        CHECK(m.image.prepares == 1);
+    }
+
+    TEST_CASE("a power cycle waits for a manager that is started again, and once for one that is not") {
+        using std::chrono::seconds;
+        Machine m;
+        m.start();
+        CHECK(m.send(FakeEngine::add) == 0);
+        m.manager_goes(seconds(11));
+        CHECK(m.loop.run(m.vtpm->init(true, {})));
+        CHECK(m.send(FakeEngine::read) == 0);
+        m.manager_goes(seconds(3600));
+        auto began = m.loop.clock.now();
+        CHECK_FALSE(m.loop.run(m.vtpm->init(true, {})));
+        CHECK(m.loop.clock.now() - began >= seconds(11));
+        CHECK(m.loop.clock.now() - began <= seconds(13));
+        began = m.loop.clock.now();
+        CHECK_FALSE(m.loop.run(m.vtpm->init(true, {})));
+        CHECK(m.loop.clock.now() - began <= seconds(1));
+        m.manager.away = nullptr;
+        m.manager.linked = true;
+        CHECK(m.loop.run(m.vtpm->init(true, {})));
         CHECK(m.engine.value == 2);
     }
 
