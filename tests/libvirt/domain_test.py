@@ -259,4 +259,4 @@ class EmulatedTpm(harness.Case):
 
 
 if __name__ == "__main__":
-    harness.main()
+    libvirt.main()

@@ -8,6 +8,7 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.append(os.path.join(HERE, "..", "integration"))
+import control_group  # noqa: E402
 import harness  # noqa: E402
 
 PATIENCE = 3 * harness.PATIENCE
@@ -152,3 +153,8 @@ def external(path):
 
 
 EMULATOR = "<backend type='emulator' version='2.0'/>"
+
+
+def main():
+    """As harness.main(). QEMU is no child of the test: it ends with the test's control group."""
+    control_group.run_in_own(harness.main)

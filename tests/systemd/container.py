@@ -4,7 +4,7 @@ The distribution is this machine's own, made once by debootstrap from where the 
 Meson's build folder (VTPMD_SYSTEMDLAB); so is the program of an earlier version, which is built from the history. A container
 is an overlay over both, in the mount namespace of the test, and goes with it.
 
-One at a time: systemd in a container takes the control group that it finds itself in (OwnControlGroup).
+One at a time: systemd in a container takes the control group that it finds itself in (control_group.py).
 """
 import contextlib
 import fcntl
@@ -14,14 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.append(os.path.join(TOP, "tests", "integration"))
-sys.path.append(os.path.join(TOP, "tools", "lib"))
+import control_group  # noqa: E402
 import harness  # noqa: E402
-import left  # noqa: E402
 import tpm  # noqa: E402
 
 CACHE = os.environ.get("VTPMD_SYSTEMDLAB", "/var/tmp/vtpmd-systemdlab")
@@ -139,77 +137,6 @@ def landed_tree():
 
 
 # ---------------------------------------------------------------------------------------------- a host
-
-def control_groups():
-    """(a control group to be this process's own, the one that it is in), in each hierarchy that systemd uses."""
-    with open("/proc/self/cgroup") as f:
-        lines = [line.rstrip("\n").split(":", 2) for line in f]
-    with open("/proc/self/mountinfo") as f:
-        mounts = [line.split() for line in f]
-    for _, controllers, path in lines:
-        if controllers not in ("", "name=systemd"):
-            continue
-        for fields in mounts:
-            rest = fields[fields.index("-") + 1:]
-            if (rest[0] == "cgroup2") if controllers == "" else (rest[0] == "cgroup" and controllers in rest[2].split(",")):
-                yield os.path.join(fields[4], f"vtpmd-test-{os.getpid()}"), os.path.join(fields[4], path.lstrip("/"))
-                break
-
-
-def move_to(group):
-    with open(os.path.join(group, "cgroup.procs"), "w") as f:
-        f.write(str(os.getpid()))
-
-
-class OwnControlGroup:
-    """A control group of this process's own in each hierarchy that systemd uses, which the container takes for its root. A keeper
-    removes them, with all that runs in them, when leave() says so, or when this process has ended, however that was."""
-
-    def __init__(self):
-        self.groups = list(control_groups())
-        over, self._alive = os.pipe()
-        self._keeper = os.fork()
-        if self._keeper == 0:
-            os.setsid()  # who ends the test by its process group, or its session, does not end this
-            os.close(self._alive)
-            null = os.open("/dev/null", os.O_RDWR)
-            for descriptor in range(3):
-                os.dup2(null, descriptor)
-            try:
-                os.read(over, 1)
-                ended = [left.end_group(group, PATIENCE) for group, _ in self.groups]
-                os._exit(0 if all(ended) else 1)
-            finally:
-                os._exit(2)
-        os.close(over)
-        for group, _ in self.groups:
-            os.makedirs(group, exist_ok=True)
-            move_to(group)
-
-    def leave(self):
-        """Nothing but this process may be in them: tests end what they start."""
-        deadline = time.monotonic() + left.PATIENCE
-        while (found := self._others()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for _, before in self.groups:
-            move_to(before)
-        os.close(self._alive)
-        status = os.waitstatus_to_exitcode(os.waitpid(self._keeper, 0)[1])
-        if status or found:
-            raise AssertionError(f"control groups: {'still there' if status else 'ended what was left'}: {found}")
-
-    def _others(self):
-        found = {}
-        for group, _ in self.groups:
-            for folder, _, _ in os.walk(group):
-                with contextlib.suppress(OSError):
-                    for pid in left.members(folder):
-                        with open(f"/proc/{pid}/cmdline", "rb") as f:
-                            words = f.read().replace(b"\0", b" ").decode(errors="replace").strip()
-                        if pid != os.getpid():
-                            found[pid] = words
-        return found
-
 
 class Started(harness.Process):
     """What runs in a host: nsenter waits for it, and does not pass signals on."""
@@ -400,8 +327,4 @@ class Case(harness.Case):
 def main():
     """As harness.main(), with a control group that goes when the tests have ended."""
     with locked("one-at-a-time"):
-        group = OwnControlGroup()
-        try:
-            harness.main()
-        finally:
-            group.leave()
+        control_group.run_in_own(harness.main)

@@ -6,6 +6,7 @@ import signal
 import sys
 
 import container
+import control_group
 import harness
 
 harness.need_root()
@@ -29,7 +30,7 @@ class Killed(harness.Case):
                 up = test.wait_log(r"^up (\d+) (\S+)$", 3 * container.PATIENCE)
                 systemd = int(up[1])
                 self.addCleanup(shutil.rmtree, up[2], ignore_errors=True)
-                groups = [os.path.join(os.path.dirname(group), f"vtpmd-test-{test.pid}") for group, _ in container.control_groups()]
+                groups = [os.path.join(os.path.dirname(group), f"vtpmd-test-{test.pid}") for group, _ in control_group.control_groups()]
                 self.assertTrue(groups and all(map(os.path.isdir, groups)), groups)
                 os.killpg(test.pid, number)
                 self.assertEqual(test.wait(), -number)
