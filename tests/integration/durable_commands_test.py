@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Every command of a TPM 2.0 that changes something persistent: acknowledged, then the instance is killed, and what it changed is there
+"""Every command of a TPM that changes something persistent: acknowledged, then the instance is killed, and what it changed is there
 after the restart. And the clock, which libtpms keeps without storing it: set or told, it does not go back further than the TPM says."""
 import struct
 
@@ -15,11 +15,13 @@ TPMA_NV = {"counter": 1 << 4, "bits": 2 << 4, "extend": 4 << 4, "written": 1 << 
 WRITEDEFINE = 1 << 13
 
 
-class Persistent(harness.Case):
+class Killed(harness.Case):
+    VERSION = "2.0"
+
     def setUp(self):
         super().setUp()
         self.manager = harness.Manager(self).start(create=True)
-        self.instance = harness.Instance(self, self.manager).start(create=True)
+        self.instance = harness.Instance(self, self.manager, version=self.VERSION).start(create=True)
         self.open()
 
     def open(self):
@@ -30,6 +32,18 @@ class Persistent(harness.Case):
         self.guest.close()
         self.instance.start()
         self.open()
+
+    def kept(self, change, look):
+        """What is looked at before the kill, and after it."""
+        was = look()
+        change()
+        now = look()
+        self.assertNotEqual(was, now, "the command changes nothing that is looked at")
+        self.kill()
+        return now, look()
+
+
+class Persistent(Killed):
 
     def do(self, code, handles, parameters=b""):
         """With one empty password for each handle that has to be authorised: the first."""
@@ -121,13 +135,8 @@ class Persistent(harness.Case):
                     self.guest.nv_undefine(INDEX)
                 if before is not None:
                     before()
-                was = look()
-                change()
-                now = look()
-                self.assertNotEqual(was, now, "the command changes nothing that is looked at")
-                self.kill()
+                now, after = self.kept(change, look)
                 # A power cut counts as one wrong password where a password was in use (Library part 1, section 19.8).
-                after = look()
                 self.assertEqual(after if name != "a wrong password" else min(after, now), now)
 
     def guest_counter(self):
@@ -158,6 +167,129 @@ class Persistent(harness.Case):
         self.instance.start()
         self.open()
         self.assertGreaterEqual(self.guest.clock()[0], told)
+
+
+class Persistent12(Killed):
+    """TPM Main part 3: what its commands change in TPM_PERMANENT_FLAGS, TPM_PERMANENT_DATA, NV and the tables beside them."""
+    VERSION = "1.2"
+    OWNER_WRITE, AUTH_WRITE, PRESENCE_WRITE, WRITE_DEFINE = 2, 4, 1, 1 << 13
+    ALONE, BY_OWNER, BY_SECRET, LOCKING = 0x1000, 0x1001, 0x1002, 0x1003
+    COUNTER, NEW = b"\x07" * 20, b"\xa5" * 20
+
+    def open(self):
+        super().open()
+        self.owner = tpm.Owner12(self.guest, self.secret)
+
+    def setUp(self):
+        self.secret = b"\x5a" * 20
+        self.counter = 0
+        super().setUp()
+
+    def plain(self, ordinal, parameters=b""):
+        return self.guest.must(f"ordinal {ordinal:#x}", 0x00C1, ordinal, parameters)
+
+    def capability(self, area, part):
+        return self.plain(0x65, struct.pack(">III", area, 4, part))[4:]
+
+    def flags(self):
+        return self.capability(4, 0x108)
+
+    def owned(self):
+        return self.capability(5, 0x111)
+
+    def indices(self):
+        return self.plain(0x65, struct.pack(">II", 0x0D, 0))
+
+    def defined_written(self):
+        """bWriteDefine; bWriteSTClear, before it, goes with the power."""
+        return self.capability(0x11, self.LOCKING)[-5]
+
+    def audited(self):
+        body = self.plain(0x85, bytes(4))
+        size = struct.unpack(">I", body[31:35])[0]
+        return body[35:35 + size]
+
+    def counted(self):
+        status, body = self.guest.command(0x00C1, 0xDE, struct.pack(">I", self.counter))
+        return None if status else body[-4:]
+
+    def present(self):
+        self.plain(0x4000000A, struct.pack(">H", 0x20))
+        self.plain(0x4000000A, struct.pack(">H", 0x08))
+
+    def create_counter(self):
+        self.counter = struct.unpack(">I", self.owner.run_with_secret(0xDC, self.COUNTER, after=b"life")[:4])[0]
+
+    def new_owner(self):
+        self.owner.run_with_secret(0x10, self.NEW, struct.pack(">H", 4), struct.pack(">H", 2))
+        self.secret = self.owner.secret = self.NEW
+
+    def owned_by_new(self):
+        try:
+            return bool(tpm.Owner12(self.guest, self.NEW).run(0x81, struct.pack(">I", 0x40000006)))
+        except tpm.TpmError:
+            return False
+
+    def take(self):
+        self.owner.take_by_openssl(self)
+
+    def take_again(self):
+        """After OwnerClear the TPM is disabled and deactivated, until its next start."""
+        self.present()
+        self.plain(0x6F)
+        self.plain(0x72, b"\0")
+        self.kill()
+        self.take()
+
+    def test_every_command(self):
+        """(name, what comes before it, the command, what is looked at), as above."""
+        def write(index, data):
+            return struct.pack(">III", index, 0, len(data)) + data
+        rows = [
+            ("TSC_PhysicalPresence", None, lambda: self.plain(0x4000000A, struct.pack(">H", 0x20)), self.flags),
+            ("PhysicalDisable", self.present, lambda: self.plain(0x70), self.flags),
+            ("PhysicalEnable", self.present, lambda: self.plain(0x6F), self.flags),
+            ("PhysicalSetDeactivated", self.present, lambda: self.plain(0x72, b"\1"), self.flags),
+            ("PhysicalSetDeactivated, off", self.present, lambda: self.plain(0x72, b"\0"), self.flags),
+            ("SetOwnerInstall", self.present, lambda: self.plain(0x71, b"\0"), self.flags),
+            ("SetOwnerInstall, on", self.present, lambda: self.plain(0x71, b"\1"), self.flags),
+            ("SetOperatorAuth", self.present, lambda: self.plain(0x74, b"\7" * 20), self.flags),
+            ("NV_DefineSpace", self.kill, lambda: self.guest.nv_define12(self.ALONE, 8, self.PRESENCE_WRITE), self.indices),
+            ("NV_WriteValue", None, lambda: self.guest.nv_write12(self.ALONE, b"written."), lambda: self.guest.nv_read12(self.ALONE, 8)),
+            ("NV_DefineSpace of none", None, lambda: self.guest.nv_define12(self.ALONE, 0, self.PRESENCE_WRITE), self.indices),
+            ("NV_WriteValue of none",
+             lambda: self.guest.nv_define12(self.LOCKING, 8, self.PRESENCE_WRITE | self.WRITE_DEFINE),
+             lambda: self.guest.nv_write12(self.LOCKING, b""), self.defined_written),
+            ("NV_DefineSpace, the lock of NV",
+             lambda: (self.guest.nv_define12(self.BY_OWNER, 8, self.OWNER_WRITE), self.guest.nv_define12(self.BY_SECRET, 8, self.AUTH_WRITE)),
+             lambda: self.guest.nv_define12(0xFFFFFFFF, 0), self.flags),
+            ("TakeOwnership", None, self.take, self.owned),
+            ("NV_WriteValueAuth", None, lambda: tpm.Owner12(self.guest, bytes(20)).run(0xCE, write(self.BY_SECRET, b"secretly")),
+             lambda: self.guest.nv_read12(self.BY_SECRET, 8)),
+            ("NV_WriteValue by the owner", None, lambda: self.owner.run(0xCD, write(self.BY_OWNER, b"by owner")),
+             lambda: self.guest.nv_read12(self.BY_OWNER, 8)),
+            ("OwnerSetDisable", None, lambda: self.owner.run(0x6E, b"\1"), self.flags),
+            ("OwnerSetDisable, off", None, lambda: self.owner.run(0x6E, b"\0"), self.flags),
+            ("SetCapability", None, lambda: self.owner.run(0x3F, struct.pack(">IIIIB", 1, 4, 4, 1, 1)), self.flags),
+            ("DisablePubekRead", None, lambda: self.owner.run(0x7E), self.flags),
+            ("SetOrdinalAuditStatus", None, lambda: self.owner.run(0x8D, struct.pack(">IB", 0x46, 1)), self.audited),
+            ("CreateCounter", None, self.create_counter, self.counted),
+            ("IncrementCounter", None, lambda: tpm.Owner12(self.guest, self.COUNTER).run(0xDD, struct.pack(">I", self.counter)),
+             self.counted),
+            ("ReleaseCounterOwner", None, lambda: self.owner.run(0xE0, struct.pack(">I", self.counter)), self.counted),
+            ("Delegate_Manage", None, lambda: self.owner.run(0xD2, struct.pack(">IIIB", 0, 1, 1, 7)), lambda: self.plain(0xDB)),
+            ("ChangeAuthOwner", None, self.new_owner, self.owned_by_new),
+            ("OwnerClear", None, lambda: self.owner.run(0x5B), self.owned),
+            ("DisableOwnerClear", self.take_again, lambda: self.owner.run(0x5C), self.flags),
+            ("ForceClear", self.present, lambda: self.plain(0x5D), self.owned),
+            ("TSC_PhysicalPresence, its lock", None, lambda: self.plain(0x4000000A, struct.pack(">H", 0x80)), self.flags),
+        ]
+        for name, before, change, look in rows:
+            with self.subTest(name):
+                if before is not None:
+                    before()
+                now, after = self.kept(change, look)
+                self.assertEqual(after, now)
 
 
 if __name__ == "__main__":

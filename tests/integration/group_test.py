@@ -243,21 +243,7 @@ class Groups(harness.Case):
         guest = instance.client()
         self.addCleanup(guest.close)
         owner = tpm.Owner12(guest)
-        modulus = owner.endorsement_key()[-256:]
-        with open(self.path("ek.der"), "wb") as f:  # PKCS #1: SEQUENCE of modulus and 65537
-            f.write(bytes.fromhex("3082010a02820101 00") + modulus + bytes.fromhex("0203010001"))
-        self.run_command("openssl", "rsa", "-RSAPublicKey_in", "-inform", "DER", "-in", self.path("ek.der"), "-pubout", "-out",
-                         self.path("ek.pem"))
-
-        def encrypt(secret):
-            with open(self.path("secret"), "wb") as f:
-                f.write(secret)
-            self.run_command("openssl", "pkeyutl", "-encrypt", "-pubin", "-inkey", self.path("ek.pem"), "-in", self.path("secret"),
-                             "-out", self.path("encrypted"), "-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1",
-                             "-pkeyopt", "rsa_oaep_label:54435041")
-            with open(self.path("encrypted"), "rb") as f:
-                return f.read()
-        owner.take(encrypt)
+        owner.take_by_openssl(self)
         return instance, guest, owner
 
     def written(self, name, content):

@@ -176,13 +176,25 @@ class Owner12:
 
     def run(self, ordinal, parameters=b""):
         session = self.client.must("OIAP", 0x00C1, 0x0A)
-        handle, even, odd = session[:4], session[4:24], os.urandom(20)
+        return self._authorised(session[:4], session[4:24], self.secret, ordinal, parameters)
+
+    def run_with_secret(self, ordinal, new, before=b"", after=b""):
+        """A command that gives the TPM a secret between its other parameters (OSAP, XOR)."""
+        ours = os.urandom(20)
+        session = self.client.must("OSAP", 0x00C1, 0x0B, struct.pack(">HI", 2, 0x40000001) + ours)
+        shared = hmac.new(self.secret, session[24:44] + ours, hashlib.sha1).digest()
+        mask = hashlib.sha1(shared + session[4:24]).digest()
+        hidden = bytes(a ^ b for a, b in zip(new, mask))
+        return self._authorised(session[:4], session[4:24], shared, ordinal, before + hidden + after)
+
+    def _authorised(self, handle, even, key, ordinal, parameters):
+        odd = os.urandom(20)
         digest = hashlib.sha1(struct.pack(">I", ordinal) + parameters).digest()
-        proof = hmac.new(self.secret, digest + even + odd + b"\0", hashlib.sha1).digest()
+        proof = hmac.new(key, digest + even + odd + b"\0", hashlib.sha1).digest()
         body = self.client.must(f"ordinal {ordinal:#x}", 0x00C2, ordinal, parameters + handle + odd + b"\0" + proof)
         answer, even, proof = body[:-41], body[-41:-21], body[-20:]
         digest = hashlib.sha1(struct.pack(">II", 0, ordinal) + answer).digest()
-        if hmac.new(self.secret, digest + even + odd + body[-21:-20], hashlib.sha1).digest() != proof:
+        if hmac.new(key, digest + even + odd + body[-21:-20], hashlib.sha1).digest() != proof:
             raise AssertionError("the answer is not authorised by the TPM")
         return answer
 
@@ -190,6 +202,24 @@ class Owner12:
         storage = struct.pack(">IHIB", 0x01010000, 0x11, 0, 1) + self.OAEP_KEY + bytes(12)
         encrypted = b"".join(struct.pack(">I", 256) + encrypt(secret) for secret in (self.secret, bytes(20)))
         self.run(0x0D, struct.pack(">H", 5) + encrypted + storage)
+
+    def take_by_openssl(self, case):
+        """take(), with the endorsement key in a case's ek.pem."""
+        modulus = self.endorsement_key()[-256:]
+        with open(case.path("ek.der"), "wb") as f:  # PKCS #1: SEQUENCE of modulus and 65537
+            f.write(bytes.fromhex("3082010a02820101 00") + modulus + bytes.fromhex("0203010001"))
+        case.run_command("openssl", "rsa", "-RSAPublicKey_in", "-inform", "DER", "-in", case.path("ek.der"), "-pubout", "-out",
+                         case.path("ek.pem"))
+
+        def encrypt(secret):
+            with open(case.path("secret"), "wb") as f:
+                f.write(secret)
+            case.run_command("openssl", "pkeyutl", "-encrypt", "-pubin", "-inkey", case.path("ek.pem"), "-in", case.path("secret"),
+                             "-out", case.path("encrypted"), "-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1",
+                             "-pkeyopt", "rsa_oaep_label:54435041")
+            with open(case.path("encrypted"), "rb") as f:
+                return f.read()
+        self.take(encrypt)
 
 
 def extended(old, digest, algorithm="sha256"):
