@@ -86,6 +86,14 @@ Result<SocketListeners> open_listeners(const Endpoint& endpoint, const std::stri
     return make_error(Errc::unsupported, "{} is not a socket endpoint", to_string(endpoint));
 }
 
+void guard(SocketListeners& listeners, const TcpPeers& peers) {
+    for (const auto* listener : {&listeners.commands, &listeners.control}) {
+        if (*listener && family_of((*listener)->fd()) != AF_UNIX && !listeners.gate) {
+            listeners.gate.emplace(peers);
+        }
+    }
+}
+
 SocketServer::SocketServer(asio::any_io_executor executor, SocketServerOptions options, SocketListeners listeners,
                            TpmService& service, Clock& clock, const Log& log)
     : executor_(executor)
@@ -169,6 +177,14 @@ Task<> SocketServer::accept_loop(Port& port, GuestStream::Measure measure, Conve
             co_return;
         }
         close_on_exec(socket.native_handle());
+        if (auto may = listeners_.gate && family_of(socket.native_handle()) != AF_UNIX
+                           ? listeners_.gate->admits(socket.native_handle())
+                           : Result<void>{};
+            !may) {
+            ++counters_.strangers;
+            warn(fmt::format("a connection was closed: {}", may.error().message));
+            continue;
+        }
         if (port.open.size() >= options_.connection_limit) {
             ++counters_.over_limit;
             warn(fmt::format("a connection over the limit of {} was closed", options_.connection_limit));

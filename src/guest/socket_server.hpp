@@ -11,6 +11,7 @@
 #include "guest/endpoint.hpp"
 #include "guest/listener.hpp"
 #include "guest/stream.hpp"
+#include "guest/tcp_peer.hpp"
 #include "guest/tpm_service.hpp"
 #include "util/log.hpp"
 #include "util/task_group.hpp"
@@ -26,6 +27,7 @@ struct SocketListeners {
     std::optional<Listener> control;
     UniqueFd commands_connection; ///< one that is there already, in the place of a listening socket
     UniqueFd control_connection;
+    std::optional<TcpGate> gate; ///< of TCP connections; none: all are let in
 };
 struct SocketServerOptions {
     std::string name;        ///< the endpoint, for the log
@@ -42,8 +44,12 @@ struct SocketServerOptions {
 /// Binds what the endpoint says. Errors as of listen_unix() and listen_tcp().
 [[nodiscard]] Result<SocketListeners> open_listeners(const Endpoint& endpoint, const std::string& group);
 
+/// Lets these in only, where a listener is on TCP. Before the sandbox.
+void guard(SocketListeners& listeners, const TcpPeers& peers);
+
 struct SocketCounters {
-    std::uint64_t accepted = 0, over_limit = 0, commands = 0, control_requests = 0, malformed = 0, stalled = 0;
+    std::uint64_t accepted = 0, over_limit = 0, strangers = 0, commands = 0, control_requests = 0, malformed = 0,
+                  stalled = 0;
 };
 
 class SocketServer {

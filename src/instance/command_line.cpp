@@ -33,6 +33,11 @@ constexpr OptionSpec specs[] = {
      "first "
      "that fits (default *=0)",
      true},
+    {"tcp-user", "USER",
+     "a user of this host, by name or number, who may connect to --guest=socket:tcp: as root and this process's own user "
+     "may (repeatable)",
+     true},
+    {"tcp-anyone", "", "every user of this host may connect to --guest=socket:tcp:"},
     {"socket-group", "GROUP", "group that may connect to the guests' Unix sockets (default: the owner only)"},
     {"terminate", "",
      "end in good order once a connection that carried commands, or the device model, has gone (as swtpm's "
@@ -99,6 +104,14 @@ Result<void> parse_identity(const CommandLine& line, InstanceOptions& out) {
 Result<void> parse_places(const CommandLine& line, InstanceOptions& out) {
     out.state_path = line.get_or("state", default_state_path(out.uuid));
     out.socket_group = line.get_or("socket-group", "");
+    out.tcp_peers.anyone = line.has("tcp-anyone");
+    for (const std::string& name : line.all("tcp-user")) {
+        const auto user = find_user(name);
+        if (!user) {
+            return make_error(Errc::usage, "--tcp-user={}: this host has no such user", printable(name));
+        }
+        out.tcp_peers.users.insert(*user);
+    }
     out.pid_files = line.all("pid-file");
     if (auto text = line.get("manager")) {
         auto address = parse_manager_address(*text);

@@ -115,6 +115,7 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
         if (!adopted) {
             co_return std::move(adopted).error();
         }
+        guest::guard(*adopted, options.tcp_peers);
         sockets_.push_back({std::move(name), std::move(*adopted), of_this_host,
                             (options.allow_rollback || options.incoming) && passed->commands.has_value()});
         co_return Result<void>{};
@@ -126,6 +127,7 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
         if (!adopted) {
             co_return std::move(adopted).error();
         }
+        guest::guard(*adopted, options.tcp_peers);
         sockets_.push_back({std::move(name), std::move(*adopted), state_blobs, sets_outlive_connections});
         co_return Result<void>{};
     }
@@ -134,6 +136,7 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
     if (!listeners) {
         co_return std::move(listeners).error();
     }
+    guest::guard(*listeners, options.tcp_peers);
     sockets_.push_back({std::move(name), std::move(*listeners), state_blobs, sets_outlive_connections});
     co_return Result<void>{};
 }

@@ -3,6 +3,7 @@
 
 #include "guest/endpoint.hpp"
 #include "guest/locality_policy.hpp"
+#include "guest/tcp_peer.hpp"
 #include "tpm/codes.hpp"
 #include "tpm/version.hpp"
 #include "util/fd.hpp"
@@ -58,6 +59,7 @@ struct InstanceOptions {
     bool maintenance_commands = false;  ///< --maintcmds
     bool allow_rollback = false;        ///< --rollback=allow
     std::string handover_path;          ///< --handover=unix:PATH; empty: none
+    guest::TcpPeers tcp_peers;          ///< of socket:tcp: endpoints
     bool terminate = false;             ///< end with the guest's connection
     bool disconnect = false;            ///< close a connection for commands after each answer
     std::vector<std::string> pid_files; ///< written once guests are served, removed at the end

@@ -21,6 +21,7 @@ VTPMCTL = os.environ.get("VTPMCTL", "")
 HELLO, HANDED_OVER, SAVE, LOAD = 0x56500001, 0x56500002, 1, 2
 STATUS_TEXT_AT = 10
 INDEX = 0x01500002
+SHUTDOWN = struct.pack(">I", 3)  # on the control channel
 ATTACKER_USER, ATTACKER_GROUP = 1234, 4321
 
 # Runs as the attacker; one line of JSON for each thing that it tried.
@@ -327,6 +328,48 @@ class Isolation(harness.Case):
         self.assertEqual(status, 0, text)
         # What never had a state was not handed over.
         self.assertNotEqual(link.ask(HANDED_OVER)[0], 0)
+        manager.process.terminate()
+
+    def test_tcp_is_not_every_users(self):
+        """By hand; in the sandbox too, where the kernel cannot be asked any more by who has not opened the way before."""
+        manager = harness.Manager(self).start(create=True)
+
+        "a".encode("idna")  # whose module another user could not read
+
+        def asks(port, user, closes=False):
+            os.seteuid(user)
+            try:
+                with socket.create_connection(("127.0.0.1", port), harness.PATIENCE) as sock:
+                    sock.sendall(SHUTDOWN if closes else bytes.fromhex("8001 0000000c 0000017b 0008"))
+                    return b"" if closes else sock.recv(1)
+            except ConnectionError:
+                return b""
+            finally:
+                os.seteuid(0)
+
+        for options, served, refused in ((["--sandbox=on"], [0], [ATTACKER_USER, 65534]),
+                                         ([f"--tcp-user={ATTACKER_USER}"], [0, ATTACKER_USER], [65534]),
+                                         (["--tcp-anyone", "--sandbox=on"], [0, ATTACKER_USER, 65534], [])):
+            with self.subTest(options):
+                uuid = harness.new_uuid()
+                instance = harness.Instance(self, manager, uuid=uuid, name="i" + uuid[:8], tcp=True, options=options)
+                instance.start(create=True)
+                for port in (instance.port, instance.port + 1):
+                    for user in refused:
+                        self.assertEqual(asks(port, user), b"", user)
+                for user in served:
+                    self.assertEqual(asks(instance.port, user), b"\x80", user)
+                # Of a socket that is closed the kernel says root's: what it has sent is not done.
+                if refused:
+                    with contextlib.suppress(OSError):
+                        for _ in range(20):
+                            asks(instance.port + 1, 65534, closes=True)
+                    instance.process.wait_log(r"a connection was closed: .*user 65534 may not connect by TCP.*--tcp-user")
+                    self.assertEqual(asks(instance.port, 0), b"\x80")
+                instance.process.terminate()
+        status, text = self.vtpmd("--mode=instance", f"--uuid={harness.new_uuid()}", f"--state={self.path('x.img')}",
+                                  f"--manager=unix:{manager.socket}", "--guest=socket:tcp:1025", "--tcp-user=nobody-of-that-name")
+        self.assertEqual(status, harness.EX_USAGE, text)
         manager.process.terminate()
 
     def test_who_has_no_right_to_management_shuts_nobody_out(self):

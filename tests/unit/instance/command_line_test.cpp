@@ -52,6 +52,13 @@ TEST_SUITE("instance") {
         CHECK(o->hwinitpcrs == std::vector<unsigned>{5, 12, 13});
         CHECK(o->maintenance_commands);
     }
+    TEST_CASE("command line: who may connect by TCP") {
+        const std::string name = std::string("--uuid=") + uuid;
+        CHECK_FALSE(parse({name})->tcp_peers.anyone);
+        CHECK(parse({name, "--tcp-anyone"})->tcp_peers.anyone);
+        CHECK(parse({name, "--tcp-user=1234", "--tcp-user=root"})->tcp_peers.users == std::set<uid_t>{0, 1234});
+        CHECK(parse({name, "--tcp-user=nobody-of-this-name"}).error().code == Errc::usage);
+    }
     TEST_CASE("command line: where a guest has firmware, that starts the TPM") {
         const std::string name = std::string("--uuid=") + uuid;
         CHECK(parse({name, "--guest=qemu:/q"})->startup == Startup::wait);
