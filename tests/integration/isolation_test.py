@@ -10,10 +10,9 @@ import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import uuid as uuids
 
+import attacker
 import harness
 import tpm
 
@@ -23,58 +22,6 @@ STATUS_TEXT_AT = 10
 INDEX = 0x01500002
 SHUTDOWN = struct.pack(">I", 3)  # on the control channel
 ATTACKER_USER, ATTACKER_GROUP = 1234, 4321
-
-# Runs as the attacker; one line of JSON for each thing that it tried.
-ATTACK = r"""
-import json, os, socket, struct, sys, uuid
-folder, run, mine, other, manager, me, peer = sys.argv[1:8]
-def tried(what, attempt):
-    try:
-        print(json.dumps([what, "did: " + repr(attempt())]), flush=True)
-    except Exception as e:
-        print(json.dumps([what, "refused: " + repr(e)]), flush=True)
-def connected(path):
-    s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect(path); return s
-def read(s, n):
-    data = b""
-    while len(data) < n:
-        part = s.recv(n - len(data))
-        if not part: raise EOFError("closed")
-        data += part
-    return data
-def key(path, who):
-    s = connected(path)
-    body = struct.pack(">H", 1) + uuid.UUID(who).bytes + bytes([2]) + struct.pack(">I", 0)
-    s.sendall(struct.pack(">HII", 0x1c1, 10 + len(body), 0x56500001) + body)
-    tag, size, code = struct.unpack(">HII", read(s, 10)); read(s, size - 10)
-    if code: raise PermissionError(f"status {code}")
-    return "hello"
-def api(method, target):
-    s = connected(folder + "/api.sock")
-    s.sendall(f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
-    status = s.recv(64).split()[1]
-    if status != b"200": raise PermissionError(status)
-    return status
-tried("the manager's store", lambda: os.open(folder + "/manager.img", os.O_RDONLY))
-tried("another vTPM's image", lambda: os.open(f"{folder}/{other}.img", os.O_RDONLY))
-tried("its own image by its path", lambda: os.open(f"{folder}/{mine}.img", os.O_RDWR))
-tried("the hardware TPM", lambda: os.open(folder + "/manager.tpm/tpm20.state", os.O_RDONLY))
-tried("the manager's socket", lambda: key(folder + "/manager.sock", other))
-tried("the way back of instances, as another vTPM", lambda: key(run + "/instances/link.sock", other))
-tried("the way back of instances, as its own vTPM", lambda: key(run + "/instances/link.sock", mine))
-tried("what the manager notes of processes", lambda: os.listdir(run + "/instances"))
-tried("management", lambda: api("POST", f"/v1/vtpms/{other}/stop"))
-tried("another guest's socket", lambda: connected(f"{run}/{other}.sock"))
-for name, pid in (("the manager", manager), ("its own process", me), ("a neighbour", peer)):
-    tried(f"memory of {name}", lambda: open(f"/proc/{pid}/mem", "rb").read(1))
-for name, pid in (("the manager", manager), ("a neighbour", peer)):
-    tried(f"a signal to {name}", lambda: os.kill(int(pid), 0))
-"""
-
-
-def status_of(pid):
-    with open(f"/proc/{pid}/status") as f:
-        return {k: v.split() for k, _, v in (line.partition(":") for line in f)}
 
 
 class Link:
@@ -127,7 +74,7 @@ class Isolation(harness.Case):
         manager = self.spawning_manager("--sandbox=on")
         mine, other = harness.new_uuid(), harness.new_uuid()
         pid, peer = self.started(mine), self.started(other)
-        status, peers = status_of(pid), status_of(peer)
+        status, peers = attacker.status_of(pid), attacker.status_of(peer)
         user = status["Uid"][0]
         self.assertEqual(set(status["Uid"] + status["Gid"]), {user})
         self.assertEqual(status["Groups"], [])
@@ -140,14 +87,9 @@ class Isolation(harness.Case):
         self.assertIn(f"user {user}, no capabilities, no new privileges, seccomp", self.shown(mine)["sandbox"])
 
         os.chmod(self.dir, 0o755)
-        arguments = [self.dir, self.path("run"), mine, other, manager.process.pid, pid, peer]
-        _, text = self.run_command(
-            "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all",
-            "--no-new-privs", sys.executable, "-E", "-s", "-B", "-c", ATTACK, *arguments)
-        rows = [json.loads(line) for line in text.splitlines()]
-        self.assertEqual(len(rows), 15, text)
-        for what, came in rows:
-            self.assertTrue(came.startswith("refused: "), f"{what}: {came}")
+        places = attacker.Places(state=self.dir, run=self.path("run"), store=self.path("manager.img"), tpm=self.path("manager.tpm"),
+                                 manager=manager.socket, api=self.path("api.sock"))
+        attacker.refuses_everything(self, int(user), places, mine, other, {"manager": manager.process.pid, "me": pid, "peer": peer})
         with self.guest(other) as guest:  # nobody has noticed
             guest.nv_define(INDEX, 8)
         manager.process.terminate()
@@ -245,7 +187,7 @@ class Isolation(harness.Case):
         """`on` starts none without a user of its own; `auto` says that it has none."""
         manager = self.spawning_manager("--sandbox=on", "--instance-users=1880000007-1880000007")
         first, second = harness.new_uuid(), harness.new_uuid()
-        self.assertEqual(status_of(self.started(first))["Uid"][0], "1880000007")
+        self.assertEqual(attacker.status_of(self.started(first))["Uid"][0], "1880000007")
         self.ctl("create", second)
         self.ctl("start", second)
         manager.process.wait_log(f"{second}: no user of its own is to be had")
@@ -256,13 +198,13 @@ class Isolation(harness.Case):
         manager.start()  # starts the first again
         self.ctl("start", second, "--wait")
         manager.process.wait_log(f"{second}: no user of its own is to be had.*runs as the manager's")
-        self.assertEqual(status_of(self.shown(second)["pid"])["Uid"][0], "0")
+        self.assertEqual(attacker.status_of(self.shown(second)["pid"])["Uid"][0], "0")
         manager.process.terminate()
 
     def test_by_hand(self):
         manager = harness.Manager(self).start(create=True)
         instance = harness.Instance(self, manager, options=["--sandbox=on"]).start(create=True)
-        status = status_of(instance.process.pid)
+        status = attacker.status_of(instance.process.pid)
         self.assertEqual((int(status["CapEff"][0], 16), status["NoNewPrivs"], status["Seccomp"]), (0, ["1"], ["2"]))
         with instance.client() as guest:
             guest.nv_define(INDEX, 8)

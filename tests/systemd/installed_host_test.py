@@ -10,6 +10,7 @@ import threading
 import time
 
 import container
+import attacker
 import harness
 import tpm
 
@@ -161,6 +162,35 @@ class InstalledHost(container.Case):
         status, said = host.sh("cd /usr/lib/systemd/system && systemd-analyze verify --man=no $(ls vtpm*.service vtpm*.socket | "
                                "sed 's/@\\./@x./')", ok=False)
         self.assertEqual((status, said.strip()), (0, ""))
+        # systemd's own measure, from 0 to 10: 1.5 for what holds a guest's TPM, and none "UNSAFE" (9) or near it.
+        units = host.sh("cd /usr/lib/systemd/system && ls vtpm*.service")[1].split()
+        self.assertEqual(len(units), 5, units)
+        for unit in units:
+            with self.step(unit):
+                said = host.sh(f"systemd-analyze security --offline=true --json=off --no-pager /usr/lib/systemd/system/{unit}")[1]
+                exposure = float(re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)[1])
+                self.assertLessEqual(exposure, 1.5 if "@" in unit else 4, said)
+
+    def test_code_inside_an_instance(self):
+        """It has the rights that the manager's unit leaves to an instance."""
+        host = self.set_up(container.built_tree(self))
+        mine, other = self.new_vtpm(host), self.new_vtpm(host)
+        pids = {"manager": self.manager_pid(host)}
+        for name, uuid in (("me", mine), ("peer", other)):
+            self.await_state(host, uuid, "running")
+            pids[name] = json.loads(self.ctl(host, "show", uuid, "--json"))["pid"]
+        status, peers = (attacker.status_of(pids[name], host.path("/proc")) for name in ("me", "peer"))
+        self.assertGreaterEqual(int(status["Uid"][0]), 1880000000)
+        self.assertNotEqual(status["Uid"], peers["Uid"])
+        self.assertEqual([int(status[name][0], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")], [0] * 4)
+        self.assertEqual((status["NoNewPrivs"], status["Seccomp"]), (["1"], ["2"]))
+        self.assertIn("seccomp", json.loads(self.ctl(host, "show", mine, "--json"))["sandbox"])
+        places = attacker.Places(state="/var/lib/vtpmd", run="/run/vtpmd", store="/var/lib/vtpmd/manager.img", tpm="/var/lib/vtpmd/tpm",
+                                 manager="/run/vtpmd/manager.sock", api="/run/vtpmd/api.sock")
+        attacker.refuses_everything(self, int(status["Uid"][0]), places, mine, other, pids, inside=host.pid)
+        guest = Guest(host, other)  # nobody has noticed
+        guest.goes_on()
+        guest.leave()
 
     def test_the_manager_comes_and_goes(self):
         """Restarted five times in a minute, killed, stopped and started; then the host is rebooted."""
