@@ -123,10 +123,20 @@ struct FillModel {
     Possible<unsigned> mark{0}; ///< of its last key; 0: none
 };
 
+struct RecoveryModel {
+    std::string path; ///< its file, which its operator keeps whatever becomes of the key
+    std::string id;
+    Possible<Presence> presence{Presence::there};
+    [[nodiscard]] bool surely(Presence p) const {
+        return presence.quiet() && presence.certain() && presence.value() == p;
+    }
+};
+
 struct Model {
     std::vector<VtpmModel> vtpms;
     std::vector<GroupModel> groups; ///< without the store's own
     std::map<Uuid, FillModel> fill;
+    std::vector<RecoveryModel> recovery;
 };
 
 } // namespace vtpmd::sim

@@ -3,6 +3,9 @@
 
 #include "approver.hpp"
 
+#include "instance/migration/handover.hpp"
+#include "manager/vault/recovery_file.hpp"
+
 namespace vtpmd::sim {
 
 namespace {
@@ -154,6 +157,9 @@ void World::check_restart() {
         }
         f.presence.seen(seen);
     }
+    for (RecoveryModel& k : model_.recovery) {
+        look(k.presence, listed(k), "recovery key " + k.id);
+    }
     watch();
 }
 
@@ -198,6 +204,11 @@ void World::watch() {
             if (v.group.all_outcomes_known()) {
                 v.group.seen(g);
             }
+        }
+    }
+    for (RecoveryModel& k : model_.recovery) {
+        if (k.presence.all_outcomes_known() && !k.presence.allows(listed(k))) {
+            broken(fmt::format("recovery key {} is {}listed", k.id, listed(k) == Presence::there ? "" : "not "));
         }
     }
     for (std::size_t n = 0; n < group_uuids_.size(); ++n) {
@@ -540,6 +551,179 @@ void World::group_step(const Step& s) {
                                                g.ca = r->chain.front();
                                            }
                                        });
+    }
+}
+
+// --- hand-over, recovery keys ---
+
+/// The other host has the state and asks for the vTPM; nothing of it ever comes back.
+void World::hand_over(Inst& i) {
+    VtpmModel& v = model_.vtpms[i.vtpm];
+    const std::size_t n = i.vtpm;
+    const bool was = v.presence.allows(Presence::away);
+    auto go = [](instance::Instance& on, Uuid uuid) -> Task<Result<void>> {
+        std::array<store::Digest, 3> blobs{};
+        for (std::uint32_t type = 1; type <= blobs.size(); ++type) {
+            auto blob = co_await on.get_blob(type);
+            if (!blob) {
+                co_return blob.error();
+            }
+            blobs.at(type - 1) = store::sha256({*blob});
+        }
+        co_return co_await on.hand_over({uuid, instance::handover_token(blobs)});
+    };
+    v.presence.begin(Presence::away);
+    i.handing_over = true;
+    run_in<void>(i.process, i.operations, go(*i.instance, uuids_[n]),
+                 [this, &i, &v, n, was](Result<void> r, bool dead) {
+                     i.handing_over = false;
+                     const Outcome o = outcome_of(r.has_value(), r ? Errc{} : r.error().code, dead);
+                     conclude(v.presence, Presence::away, was, o);
+                     if (!dead && !r) {
+                         say(fmt::format("vTPM {} is not handed over: {}", n, r.error().message));
+                     }
+                     if (o == Outcome::yes) {
+                         say(fmt::format("vTPM {} is another host's", n));
+                         v.gone_if(true);
+                     }
+                     if (o != Outcome::no) {
+                         forsake(n);
+                     }
+                 });
+}
+
+std::string World::recovery_file_of(const Model& model, std::size_t which) {
+    std::vector<std::string> there;
+    for (const RecoveryModel& k : model.recovery) {
+        if (k.surely(Presence::there)) {
+            there.push_back(k.path);
+        }
+    }
+    return there.empty() ? std::string() : there[which % there.size()];
+}
+
+Presence World::listed(const RecoveryModel& key) const {
+    const auto& keys = manager_->vault->recovery_keys();
+    return std::ranges::any_of(keys, [&key](const auto& k) { return k.id == key.id; }) ? Presence::there
+                                                                                       : Presence::absent;
+}
+
+void World::know_recovery_key(const std::string& path) {
+    const auto key = manager::read_recovery_file(path);
+    if (!key) {
+        broken(path + ": " + key.error().message);
+        return;
+    }
+    model_.recovery.push_back({.path = path, .id = manager::recovery_key_id(*key, manager_->vault->uuid())});
+}
+
+void World::recovery_add() {
+    if (!manager_ || !manager_->serving) {
+        return;
+    }
+    const bool calm = healthy();
+    const std::uint64_t before = disturbances_;
+    run_in<SecretBytes>(manager_->process, manager_->operations, manager_->vault->add_recovery_key("of a step"),
+                        [this, calm, before](Result<SecretBytes> text, bool dead) {
+                            if (dead) {
+                                return; // nobody has seen it
+                            }
+                            if (!text) {
+                                say("recovery add: " + text.error().message);
+                                if (calm && before == disturbances_ && text.error().code != Errc::usage) {
+                                    broken("no recovery key can be added, and nothing was wrong: " +
+                                           text.error().message);
+                                }
+                                return;
+                            }
+                            const std::string path = fmt::format("{}/recovery-{}", folder_, next_recovery_++);
+                            manager::discard_recovery_file(path);
+                            if (auto kept = manager::write_recovery_file(path, *text); !kept) {
+                                broken(kept.error().message);
+                                return;
+                            }
+                            know_recovery_key(path);
+                        });
+}
+
+void World::recovery_remove(std::size_t which) {
+    const auto there =
+        std::ranges::count_if(model_.recovery, [](const RecoveryModel& k) { return k.surely(Presence::there); });
+    if (!manager_ || !manager_->serving || there < 2) { // an operator keeps one
+        return;
+    }
+    const std::size_t n = which % model_.recovery.size();
+    const bool calm = healthy();
+    const std::uint64_t before = disturbances_;
+    const bool was = model_.recovery[n].presence.allows(Presence::absent);
+    model_.recovery[n].presence.begin(Presence::absent);
+    run_in<void>(manager_->process, manager_->operations, manager_->vault->remove_recovery_key(model_.recovery[n].id),
+                 [this, n, was, calm, before](Result<void> r, bool dead) {
+                     if (!dead && !r && r.error().code == Errc::not_found) {
+                         model_.recovery[n].presence.either();
+                         return;
+                     }
+                     conclude(model_.recovery[n].presence, Presence::absent, was,
+                              outcome_of(r.has_value(), r ? Errc{} : r.error().code, dead));
+                     if (!dead && !r) {
+                         say("recovery remove: " + r.error().message);
+                         if (calm && before == disturbances_) {
+                             broken("a recovery key is not removed, and nothing was wrong: " + r.error().message);
+                         }
+                     }
+                 });
+}
+
+namespace {
+
+Task<Result<void>> look_at(manager::Vault::Options options, manager::Vault::Parts parts,
+                           std::shared_ptr<manager::Vault::Look> into) {
+    auto seen = co_await manager::Vault::look(std::move(options), std::move(parts));
+    if (!seen) {
+        co_return seen.error();
+    }
+    *into = std::move(*seen);
+    co_return Result<void>{};
+}
+
+} // namespace
+
+void World::recovery_look() {
+    if (manager_ || !store_made_ || faults_armed()) {
+        return;
+    }
+    for (RecoveryModel& k : model_.recovery) {
+        const Bytes content = files_.content("manager.img");
+        manager_ = std::make_unique<Manager>(files_, tpm_, [this](const std::string& l) { say(l); });
+        Manager& m = *manager_;
+        m.process.clock.advance(now_ - m.process.clock.now());
+        manager::Vault::Options options = vault_options();
+        options.recovery_file = k.path;
+        auto seen = std::make_shared<manager::Vault::Look>();
+        auto failed = std::make_shared<std::optional<Error>>();
+        run_in<void>(m.process, m.operations, look_at(std::move(options), vault_parts(m), seen),
+                     [failed](Result<void> r, bool) {
+                         if (!r) {
+                             *failed = r.error();
+                         }
+                     });
+        if (!until([&m] { return m.operations == 0; }, seconds(600))) {
+            throw Violation("a look at the store never ends");
+        }
+        (void)end_manager(true);
+        const Presence now = seen->recovery.starts_with("opens it") ? Presence::there : Presence::absent;
+        say(fmt::format("recovery key {}: {}", k.id, *failed ? (*failed)->message : seen->recovery));
+        if (!k.presence.allows(now)) {
+            throw Violation(fmt::format("the file of recovery key {}, which is {}there: {}", k.id,
+                                        now == Presence::there ? "not " : "",
+                                        *failed ? (*failed)->message : seen->recovery));
+        }
+        if (!*failed) {
+            k.presence.seen(now);
+        }
+        if (files_.content("manager.img") != content) {
+            throw Violation("a look has changed the store");
+        }
     }
 }
 

@@ -20,7 +20,8 @@ constexpr std::array<Sort, static_cast<std::size_t>(Kind::count_)> sorts{{
     {"disk-dies", 14},    {"tpm-fails", 10},    {"cut", 14},          {"mend", 20},         {"snap", 16},
     {"hold-up", 10},      {"let-go", 16},       {"time", 30},         {"copy-store", 12},   {"old-store", 12},
     {"copy-image", 10},   {"old-image", 8},     {"new-tpm", 4},       {"fill", 2},          {"platform", 4},
-    {"pull", 6},          {"grow", 4},
+    {"pull", 6},          {"grow", 4},          {"hand-over", 5},     {"recovery-add", 8},  {"recovery-remove", 6},
+    {"recovery-look", 4},
 }};
 
 Kind pick(Random& random) {

@@ -12,44 +12,48 @@
 namespace vtpmd::sim {
 
 enum class Kind : std::uint8_t {
-    add,          ///< a guest's command that changes its TPM. a: vTPM, b: 1 the second instance
-    read,         ///< one that does not
-    start,        ///< an instance
-    stop,         ///< in good order
-    kill,         ///< SIGKILL
-    twin,         ///< another instance of the same vTPM, on a copy of its image
-    serve,        ///< the manager starts. b: 1 also with its recovery file
-    end,          ///< in good order
-    kill_manager, ///
-    power,        ///< goes, for all. b: what is lost, c: which of it
-    create,       ///< a vTPM, in a group. b: group, c: name (0: none)
-    remove,       ///
-    rename,       ///< c: name
-    move,         ///< b: group
-    reset,        ///
-    group_create, ///< a: group
-    group_remove, ///
-    group_update, ///
-    group_ca,     ///
-    disk_fails,   ///< a: file, b: after so many operations, c: how
-    disk_dies,    ///< with the power
-    tpm_fails,    ///< b: after so many operations, c: how
-    cut,          ///< the link of a vTPM's instance, for good
-    mend,         ///
-    snap,         ///< it breaks once
-    hold_up,      ///< what is on it comes later
-    let_go,       ///
-    time,         ///< passes, a seconds
-    copy_store,   ///< by cp. b: 1 by the manager's own backup
-    old_store,    ///< the copy is put back, b: 1 opened with the recovery file
-    copy_image,   ///
-    old_image,    ///< put back, and started
-    new_tpm,      ///< the hardware's
-    fill,         ///< b: what (register, save, rename, delete, reset), c: how many
-    platform,     ///< a: another one is booted
-    pull,         ///< a restore tool renames a copy over an image (a odd) or the store, while it is open
-    grow,         ///< the store, to c KiB more or less
-    count_        ///< how many there are
+    add,             ///< a guest's command that changes its TPM. a: vTPM, b: 1 the second instance
+    read,            ///< one that does not
+    start,           ///< an instance
+    stop,            ///< in good order
+    kill,            ///< SIGKILL
+    twin,            ///< another instance of the same vTPM, on a copy of its image
+    serve,           ///< the manager starts. b: 1 also with its recovery file
+    end,             ///< in good order
+    kill_manager,    ///
+    power,           ///< goes, for all. b: what is lost, c: which of it
+    create,          ///< a vTPM, in a group. b: group, c: name (0: none)
+    remove,          ///
+    rename,          ///< c: name
+    move,            ///< b: group
+    reset,           ///
+    group_create,    ///< a: group
+    group_remove,    ///
+    group_update,    ///
+    group_ca,        ///
+    disk_fails,      ///< a: file, b: after so many operations, c: how
+    disk_dies,       ///< with the power
+    tpm_fails,       ///< b: after so many operations, c: how
+    cut,             ///< the link of a vTPM's instance, for good
+    mend,            ///
+    snap,            ///< it breaks once
+    hold_up,         ///< what is on it comes later
+    let_go,          ///
+    time,            ///< passes, a seconds
+    copy_store,      ///< by cp. b: 1 by the manager's own backup
+    old_store,       ///< the copy is put back, b: 1 opened with the recovery file
+    copy_image,      ///
+    old_image,       ///< put back, and started
+    new_tpm,         ///< the hardware's; the store is opened with a recovery file, after one of a removed key was tried
+    fill,            ///< b: what (register, save, rename, delete, reset), c: how many
+    platform,        ///< a: another one is booted
+    pull,            ///< a restore tool renames a copy over an image (a odd) or the store, while it is open
+    grow,            ///< the store, to c KiB more or less
+    hand_over,       ///< to another host, for good
+    recovery_add,    ///< another recovery key
+    recovery_remove, ///< a: which; never the last
+    recovery_look,   ///< at a store that nobody has open, with each of their files
+    count_           ///< how many there are
 };
 
 struct Step {

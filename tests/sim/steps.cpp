@@ -98,7 +98,7 @@ void World::act(const Step& s) {
     }
     case Kind::serve:
         if (!manager_) {
-            serve(s.b == 1 && config_.recovery != 0 && store_made_);
+            serve(s.b == 1 ? recovery_file_of(model_, s.c) : "");
         }
         break;
     case Kind::end:
@@ -158,6 +158,20 @@ void World::act(const Step& s) {
     case Kind::new_tpm:
         new_tpm();
         break;
+    case Kind::hand_over:
+        if (i != nullptr && i->up) {
+            hand_over(*i);
+        }
+        break;
+    case Kind::recovery_add:
+        recovery_add();
+        break;
+    case Kind::recovery_remove:
+        recovery_remove(s.a);
+        break;
+    case Kind::recovery_look:
+        recovery_look();
+        break;
     case Kind::fill:
         if (manager_ && manager_->serving && config_.store_kib == 256) {
             run_in<void>(manager_->process, manager_->operations, fill(*manager_, s.b % 4, 50 + s.c % 1000),
@@ -208,10 +222,10 @@ bool World::start_and_count(std::size_t n) {
     return up;
 }
 
-void World::serve(bool recovery) {
+void World::serve(const std::string& recovery_file) {
     const bool calm = !faults_armed();
     const std::uint64_t before = disturbances_;
-    start_manager(recovery, [this, calm, before] {
+    start_manager(recovery_file, [this, calm, before] {
         if (manager_->refused && calm && before == disturbances_) {
             broken("the store does not open: " + manager_->refused->message);
         }
@@ -362,7 +376,7 @@ void World::old_store(const Step& s) {
     if (!copy_ || !store_made_ || faults_armed()) {
         return;
     }
-    const bool recovery = s.b == 1 && config_.recovery != 0;
+    const std::string recovery = s.b == 1 ? recovery_file_of(copy_->model, s.c / 2) : "";
     while (!instances_.empty()) {
         end_instance(*instances_.front(), true);
     }
@@ -371,7 +385,8 @@ void World::old_store(const Step& s) {
     files_.put("manager.img", copy_->content);
     const std::uint64_t since = counter_steps_ - copy_->steps;
     const bool must_refuse = copy_->tpm == tpm_number_ && copy_->covered && since >= (copy_->level ? 1U : 2U);
-    say(fmt::format("an old copy of the store, {} steps old{}", since, recovery ? ", with the recovery file" : ""));
+    say(fmt::format("an old copy of the store, {} steps old{}", since,
+                    !recovery.empty() ? ", with the recovery file" : ""));
     old_copy_opens_ = true;
     start_manager(recovery);
     const bool ended =
@@ -383,7 +398,7 @@ void World::old_store(const Step& s) {
     if (manager_->serving) {
         if (must_refuse) {
             throw Violation(fmt::format("an old copy of the store was taken, {} steps of the counter old{}", since,
-                                        recovery ? ", with the recovery file" : ""));
+                                        !recovery.empty() ? ", with the recovery file" : ""));
         }
         // As freshness allows, or nobody can know: all that came after it is lost.
         for (std::size_t n = 0; n < uuids_.size(); ++n) {
@@ -414,12 +429,15 @@ void World::old_store(const Step& s) {
             model_.groups[n] = g;
         }
         model_.fill.clear();
+        for (RecoveryModel& k : model_.recovery) {
+            k.presence = Possible<Presence>(listed(k));
+        }
         copy_.reset();
         return;
     }
     (void)end_manager(true);
     files_.put("manager.img", newest);
-    serve(false);
+    serve("");
     (void)until([this] { return manager_->operations == 0; }, seconds(600));
 }
 
@@ -452,10 +470,14 @@ void World::old_image(std::size_t n) {
 }
 
 void World::new_tpm() {
-    if (config_.recovery == 0 || !store_made_ || faults_armed()) {
+    if (!store_made_ || faults_armed()) {
         return;
     }
     (void)end_manager(false);
+    const std::string recovery = recovery_file_of(model_, 0);
+    if (recovery.empty()) { // that would be the end of the store
+        return;
+    }
     fakes::FakeTpm another;
     another.identity = Bytes(3, static_cast<std::byte>(++tpm_number_ + 100));
     another.before = tpm_.before;
@@ -467,7 +489,19 @@ void World::new_tpm() {
         g.lost = true;
     }
     say("another TPM");
-    serve(true);
+    for (const RecoveryModel& k : model_.recovery) {
+        if (!k.surely(Presence::absent)) {
+            continue;
+        }
+        start_manager(k.path);
+        (void)until([this] { return manager_->operations == 0; }, seconds(600));
+        if (manager_->serving) {
+            throw Violation("the file of recovery key " + k.id + ", which was removed, opens the store");
+        }
+        (void)end_manager(true);
+        break;
+    }
+    serve(recovery);
     (void)until([this] { return manager_->operations == 0; }, seconds(600));
 }
 
@@ -486,7 +520,7 @@ void World::audit() {
     }
     for (const Loss loss : {Loss::none, Loss::all}) {
         power_cut(loss, 0);
-        serve(false);
+        serve("");
         waited();
         check();
         reap();
@@ -514,11 +548,13 @@ void World::audit() {
         check();
     }
     (void)end_manager(false);
-    serve(false);
+    serve("");
     waited();
     watch();
     check();
     (void)end_manager(false);
+    check();
+    recovery_look();
     check();
 }
 

@@ -70,6 +70,9 @@ World::~World() {
         fmt::print(stderr, "at the end: {}\n", e.what());
     }
     manager::discard_recovery_file(folder_ + "/recovery");
+    for (std::uint64_t n = 1; n < next_recovery_; ++n) {
+        manager::discard_recovery_file(fmt::format("{}/recovery-{}", folder_, n));
+    }
 }
 
 void World::say(std::string line) {
@@ -276,7 +279,24 @@ Task<Result<void>> with_groups(manager::Groups& groups) {
 
 } // namespace
 
-void World::start_manager(bool recovery, const std::function<void()>& and_then) {
+manager::Vault::Options World::vault_options() const {
+    manager::Vault::Options options;
+    options.size = std::uint64_t{config_.store_kib} * 1024;
+    options.seal_pcrs = hwtpm::PcrSelection{.bank = hwtpm::HashAlg::sha256, .pcrs = {0}};
+    options.freshness = policy(config_.freshness);
+    return options;
+}
+
+manager::Vault::Parts World::vault_parts(Manager& m) const {
+    return {.executor = m.process.executor(),
+            .place = *m.place,
+            .root = m.root,
+            .clock = m.process.clock,
+            .log = m.process.log,
+            .unix_time = [] { return std::uint64_t{1'700'000'000}; }};
+}
+
+void World::start_manager(const std::string& recovery_file, const std::function<void()>& and_then) {
     manager_ = std::make_unique<Manager>(files_, tpm_, [this](const std::string& l) { say(l); });
     Manager& m = *manager_;
     m.process.clock.advance(now_ - m.process.clock.now());
@@ -286,18 +306,9 @@ void World::start_manager(bool recovery, const std::function<void()>& and_then) 
     if (!store_made_) {
         manager::discard_recovery_file(key);
     }
-    manager::Vault::Options options;
-    options.size = std::uint64_t{config_.store_kib} * 1024;
-    options.seal_pcrs = hwtpm::PcrSelection{.bank = hwtpm::HashAlg::sha256, .pcrs = {0}};
-    options.freshness = policy(config_.freshness);
-    options.recovery_file = recovery ? key : "";
-    manager::Vault::Parts parts{.executor = m.process.executor(),
-                                .place = *m.place,
-                                .root = m.root,
-                                .clock = m.process.clock,
-                                .log = m.process.log,
-                                .unix_time = [] { return std::uint64_t{1'700'000'000}; }};
-    auto open = open_or_create(std::move(options), std::move(parts), config_.recovery != 0 ? key : "",
+    manager::Vault::Options options = vault_options();
+    options.recovery_file = recovery_file;
+    auto open = open_or_create(std::move(options), vault_parts(m), config_.recovery != 0 ? key : "",
                                policy(config_.created_freshness), !store_made_);
     run_in<std::unique_ptr<manager::Vault>>(
         m.process, m.operations, std::move(open),
@@ -311,7 +322,9 @@ void World::start_manager(bool recovery, const std::function<void()>& and_then) 
                 if (!dead) {
                     freshness_began_ =
                         freshness_began_ || (store_made_ ? config_.freshness : config_.created_freshness) != 0;
-                    store_made_ = true;
+                    if (!std::exchange(store_made_, true) && config_.recovery != 0) {
+                        know_recovery_key(folder_ + "/recovery");
+                    }
                     opened(m);
                 }
             }
@@ -600,7 +613,8 @@ void World::booted(Inst& i, Result<void> outcome, bool calm) {
 
 void World::end_instance(Inst& i, bool killed) {
     disturb();
-    if (!killed && !until([&i] { return i.operations == 0; }, seconds(600))) {
+    // Who hands over waits for the manager, until its end.
+    if (!killed && !until([&i] { return i.operations == 0 || i.handing_over; }, seconds(600))) {
         throw Violation(fmt::format("{}: an operation never ends", i.process.name));
     }
     if (i.process.dead) {
@@ -617,7 +631,7 @@ void World::end_instance(Inst& i, bool killed) {
     run_in<void>(i.process, i.operations, close(i), [ended](Result<void>, bool) { *ended = true; });
     if (killed) {
         alone(i.process, [&] { return *ended; });
-    } else if (!until([&] { return *ended; }, seconds(120))) {
+    } else if (!until([&] { return *ended && i.operations == 0; }, seconds(120))) {
         throw Violation(fmt::format("{}: does not stop", i.process.name));
     }
     i.process.dead = true;

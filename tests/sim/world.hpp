@@ -79,7 +79,8 @@ struct Inst {
     bool stale = false; ///< another one has opened its vTPM since
     bool trouble = false;
     bool copied = false; ///< its image was, while a command was at it: the copy does not know of a withdrawal
-    bool hurt = false;   ///< a command could not be made durable: it takes a while until one can
+    bool handing_over = false;
+    bool hurt = false; ///< a command could not be made durable: it takes a while until one can
     std::optional<Error> refused;
     unsigned operations = 0;
 };
@@ -146,11 +147,13 @@ class World {
 
     // what is done (steps.cpp, operations.cpp)
     void act(const Step& s);
-    void serve(bool recovery);
+    void serve(const std::string& recovery_file);
     void arm(const Step& s);
     void link_step(Inst& i, Kind kind);
     Task<Result<void>> look_at_fill();
-    void start_manager(bool recovery, const std::function<void()>& and_then = {});
+    void start_manager(const std::string& recovery_file, const std::function<void()>& and_then = {});
+    [[nodiscard]] manager::Vault::Options vault_options() const;
+    manager::Vault::Parts vault_parts(Manager& m) const;
     void opened(Manager& m);
     bool end_manager(bool killed);
     [[nodiscard]] static bool level(const Manager& m);
@@ -174,6 +177,14 @@ class World {
     void group_step(const Step& s);
     void old_image(std::size_t vtpm);
     void new_tpm();
+    void hand_over(Inst& i);
+    void know_recovery_key(const std::string& path);
+    void recovery_add();
+    void recovery_remove(std::size_t which);
+    void recovery_look();
+    /// Of a key that surely opens `model`'s store; empty: there is none.
+    [[nodiscard]] static std::string recovery_file_of(const Model& model, std::size_t which);
+    [[nodiscard]] Presence listed(const RecoveryModel& key) const;
     Task<Result<void>> fill(Manager& m, unsigned what, unsigned count);
     void watch();
     void check_restart();
@@ -207,7 +218,7 @@ class World {
     std::list<std::unique_ptr<Inst>> instances_;
     Model model_;
     std::vector<Uuid> uuids_, group_uuids_;
-    std::uint64_t next_tpm_ = 1, next_fill_ = 1;
+    std::uint64_t next_tpm_ = 1, next_fill_ = 1, next_recovery_ = 1;
     std::uint64_t disturbances_ = 0;
     std::optional<StoreCopy> copy_;
     std::map<std::size_t, ImageCopy> images_;
