@@ -57,7 +57,13 @@ Task<Result<void>> Instance::do_hand_over(Turn turn, TakeRequest request) {
         co_return co_await manager.handed_over();
     };
     auto gone = co_await committer_.unless_stopped(ask(manager_, clock_, {}));
-    while (!gone && gone.error().code == Errc::unavailable && !committer_.has_stopped()) {
+    bool in_doubt = false;
+    auto is_open = [&in_doubt](const Error& e) {
+        in_doubt = in_doubt || e.code == Errc::unavailable;
+        // A disk that fails now says nothing of what was asked before.
+        return e.code == Errc::unavailable || (in_doubt && (e.code == Errc::io || e.code == Errc::no_space));
+    };
+    while (!gone && is_open(gone.error()) && !committer_.has_stopped()) {
         // It may be done: neither to run on nor to say no is safe before that is known.
         log_.error("vTPM {}: handing it over: {}; it stands still until the manager is back", config_.uuid,
                    gone.error().message);

@@ -438,8 +438,12 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         Vault& vault = service_.parts_.vault;
         if (const auto reason = why_gone(request)) {
             log_refusal("vTPM {} was {}", request.uuid, reason_text(*reason));
-            co_return make_error(Errc::tombstone, "vTPM {} was {}; an old image of it must not come back", request.uuid,
-                                 reason_text(*reason));
+            Error gone = make_error(Errc::tombstone, "vTPM {} was {}; an old image of it must not come back",
+                                    request.uuid, reason_text(*reason));
+            if (*reason == TombstoneRecord::Reason::deleted) {
+                gone.detail = static_cast<std::uint32_t>(proto::Status::vendor_deleted);
+            }
+            co_return gone;
         }
         // What is said of the vTPM must be what a restart would say.
         if (auto settled = co_await vault.settle(); !settled) {

@@ -87,8 +87,13 @@ class Client final : public ManagerClient {
 
     Task<Result<void>> handed_over() override {
         const Bytes request = encode_handed_over();
+        const auto before = asked_;
         auto answer = co_await exchange("HANDED_OVER", request, &is_answer);
-        if (!answer && answer.error().code == Errc::tombstone) {
+        said_handed_over_ = said_handed_over_ || asked_ != before;
+        // Deleted or reset meanwhile is another thing: then it is nobody's.
+        const bool is_away = !answer && answer.error().code == Errc::tombstone &&
+                             answer.error().detail == static_cast<std::uint32_t>(Status::vendor_tombstone);
+        if (is_away && said_handed_over_) {
             co_return Result<void>{}; // it was done, and the answer got lost with its link
         }
         if (!answer) {
@@ -261,7 +266,11 @@ class Client final : public ManagerClient {
             if (!linked) {
                 co_return std::move(linked).error();
             }
+            ++asked_;
             auto answer = co_await once(request);
+            if (!answer && !sent_) {
+                --asked_;
+            }
             if (answer) {
                 if (expected(*parse_header(*answer))) {
                     failures_ = 0;
@@ -279,8 +288,10 @@ class Client final : public ManagerClient {
     /// One request, one answer on the present link. `in_exchange_` stays set if this is abandoned half-way.
     Task<Result<Bytes>> once(ByteView request) {
         in_exchange_ = true;
+        sent_ = true; // also if this is abandoned
         auto sent = co_await channel_->send(request);
         if (!sent) {
+            sent_ = sent.error().code == Errc::canceled;
             co_return std::move(sent).error();
         }
         auto answer = co_await channel_->receive();
@@ -444,7 +455,10 @@ class Client final : public ManagerClient {
     bool without_save_over_ = false; ///< the manager of this link is older
     std::optional<Bytes>
         on_record_; ///< hash of the slot that was acknowledged or loaded last, empty: none; not set: not known
-    std::optional<Bytes> offered_; ///< hash of the slot whose fate is not known
+    std::optional<Bytes> offered_;  ///< hash of the slot whose fate is not known
+    std::uint64_t asked_ = 0;       ///< requests that were sent, the hello not counted
+    bool sent_ = false;             ///< the last request, or it may have been
+    bool said_handed_over_ = false; ///< else a tombstone is not of that
     bool closed_ = false;
     bool away_ = false;            ///< the last request ran out of time
     unsigned failures_ = 0;        ///< of links in a row

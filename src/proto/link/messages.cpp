@@ -196,7 +196,7 @@ Bytes encode_error(const Error& error) { return status_frame(status_of(error.cod
 
 Bytes encode_hello_error(const Error& error) {
     std::string_view text(error.message);
-    return status_frame(status_of(error.code), as_bytes(text.substr(0, error_text_limit)));
+    return status_frame(status_of(error), as_bytes(text.substr(0, error_text_limit)));
 }
 
 Bytes encode_tpm_refusal(std::uint16_t command_tag, TpmRefusal why) {

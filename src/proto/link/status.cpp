@@ -48,6 +48,12 @@ Status status_of(Errc code) noexcept {
     return Status::fail;
 }
 
+Status status_of(const Error& error) noexcept {
+    const bool deleted =
+        error.code == Errc::tombstone && error.detail == static_cast<std::uint32_t>(Status::vendor_deleted);
+    return deleted ? Status::vendor_deleted : status_of(error.code);
+}
+
 Errc errc_of(std::uint32_t status) noexcept {
     switch (static_cast<Status>(status)) {
     case Status::bad_index:
@@ -68,6 +74,7 @@ Errc errc_of(std::uint32_t status) noexcept {
     case Status::io_error:
         return Errc::io;
     case Status::vendor_tombstone:
+    case Status::vendor_deleted:
         return Errc::tombstone;
     case Status::vendor_busy:
         return Errc::busy;
@@ -114,6 +121,8 @@ std::string_view meaning(std::uint32_t status) noexcept {
         return "its disk failed";
     case Status::vendor_tombstone:
         return "this vTPM was deleted or migrated away";
+    case Status::vendor_deleted:
+        return "this vTPM was deleted";
     case Status::vendor_busy:
         return "this vTPM is open in another instance";
     case Status::vendor_mismatch:

@@ -16,7 +16,8 @@
 //   TPM_IOERROR         0x1F   io                   the manager's disk failed
 //   TPM_VENDOR_ERROR    0x400 + n, ours:
 //     1 tombstone, 2 busy (open elsewhere), 3 permission, 4 mismatch, 5 unavailable (closed, timed_out, canceled too:
-//     try again), 6 rollback, 7 pcr_mismatch, 8 corrupt, 9 version, 10 exists
+//     try again), 6 rollback, 7 pcr_mismatch, 8 corrupt, 9 version, 10 exists, 11 deleted (tombstone too: an answer to
+//     HELLO tells it from 1, which is of one that was migrated away; an older manager says 1 of both)
 //
 // TPM codes: TPM Main part 2, section 16.
 #pragma once
@@ -49,9 +50,12 @@ enum class Status : std::uint32_t {
     vendor_corrupt = 0x408,
     vendor_version = 0x409,
     vendor_exists = 0x40A,
+    vendor_deleted = 0x40B,
 };
 
 [[nodiscard]] Status status_of(Errc code) noexcept;
+/// The same, but Errc::tombstone with vendor_deleted as its detail is that.
+[[nodiscard]] Status status_of(const Error& error) noexcept;
 
 /// The Errc a status stands for. `status` is not success; one that the table does not know is Errc::tpm.
 [[nodiscard]] Errc errc_of(std::uint32_t status) noexcept;

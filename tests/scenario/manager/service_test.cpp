@@ -323,6 +323,7 @@ TEST_SUITE("manager service") {
         auto gone = late.hello(1, true, TpmVersion::tpm12);
         REQUIRE(gone.has_error());
         CHECK(gone.error().code == Errc::tombstone);
+        CHECK(gone.error().detail == static_cast<std::uint32_t>(proto::Status::vendor_deleted));
         CHECK(late.ended());
         CHECK(rig.service->open_count() == 0);
     }
@@ -343,7 +344,9 @@ TEST_SUITE("manager service") {
             CHECK(proto::parse_save_reply(p.ask(proto::encode_handed_over())));
             p.hang_up();
         }
-        CHECK(ask(1, false).error().code == Errc::tombstone);
+        const Error away = ask(1, false).error();
+        CHECK(away.code == Errc::tombstone);
+        CHECK(away.detail == static_cast<std::uint32_t>(proto::Status::vendor_tombstone));
         auto back = ask(1, true);
         REQUIRE(back);
         CHECK_FALSE(back->has_record);                        // the state that it left is nobody's

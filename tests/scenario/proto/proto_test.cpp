@@ -159,6 +159,10 @@ struct Rig {
             (void)co_await channel.send(encode_success(handler.record->view()));
             co_return co_await pass_one(channel, answer);
         }
+        if (std::holds_alternative<HandedOverRequest>(request)) {
+            cut = Cut::none; // done or not, the answer is lost
+            co_return true;
+        }
         auto saved = co_await handler.save_hash_key(std::move(std::get<SaveRequest>(request).hash_key));
         if (answer && saved) {
             (void)co_await channel.send(encode_success());
@@ -384,6 +388,35 @@ TEST_SUITE("proto") {
         next.loop.settle();
         CHECK(next.loop.run(next.client->save_hash_key(key(4))).error().code == Errc::tombstone);
         CHECK(next.handler.saves == 1);
+    }
+
+    TEST_CASE("a hand-over whose answer was lost: migrated away is a yes, deleted or reset meanwhile is none") {
+        const Error away = make_error(Errc::tombstone, "vTPM was migrated away");
+        Error deleted = make_error(Errc::tombstone, "vTPM was deleted");
+        deleted.detail = static_cast<std::uint32_t>(Status::vendor_deleted);
+        const std::optional<ResetInfo> reset = ResetInfo{.sequence = 5, .when = 6, .given_up = Bytes(32)};
+        struct Meanwhile {
+            std::optional<Error> refusal;
+            std::optional<ResetInfo> reset;
+            bool yes;
+        };
+        for (const bool asked : {true, false}) {
+            for (const Meanwhile& m :
+                 {Meanwhile{away, {}, asked}, Meanwhile{deleted, {}, false}, Meanwhile{{}, reset, false}}) {
+                Rig r;
+                r.cut = asked ? Rig::Cut::answer : Rig::Cut::none;
+                REQUIRE(r.loop.run(r.client->hello()));
+                if (!asked) { // the link was gone before
+                    r.group.cancel();
+                    r.loop.settle();
+                }
+                r.handler.hello_error = m.refusal;
+                r.handler.reset = m.reset;
+                auto gone = r.loop.run(r.client->handed_over());
+                CHECK(gone.has_value() == m.yes);
+                CHECK((gone || gone.error().code == Errc::tombstone));
+            }
+        }
     }
 
     TEST_CASE("what a save goes over is named, where the manager has that; an older one is asked the old way") {

@@ -340,6 +340,11 @@ TEST_SUITE("proto") {
             CHECK(errc_of(status) == code);
             CHECK(status_error(status).detail == status);
         }
+        const Error deleted = status_error(0x40B);
+        CHECK(deleted.code == Errc::tombstone);
+        CHECK(status_of(deleted) == Status::vendor_deleted);
+        CHECK(status_of(status_error(0x401)) == Status::vendor_tombstone);
+        CHECK(status_of(status_error(0x402)) == Status::vendor_busy);
         for (std::uint32_t s = 1; s < 0x800; ++s) {
             CHECK_FALSE(status_error(s).message.empty());
         }
