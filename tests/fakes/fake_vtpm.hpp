@@ -275,6 +275,7 @@ class FakeManager final : public proto::ManagerClient {
             co_return make_error(Errc::unavailable, "fake: no answer");
         }
         record = number;
+        kept_ = SecretBytes(key);
         co_await points_.pass();
         if (fault == Fault::lost_answer) {
             co_return make_error(Errc::unavailable, "fake: no answer");
@@ -292,7 +293,7 @@ class FakeManager final : public proto::ManagerClient {
         if (record == 0) {
             co_return std::optional<SecretBytes>{};
         }
-        co_return std::optional<SecretBytes>(fake_key(record));
+        co_return std::optional<SecretBytes>(key_on_record());
     }
     Task<Result<proto::BootHash>> boot_hash() override { co_return proto::BootHash{}; }
     Task<Result<void>> handed_over() override {
@@ -320,6 +321,10 @@ class FakeManager final : public proto::ManagerClient {
     }
     Task<Result<Bytes>> tpm_command(Bytes) override { co_return make_error(Errc::tpm, "fake: none"); }
     void close() override {}
+    /// Also a real image's.
+    [[nodiscard]] SecretBytes key_on_record() const {
+        return !kept_.empty() && number_in(kept_.view()) == record ? kept_.clone() : fake_key(record);
+    }
     [[nodiscard]] bool connected() const override { return linked; }
 
     std::function<Task<>()> away; ///< a save waits for it
@@ -338,6 +343,7 @@ class FakeManager final : public proto::ManagerClient {
     Fault fault = Fault::none;
 
   private:
+    SecretBytes kept_;
     Points& points_;
 };
 
