@@ -15,12 +15,14 @@
 #include "util/when_free.hpp"
 #include "xen/kernel_driver.hpp"
 
+#include <algorithm>
 #include <boost/asio/experimental/parallel_group.hpp>
 #include <filesystem>
 #include <fmt/ranges.h>
 #include <optional>
 #include <unistd.h>
 #include <utility>
+#include <variant>
 #include <vector>
 
 // GCC 12 takes the operator delete of an inlined coroutine frame for a stranger's.
@@ -325,6 +327,18 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
     co_return ended;
 }
 
+/// A choice that is rarely meant: firmware, which is to start the TPM, finds it started, and takes that for a failure.
+void warn_of_startup(const InstanceOptions& options, const Log& log) {
+    const bool chosen = options.startup != Startup::wait && options.startup != Startup::none;
+    const bool firmware = std::ranges::any_of(
+        options.guests, [](const auto& g) { return std::holds_alternative<guest::QemuEndpoint>(g); });
+    if (chosen && firmware) {
+        log.warning(
+            "--startup: with --guest=qemu: a guest's firmware starts its TPM; one that finds it started takes that "
+            "for a failure, and SeaBIOS disables the owner's hierarchy: leave --startup out if the guest has any");
+    }
+}
+
 /// From the image to the end; the guests still have to be stopped.
 Task<Result<void>> run_with_guests(InstanceOptions& options, RuntimeDeps deps, XenAccess& xen, Guests& guests) {
     auto io = make_block_io(deps.executor);
@@ -368,6 +382,7 @@ Task<Result<void>> run_instance(InstanceOptions options, RuntimeDeps deps) {
     if (options.guests.empty()) {
         options.guests.push_back(default_endpoint(options.uuid));
     }
+    warn_of_startup(options, deps.log);
     XenAccess xen(deps);
     Guests guests(deps, xen);
     auto ended = co_await run_with_guests(options, deps, xen, guests);

@@ -192,6 +192,16 @@ class Control(harness.Case):
                 with instance.client() as guest:
                     self.assertEqual(read(guest), bytes(len(kept)))
 
+    def test_a_start_that_the_guests_firmware_does_not_expect(self):
+        manager = harness.Manager(self).start(create=True)
+        for startup, told in (("clear", True), ("save", True), (None, False)):
+            with self.subTest(startup=startup):
+                instance = harness.Instance(self, manager, options=[f"--guest=qemu:{self.path('q.sock')}"])
+                instance.options += [f"--startup={startup}"] if startup else []
+                instance.start(create=True)
+                self.assertEqual("a guest's firmware starts its TPM" in instance.process.log(), told)
+                instance.process.terminate()
+
     def test_deactivated(self):
         instance = self.begin(version="1.2", options=["--startup=deactivated"])
         with instance.client() as guest:
