@@ -114,6 +114,7 @@ Task<Result<Response>> show_vtpm(Call call) {
         {"image", detail->image}, {"socket", detail->socket}, {"sandbox", detail->sandbox}, {"why", detail->why}};
     more["last_error"] = detail->last_error;
     more["last_error_time"] = whole(detail->last_error_time);
+    more["last_save"] = whole(detail->last_save);
     out.body.resize(out.body.rfind('}'));
     out.body += ',' + json::serialize(more).substr(1) + '\n';
     co_return out;
@@ -214,7 +215,11 @@ std::vector<Route> all_routes() {
         {{"GET", "/v1/host", "The manager, its store and its hardware TPM", {}}, get_host},
         {{"GET", "/v1/vtpms", "All vTPMs", {}, list_query}, list_vtpms},
         {{"POST", "/v1/vtpms", "Registers a new vTPM", create_fields}, create_vtpm},
-        {{"GET", "/v1/vtpms/{uuid}", "One vTPM", {}}, show_vtpm},
+        {{"GET",
+          "/v1/vtpms/{uuid}",
+          "One vTPM: its state, process, image, socket, last save, and why it does not run",
+          {}},
+         show_vtpm},
         {{"DELETE", "/v1/vtpms/{uuid}", "Deletes a vTPM for good, leaving a tombstone", {}}, delete_vtpm},
         {{"POST", "/v1/vtpms/{uuid}/reset", "Resets it to factory: its next start makes a fresh TPM", {}}, reset_vtpm},
         {{"GET", "/v1/seal", "What the store is sealed to, and the PCRs as they are", {}}, get_seal},

@@ -86,6 +86,7 @@ class Manager {
                        processes_.opened(vtpm, process);
                        supervisor_.met(vtpm, process);
                    },
+               .unix_time = unix_time,
                .gone =
                    [this](const Uuid& vtpm) {
                        guest_totals_.forget(vtpm);

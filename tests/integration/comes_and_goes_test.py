@@ -4,9 +4,11 @@ meanwhile, what is remembered of a start, and what a child of the manager has op
 import json
 import os
 import signal
+import socket
 import stat
 import struct
 import threading
+import time
 
 import harness
 import tpm
@@ -308,6 +310,27 @@ class Failed(Managed):
         self.assertTrue(shown["why"])
         self.assertIn("last_error", self.ctl("show", uuid))
         self.ctl("start", self.create(), "--timeout=5", status=harness.EX_USAGE)
+
+    def test_the_last_save_is_told(self):
+        """Also of a save before the manager began: then the image tells."""
+        begun = int(time.time())
+        uuid = self.create()
+        self.assertEqual(self.show(uuid)["last_save"], 0)
+        self.assertNotIn("last_save", self.ctl("show", uuid))
+        self.ctl("start", uuid, "--wait")
+        first = self.show(uuid)["last_save"]
+        self.assertLessEqual(begun, first)
+        self.assertLessEqual(first, int(time.time()))
+        self.assertRegex(self.ctl("show", uuid), r"(?m)^last_save +\d{4}-\d\d-\d\d")
+        self.ctl("stop", uuid)
+        last = self.show(uuid)["last_save"]
+        self.assertLessEqual(first, last)
+        os.utime(self.path(uuid + ".img"), (last - 1000, last - 1000))
+        self.assertEqual(self.show(uuid)["last_save"], last)
+        self.crash()
+        self.assertEqual(self.show(uuid)["last_save"], last - 1000)
+        self.ctl("reset", uuid, "--yes")
+        self.assertEqual(self.show(uuid)["last_save"], 0)
 
     def test_what_failed_leaves_nothing(self):
         for state in ("nodir/x.img", "manager.img/x.img"):

@@ -64,6 +64,15 @@ void print_pcrs(const json::array& pcrs) {
     }
 }
 
+/// Empty: there is nothing to say.
+std::string field_text(std::string_view name, const json::value& v) {
+    if ((name == "last_error_time" || name == "last_save") && text_of(v) == "0") {
+        return "";
+    }
+    const bool time = name == "created" || name == "reset" || name == "last_error_time" || name == "last_save";
+    return time ? time_text(v) : text_of(v);
+}
+
 void print_fields(const json::object& o) {
     for (const auto& member : o) {
         const std::string name(member.key());
@@ -79,13 +88,9 @@ void print_fields(const json::object& o) {
             for (const json::value& one : v.get_array()) {
                 std::printf("%-18s %s\n", name.c_str(), text_of(one).c_str());
             }
-        } else if (const std::string text =
-                       name == "created" || name == "reset" || (name == "last_error_time" && text_of(v) != "0")
-                           ? time_text(v)
-                           : text_of(v);
-                   text.find('\n') != std::string::npos) {
+        } else if (const std::string text = field_text(name, v); text.find('\n') != std::string::npos) {
             std::printf("%s\n%s", name.c_str(), text.c_str());
-        } else if (!text.empty() && !(name == "last_error_time" && text == "0")) {
+        } else if (!text.empty()) {
             std::printf("%-18s %s\n", name.c_str(), text.c_str());
         }
     }

@@ -136,6 +136,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return count(Request::save, std::move(current));
         }
         auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
+        note_save(saved);
         co_return count(Request::save, std::move(saved));
     }
     Task<Result<void>> save_over(Bytes over, SecretBytes hash_key) override {
@@ -146,6 +147,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return count(Request::save, std::move(current));
         }
         auto saved = co_await save_if_over(std::move(over), std::move(hash_key));
+        note_save(saved);
         co_return count(Request::save, std::move(saved));
     }
     Task<Result<std::optional<SecretBytes>>> load_hash_key() override {
@@ -331,6 +333,11 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         co_return certified;
     }
 
+    void note_save(const Result<void>& saved) {
+        if (saved) {
+            service_.note_save(*uuid_);
+        }
+    }
     /// Compares with what is durable. Nobody else saves meanwhile: this session holds the vTPM.
     Task<Result<void>> save_if_over(Bytes over, SecretBytes hash_key) {
         Vault& vault = service_.parts_.vault;
@@ -568,6 +575,17 @@ bool KeyService::is_ready(const Uuid& uuid) const {
     return it != holders_.end() && it->second != nullptr && it->second->questions().has_value();
 }
 
+std::uint64_t KeyService::last_save(const Uuid& uuid) const {
+    const auto it = saves_.find(uuid);
+    return it != saves_.end() ? it->second : 0;
+}
+
+void KeyService::note_save(const Uuid& uuid) {
+    if (parts_.unix_time) {
+        saves_[uuid] = parts_.unix_time();
+    }
+}
+
 std::vector<Uuid> KeyService::open_vtpms() const {
     std::vector<Uuid> out;
     out.reserve(holders_.size());
@@ -692,6 +710,7 @@ Task<Result<void>> KeyService::reset(Uuid uuid) {
     OwnHold hold{holders_, uuid};
     auto reset = co_await parts_.vault.reset(uuid);
     if (reset) {
+        saves_.erase(uuid);
         parts_.log.info("vTPM {} reset to factory", uuid);
     }
     co_return reset;
@@ -701,6 +720,7 @@ Task<Result<void>> KeyService::bury(Uuid uuid, TombstoneRecord::Reason reason) {
     auto removed = co_await parts_.vault.remove(uuid, reason);
     // Also after an error that left the tombstone.
     comings_.erase(uuid);
+    saves_.erase(uuid);
     if (parts_.gone && parts_.vault.registry().find(uuid) == nullptr) {
         parts_.gone(uuid);
     }

@@ -55,6 +55,8 @@ class KeyService {
         std::function<Result<void>(const Uuid&, proto::Report)> report = {};
         /// A process of this host has opened the vTPM by its link.
         std::function<void(const Uuid&, const ProcessHandle&)> opened = {};
+        /// Seconds since 1970. Empty: when saves came is not noted.
+        std::function<std::uint64_t()> unix_time = {};
         /// A vTPM was deleted, or has migrated away. Empty: nobody wants to know.
         std::function<void(const Uuid&)> gone = {};
         /// A certificate for the vTPM's endorsement key (Certifier::certify). Empty: none are given.
@@ -104,6 +106,8 @@ class KeyService {
     [[nodiscard]] bool is_open(const Uuid& uuid) const { return holders_.contains(uuid); }
     /// Its instance can be asked, which it offers once its TPM serves.
     [[nodiscard]] bool is_ready(const Uuid& uuid) const;
+    /// When its last save was acknowledged, in seconds since 1970; 0: none was since this manager began.
+    [[nodiscard]] std::uint64_t last_save(const Uuid& uuid) const;
     [[nodiscard]] std::vector<Uuid> open_vtpms() const;
     [[nodiscard]] std::size_t open_count() const noexcept { return holders_.size(); }
     [[nodiscard]] std::size_t link_count() const noexcept { return sessions_.size(); }
@@ -117,6 +121,7 @@ class KeyService {
     /// Until `session` holds `uuid`. Errc::busy if a living peer has it.
     Task<Result<void>> claim(Uuid uuid, Session& session);
     void release(Session& session);
+    void note_save(const Uuid& uuid);
     /// Vault::remove(), and tells of it.
     Task<Result<void>> bury(Uuid uuid, TombstoneRecord::Reason reason);
 
@@ -124,7 +129,8 @@ class KeyService {
     Parts parts_;
 
     std::unordered_set<Session*> sessions_;
-    std::unordered_map<Uuid, Session*> holders_; ///< nullptr: held by enrol(), remove() and the like
+    std::unordered_map<Uuid, Session*> holders_;    ///< nullptr: held by enrol(), remove() and the like
+    std::unordered_map<Uuid, std::uint64_t> saves_; ///< when
     bool stopping_ = false;
     bool asking_ended_ = false;
     /// Lines in the log that a peer can cause.

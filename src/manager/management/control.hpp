@@ -71,6 +71,7 @@ struct VtpmDetail {
     std::string why;        ///< why it does not run, or is not known; empty: nothing to say
     std::string last_error; ///< why its instance ended, or was not started, the last time; empty: it was not so
     std::uint64_t last_error_time = 0; ///< seconds since 1970
+    std::uint64_t last_save = 0;       ///< when its state was saved last, seconds since 1970; 0: never, or not known
 };
 /// How an instance is started.
 struct StartOrder {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <sys/stat.h>
 
 namespace vtpmd::manager {
 
@@ -108,12 +109,27 @@ Result<void> ControlService::check_at_rest(const Uuid& uuid) const {
     return {};
 }
 
+/// As this manager saw it; of a save before it began, when the image was written.
+std::uint64_t ControlService::last_save(const Uuid& uuid, std::uint64_t saves, const std::string& image) const {
+    if (const std::uint64_t seen = parts_.service.last_save(uuid); seen != 0) {
+        return seen;
+    }
+    struct stat st {};
+    if (saves == 0 || ::stat(image.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) {
+        return 0;
+    }
+    const auto written = static_cast<std::uint64_t>(st.st_mtim.tv_sec);
+    const auto* reset = parts_.vault.registry().reset(uuid);
+    return reset != nullptr && reset->when > written ? 0 : written;
+}
+
 Result<VtpmDetail> ControlService::detail(const Uuid& uuid) const {
     auto found = find(uuid);
     if (!found) {
         return found.error();
     }
     VtpmDetail out{.image = parts_.supervisor.image_of(uuid)};
+    out.last_save = last_save(uuid, (*found)->sequence, out.image);
     if (auto charge = parts_.supervisor.kept(uuid)) {
         out.socket = charge->guest;
         constexpr std::string_view scheme = "socket:unix:";

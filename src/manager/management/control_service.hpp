@@ -71,6 +71,7 @@ class ControlService final : public Control {
     [[nodiscard]] VtpmState state_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] VtpmInfo info_of(const Uuid& uuid, const Registry::Vtpm& vtpm) const;
     [[nodiscard]] Result<const Registry::Vtpm*> find(const Uuid& uuid) const;
+    [[nodiscard]] std::uint64_t last_save(const Uuid& uuid, std::uint64_t saves, const std::string& image) const;
     /// Errors of find(); busy: the manager keeps an instance running for it, or a process has it or may have it.
     [[nodiscard]] Result<void> check_at_rest(const Uuid& uuid) const;
     Task<Result<void>> end_process(Uuid uuid, bool asked);

@@ -116,13 +116,15 @@ TEST_SUITE("api") {
         }
         CHECK(call("PATCH", path, R"({"autostart":"on"})").status == 400);
         CHECK(call("PATCH", path, R"({"autostart":true,"name":"x"})").status == 400);
-        control.details = {.image = "/i", .socket = "/s", .why = "w", .last_error = "\"e\"", .last_error_time = 9};
+        control.details = {
+            .image = "/i", .socket = "/s", .why = "w", .last_error = "\"e\"", .last_error_time = 9, .last_save = 8};
         const json::object shown = object(call("GET", path));
         CHECK(shown.at("image") == "/i");
         CHECK(shown.at("socket") == "/s");
         CHECK(shown.at("why") == "w");
         CHECK(shown.at("last_error") == "\"e\"");
         CHECK(shown.at("last_error_time") == 9);
+        CHECK(shown.at("last_save") == 8);
         CHECK(shown.at("uuid") == some);
     }
 
