@@ -351,10 +351,9 @@ class Failed(Managed):
         self.assertFalse(os.path.exists(instance.image))
 
 
-class Load(Managed):
-    def test_fifty_instances_under_load_while_the_manager_is_killed(self):
-        """Nothing that a guest asks fails, and every instance is supervised again, by every manager."""
-        count = 50
+class UnderLoad(Managed):
+    def killed_under(self, count, rounds):
+        """Nothing that a guest asks of one of `count` instances fails, and each is supervised again, by every manager."""
         uuids = [self.create() for _ in range(count)]
         for uuid in uuids:
             self.ctl("start", uuid)
@@ -387,7 +386,7 @@ class Load(Managed):
         for t in guests:
             t.start()
         try:
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 before = list(writes)
                 harness.wait_until(lambda: errors or all(w > b for w, b in zip(writes, before)), "every guest gets on")
                 self.crash()
@@ -404,6 +403,45 @@ class Load(Managed):
         self.assertFalse(any(self.states()[u]["pid"] == pids[u] for u in uuids[:3]))
         self.ctl("stop", "--all")
         self.assertEqual({v["state"] for v in self.states().values()}, {"stopped"})
+
+
+class Load(UnderLoad):
+    def test_fifty_instances_under_load_while_the_manager_is_killed(self):
+        self.killed_under(50, ROUNDS)
+
+
+class LoadActivated(UnderLoad):
+    """The listening socket is another's, as systemd's where it activates: connecting succeeds while there is no manager."""
+
+    def setUp(self):
+        self.held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.addCleanup(self.held.close)
+        self.addCleanup(setattr, harness.Manager, "launch", harness.Manager.launch)
+        plain, held = harness.Manager.launch, self.held
+
+        def launch(manager, create=False, **kw):
+            if held.getsockname() == "":
+                held.bind(manager.socket)
+                held.listen(128)
+            pass_on = os.dup(held.fileno())
+
+            def third():
+                os.dup2(pass_on, 3)
+                os.set_inheritable(3, True)
+            # A shell, since LISTEN_PID is the number of the process that the socket is for.
+            whole = manager.args
+            manager.args = lambda c: ["sh", "-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", "sh",
+                                      *(a for a in whole(c) if not a.startswith("--listen="))]
+            try:
+                return plain(manager, create, preexec=third, close_fds=False, **kw)
+            finally:
+                manager.args = whole
+                os.close(pass_on)
+        harness.Manager.launch = launch
+        super().setUp()
+
+    def test_while_somebody_else_holds_the_socket(self):
+        self.killed_under(10, 3)
 
 
 if __name__ == "__main__":
