@@ -10,23 +10,25 @@ import tpm
 harness.need_root()
 harness.private_mounts()
 DATA = 0x01500002
+DATA12 = 0x00010002
 LOCKED = 0x01500003
 PASSWORD = b"right"
 PROTECTED = 1 << 2 | 1 << 18  # TPMA_NV AUTHWRITE, AUTHREAD; without NO_DA: wrong passwords count
-ZERO = bytes(32)
 TOOLS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools")
 
 
-class ExternalTpm(harness.Case):
+class External(harness.Case):
     """<backend type='external'>: the instance is its operator's, libvirt connects to it."""
+    VERSION, MODEL, ZERO = "2.0", "tpm-crb", bytes(32)
 
     def setUp(self):
         super().setUp()
         self.manager = harness.Manager(self).start(create=True)
-        self.vtpm = harness.Instance(self, self.manager, name="vtpm", options=[f"--guest=qemu:{self.path('q')}"])
+        self.vtpm = harness.Instance(self, self.manager, name="vtpm", version=self.VERSION,
+                                     options=[f"--guest=qemu:{self.path('q')}"])
         self.vtpm.start(create=True)
         self.libvirt = libvirt.Libvirt(self)
-        self.domain = libvirt.Domain(self.libvirt, "guest", libvirt.external(self.path("q"))).define()
+        self.domain = libvirt.Domain(self.libvirt, "guest", libvirt.external(self.path("q")), self.MODEL).define()
         self.addCleanup(self.domain.gone)
 
     def off(self, command, *words):
@@ -56,7 +58,7 @@ class ExternalTpm(harness.Case):
     def measured(self):
         """What the firmware measured: in each of its PCRs there is something."""
         values = [self.pcr(n) for n in range(8)]
-        self.assertNotIn(ZERO, values)
+        self.assertNotIn(self.ZERO, values)
         return values
 
     def extend(self, value):
@@ -64,6 +66,13 @@ class ExternalTpm(harness.Case):
             guest.pcr_extend(16, value * 32)
         return self.pcr(16)
 
+    def off_already(self):
+        """The instance may have ended with a QEMU that libvirt gave up."""
+        if not self.vtpm.process.running():
+            self.vtpm.start()
+
+
+class ExternalTpm(External):
     def test_its_life(self):
         """define, start, reset, save, restore, managedsave, destroy, QEMU killed, libvirtd restarted, undefine."""
         domain = self.domain
@@ -73,7 +82,7 @@ class ExternalTpm(harness.Case):
         with self.subTest("reset"):
             self.extend(b"\x15")
             domain.boot("reset")
-            self.assertEqual((self.read(), self.pcr(16), self.measured()), (1, ZERO, measured))
+            self.assertEqual((self.read(), self.pcr(16), self.measured()), (1, self.ZERO, measured))
         saved = self.path("saved")
         with self.subTest("save and restore"):
             registers, boots = self.extend(b"\x16"), domain.boots()
@@ -88,7 +97,7 @@ class ExternalTpm(harness.Case):
             self.assertNotEqual(status, 0, said)
             self.off_already()
             domain.boot("start")
-            self.assertEqual((self.read(), self.pcr(16)), (2, ZERO))
+            self.assertEqual((self.read(), self.pcr(16)), (2, self.ZERO))
         with self.subTest("managedsave"):
             registers = self.extend(b"\x17")
             self.off("managedsave")
@@ -100,7 +109,7 @@ class ExternalTpm(harness.Case):
             self.off("managedsave")
             domain.virsh("managedsave-remove")
             domain.boot("start")
-            self.assertEqual((self.read(), self.pcr(16), self.measured()), (3, ZERO, measured))
+            self.assertEqual((self.read(), self.pcr(16), self.measured()), (3, self.ZERO, measured))
         with self.subTest("destroy"):
             self.write(4)
             self.off("destroy")
@@ -111,7 +120,7 @@ class ExternalTpm(harness.Case):
             self.extend(b"\x19")
             domain.kill()
             domain.boot("start")
-            self.assertEqual((self.read(), self.pcr(16), self.measured()), (5, ZERO, measured))
+            self.assertEqual((self.read(), self.pcr(16), self.measured()), (5, self.ZERO, measured))
         with self.subTest("libvirtd is restarted"):
             self.libvirt.restart()
             self.assertEqual(domain.state(), "running")
@@ -122,11 +131,6 @@ class ExternalTpm(harness.Case):
             self.assertNotEqual(domain.virsh("domstate", ok=False)[0], 0)
             domain.define().boot("start")
             self.assertEqual(self.read(), 6)
-
-    def off_already(self):
-        """The instance may have ended with a QEMU that libvirt gave up."""
-        if not self.vtpm.process.running():
-            self.vtpm.start()
 
     def unlock(self):
         """Who has the right password gets what it protects, and nothing was counted."""
@@ -158,8 +162,78 @@ class ExternalTpm(harness.Case):
             self.assertEqual(guest.lockout_counter(), 1)
 
 
+class ExternalTis(External):
+    """The same by the other model of a TPM that QEMU has, the one that a TPM 1.2 can be."""
+    MODEL = "tpm-tis"
+
+    def test_its_life(self):
+        domain = self.domain
+        domain.boot("start")
+        measured = self.measured()
+        self.write(1, define=True)
+        self.extend(b"\x15")
+        domain.boot("reset")
+        self.assertEqual((self.read(), self.pcr(16), self.measured()), (1, self.ZERO, measured))
+        saved = self.path("saved")
+        with self.subTest("save and restore"):
+            registers, boots = self.extend(b"\x16"), domain.boots()
+            self.off("save", saved)
+            self.libvirt.virsh("restore", saved)
+            self.assertEqual((domain.state(), domain.boots()), ("running", boots))
+            self.assertEqual((self.read(), self.pcr(16), self.measured()), (1, registers, measured))
+            self.write(2)
+        with self.subTest("the same state once more, after it has gone on"):
+            self.off("destroy")
+            status, said = self.libvirt.virsh("restore", saved, ok=False)
+            self.assertNotEqual(status, 0, said)
+            self.off_already()
+        with self.subTest("managedsave, and its instance is killed meanwhile"):
+            domain.boot("start")
+            registers = self.extend(b"\x17")
+            self.off("managedsave")
+            self.vtpm.process.kill()
+            self.vtpm.start()
+            domain.virsh("start")
+            self.assertEqual((self.read(), self.pcr(16), self.measured()), (2, registers, measured))
+        with self.subTest("QEMU is killed"):
+            self.write(3)
+            self.extend(b"\x19")
+            domain.kill()
+            domain.boot("start")
+            self.assertEqual((self.read(), self.pcr(16), self.measured()), (3, self.ZERO, measured))
+        with self.subTest("destroy, undefine"):
+            self.off("destroy")
+            domain.virsh("undefine")
+            domain.define().boot("start")
+            self.assertEqual(self.read(), 3)
+
+
+class ExternalTis12(ExternalTis):
+    VERSION, ZERO = "1.2", bytes(20)
+
+    def write(self, value, define=False):
+        with self.guest() as guest:
+            if define:
+                guest.nv_define12(DATA12, 8)
+            guest.nv_write12(DATA12, struct.pack(">Q", value))
+
+    def read(self):
+        with self.guest() as guest:
+            return struct.unpack(">Q", guest.nv_read12(DATA12, 8))[0]
+
+    def pcr(self, number):
+        with self.guest() as guest:
+            return guest.pcr_read12(number)
+
+    def extend(self, value):
+        with self.guest() as guest:
+            guest.extend12(16, value * 20)
+        return self.pcr(16)
+
+
 class EmulatedTpm(harness.Case):
     """<backend type='emulator'>: libvirt starts and ends what it takes for swtpm, and that is an instance."""
+    VERSION, MODEL, STATE, OPTIONS = "2.0", "tpm-crb", "tpm2", ["--tpm2"]
 
     def setUp(self):
         super().setUp()
@@ -171,9 +245,9 @@ class EmulatedTpm(harness.Case):
         self.env = {"PATH": f"{programs}:{os.environ['PATH']}", "VTPMD": harness.VTPMD,
                     "VTPMD_MANAGER": f"unix:{self.manager.socket}"}
         self.libvirt = libvirt.Libvirt(self, self.env)
-        self.domain = libvirt.Domain(self.libvirt, "guest", libvirt.EMULATOR).define()
+        self.domain = libvirt.Domain(self.libvirt, "guest", libvirt.emulator(self.VERSION), self.MODEL).define()
         self.addCleanup(self.domain.gone)
-        self.state = f"/var/lib/libvirt/swtpm/{self.domain.uuid}/tpm2"
+        self.state = f"/var/lib/libvirt/swtpm/{self.domain.uuid}/{self.STATE}"
 
     def instance(self):
         """The number of the process that libvirt started."""
@@ -194,12 +268,18 @@ class EmulatedTpm(harness.Case):
     def guest(self, work):
         """The TPM of a domain that is off, started by its launcher as users of swtpm do."""
         server = self.path("server")
-        swtpm = self.spawn("swtpm", "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state}", "--server",
+        swtpm = self.spawn("swtpm", "swtpm", "socket", *self.OPTIONS, "--tpmstate", f"dir={self.state}", "--server",
                            f"type=unixio,path={server}", "--flags", "not-need-init,startup-clear", env=self.env)
         with tpm.Client(harness.connect(server)) as guest:
             found = work(guest)
         swtpm.terminate()
         return found
+
+    def fill(self):
+        def work(guest):
+            guest.nv_define(DATA, 8)
+            guest.nv_write(DATA, b"kept....")
+        self.guest(work)
 
     def read(self):
         return self.guest(lambda guest: guest.nv_read(DATA))
@@ -211,11 +291,7 @@ class EmulatedTpm(harness.Case):
         domain.boot("start")
         domain.boot("reset")
         self.off("destroy")
-
-        def fill(guest):
-            guest.nv_define(DATA, 8)
-            guest.nv_write(DATA, b"kept....")
-        self.guest(fill)
+        self.fill()
         with self.subTest("save and restore"):
             domain.boot("start")
             boots, saved = domain.boots(), self.path("saved")
@@ -256,6 +332,19 @@ class EmulatedTpm(harness.Case):
             self.off("destroy")
             with self.assertRaises(tpm.TpmError):
                 self.read()
+
+
+class EmulatedTpm12(EmulatedTpm):
+    VERSION, MODEL, STATE, OPTIONS = "1.2", "tpm-tis", "tpm1.2", []
+
+    def fill(self):
+        def work(guest):
+            guest.nv_define12(DATA12, 8)
+            guest.nv_write12(DATA12, b"kept....")
+        self.guest(work)
+
+    def read(self):
+        return self.guest(lambda guest: guest.nv_read12(DATA12, 8))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ def external(path):
     return f"<backend type='external'><source type='unix' mode='connect' path='{path}'/></backend>"
 
 
-EMULATOR = "<backend type='emulator' version='2.0'/>"
+def emulator(version):
+    return f"<backend type='emulator' version='{version}'/>"
 
 
 def main():
