@@ -191,6 +191,7 @@ class Known(Managed):
                     self.check_refused(instance)
                     os.kill(instance.process.pid, signal.SIGCONT)
                     self.until(uuid, "open")
+                    self.assertEqual(self.show(uuid)["image"], "" if elsewhere else instance.image)
                 guest.nv_define(DATA, 8)  # nothing was done to it
                 guest.sock.close()
                 self.ctl("stop", uuid)

@@ -64,7 +64,8 @@ struct VtpmInfo {
 };
 /// What show tells beside that.
 struct VtpmDetail {
-    std::string image;  ///< where its instance has its state, if the manager started it or would
+    std::string image;  ///< where its instance has its state, if the manager started it or would; empty: somebody
+                        ///< else started it, and it has it elsewhere
     std::string socket; ///< where its guest connects, if the manager starts it
     std::string
         sandbox; ///< what its process has given up, as the kernel tells; empty: it does not run, or in another domain

@@ -130,6 +130,10 @@ Result<VtpmDetail> ControlService::detail(const Uuid& uuid) const {
     }
     VtpmDetail out{.image = parts_.supervisor.image_of(uuid)};
     out.last_save = last_save(uuid, (*found)->sequence, out.image);
+    const bool another_keeps_it = !parts_.supervisor.in_charge(uuid) && parts_.service.is_open(uuid);
+    if (struct stat st{}; another_keeps_it && ::stat(out.image.c_str(), &st) != 0) {
+        out.image.clear();
+    }
     if (auto charge = parts_.supervisor.kept(uuid)) {
         out.socket = charge->guest;
         constexpr std::string_view scheme = "socket:unix:";
