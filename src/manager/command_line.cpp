@@ -35,7 +35,9 @@ constexpr OptionSpec specs[] = {
     {"srk-handle", "HANDLE", "persistent handle of the TPM 2.0 storage key (default 0x81000001)"},
     {"seal-pcrs", "BANK:LIST", "what the store is sealed to (default sha256:0,2,4,7), or none"},
     {"allow-zero-pcrs", "", "seal even to PCRs that nothing was measured into"},
-    {"freshness", "MODE", "window[:SECONDS] (default 900), strict or off: how soon a rolled-back store is noticed"},
+    {"freshness", "MODE",
+     "window[:SECONDS] (default 900), strict[:CHANGES of a vTPM a day] (default 10000) or off: how soon a rolled-back store "
+     "is noticed"},
     {"accept-counter", "N|none",
      "once: take an old copy of the store, N is the TPM's counter as the refusal named it; none: there is no counter "
      "that "

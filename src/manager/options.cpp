@@ -5,8 +5,9 @@
 namespace vtpmd::manager {
 
 namespace {
+constexpr std::uint64_t most_changes = 100'000'000; // the bucket counts in nanoseconds
 constexpr std::uint64_t longest_window = std::uint64_t{365} * 24 * 3600;
-}
+} // namespace
 
 Result<FreshnessPolicy> parse_freshness(std::string_view text) {
     using Mode = FreshnessPolicy::Mode;
@@ -19,9 +20,17 @@ Result<FreshnessPolicy> parse_freshness(std::string_view text) {
     if (text == "window") {
         return FreshnessPolicy{};
     }
+    constexpr std::string_view strict = "strict:";
+    if (text.starts_with(strict)) {
+        auto changes = parse_number(text.substr(strict.size()), most_changes);
+        if (!changes) {
+            return in_context(changes.error(), "freshness strict: changes of a vTPM a day");
+        }
+        return FreshnessPolicy{.mode = Mode::strict, .changes_a_day = static_cast<std::uint32_t>(*changes)};
+    }
     constexpr std::string_view prefix = "window:";
     if (!text.starts_with(prefix)) {
-        return make_error(Errc::usage, "freshness '{}': say window:SECONDS, strict or off", printable(text));
+        return make_error(Errc::usage, "freshness '{}': say window:SECONDS, strict[:CHANGES] or off", printable(text));
     }
     auto seconds = parse_number(text.substr(prefix.size()), longest_window);
     if (!seconds) {
@@ -38,7 +47,8 @@ std::string to_string(const FreshnessPolicy& policy) {
     case FreshnessPolicy::Mode::off:
         return "off";
     case FreshnessPolicy::Mode::strict:
-        return "strict";
+        return policy.changes_a_day == FreshnessPolicy{}.changes_a_day ? std::string("strict")
+                                                                       : fmt::format("strict:{}", policy.changes_a_day);
     case FreshnessPolicy::Mode::window:
         return fmt::format("window:{}", policy.window.count());
     }

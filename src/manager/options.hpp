@@ -25,9 +25,12 @@ struct FreshnessPolicy {
     enum class Mode { off, window, strict };
     Mode mode = Mode::window;
     std::chrono::seconds window{900}; ///< of Mode::window: at most one lazy step in this time
+    /// Of Mode::strict: changes of one vTPM, each of which may be a step. 0: no bound.
+    std::uint32_t changes_a_day = 10'000;
     friend bool operator==(const FreshnessPolicy&, const FreshnessPolicy&) = default;
 };
-/// "window" (900 s), "window:SECONDS" (1 to 31,536,000), "strict", "off"; Errc::usage otherwise.
+/// "window" (900 s), "window:SECONDS" (1 to 31,536,000), "strict" (10,000 changes),
+/// "strict:CHANGES" (0 to 100,000,000), "off"; Errc::usage otherwise.
 [[nodiscard]] Result<FreshnessPolicy> parse_freshness(std::string_view text);
 [[nodiscard]] std::string to_string(const FreshnessPolicy& policy);
 

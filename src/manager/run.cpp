@@ -67,7 +67,10 @@ class Manager {
         , guest_totals_(deps.clock)
         , certifier_({.executor = deps.executor, .vault = *vault_, .log = deps.log, .unix_time = unix_time})
         , service_(
-              {.auto_create = options_.auto_create, .admin = options_.admin},
+              {.auto_create = options_.auto_create,
+               .changes_a_day =
+                   options_.freshness.mode == FreshnessPolicy::Mode::strict ? options_.freshness.changes_a_day : 0,
+               .admin = options_.admin},
               {.executor = deps.executor,
                .vault = *vault_,
                .root = root,

@@ -7,6 +7,7 @@ which tests/unit/util/sandbox_test.cpp has: so what is refused here does not han
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -270,6 +271,32 @@ class Isolation(harness.Case):
         self.assertEqual(status, 0, text)
         # What never had a state was not handed over.
         self.assertNotEqual(link.ask(HANDED_OVER)[0], 0)
+        manager.process.terminate()
+
+    def test_a_guest_that_never_stops_writing_wears_nothing_down(self):
+        """Under --freshness=strict each change is a step of the hardware TPM's counter."""
+        manager = harness.Manager(self, options=[f"--api=unix:{self.path('api.sock')}", "--freshness=strict:40"]).start(create=True)
+        noisy, other = (harness.Instance(self, manager, name=name).start(create=True) for name in ("noisy", "other"))
+        with noisy.client() as guest, other.client() as neighbour:
+            guest.nv_define(INDEX, 8)
+            neighbour.nv_define(INDEX, 8)
+            written = 0
+            with self.assertRaises(tpm.TpmError) as refused:
+                for written in range(60):
+                    guest.nv_write(INDEX, struct.pack(">Q", written))
+            self.assertIn("0x923", str(refused.exception))
+            self.assertGreater(written, 20)
+            self.assertEqual(guest.nv_read(INDEX, 8), struct.pack(">Q", written - 1))  # what was refused has not happened
+            for number in range(5):
+                neighbour.nv_write(INDEX, struct.pack(">Q", number))
+        manager.process.wait_log(f"vTPM {noisy.uuid} has changed its state 40 times within a day")
+        noisy.process.wait_log("asks for more than its share")
+        metrics = self.ctl("metrics")[1]
+        steps = int(float(re.search(r"^vtpmd_freshness_steps_total ([0-9.e+]+)", metrics, re.M)[1]))
+        self.assertLess(steps, 100)
+        self.assertRegex(metrics, r"(?m)^vtpmd_over_bounds_total [1-9]")
+        for instance in (noisy, other):
+            instance.process.terminate()
         manager.process.terminate()
 
     def test_tcp_is_not_every_users(self):

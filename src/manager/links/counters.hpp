@@ -34,6 +34,7 @@ struct ServiceCounters {
     std::uint64_t connections_refused = 0; ///< by credentials, or over the limit
     std::uint64_t links_broken = 0;        ///< ended by malformed frames or a deadline
     std::uint64_t registered = 0;          ///< vTPMs since start
+    std::uint64_t over_bounds = 0;         ///< changes, hand-overs and certificates: more than a vTPM may ask for
 
     [[nodiscard]] Outcomes& of(Request r) noexcept { return requests[static_cast<std::size_t>(r)]; }
 };

@@ -135,6 +135,9 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (auto current = knows_present(); !current) {
             co_return count(Request::save, std::move(current));
         }
+        if (auto may = may_change(); !may) {
+            co_return count(Request::save, std::move(may));
+        }
         auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
         note_save(saved);
         co_return count(Request::save, std::move(saved));
@@ -270,6 +273,24 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         return outcome;
     }
 
+    [[nodiscard]] bool within(RateLimit& bound) {
+        const bool may = bound.allow(service_.parts_.clock.now()).allowed;
+        service_.counters_.over_bounds += may ? 0 : 1;
+        return may;
+    }
+    /// A guest that never stops writing wears the hardware TPM down for nobody but itself.
+    [[nodiscard]] Result<void> may_change() {
+        if (service_.options_.changes_a_day == 0 || within(service_.bounds(*uuid_).changes)) {
+            return {};
+        }
+        log_refusal("vTPM {} has changed its state {} times within a day (--freshness=strict:CHANGES)", *uuid_,
+                    service_.options_.changes_a_day);
+        return make_error(Errc::busy,
+                          "vTPM {} has made all the changes of a day, {}: each wears the hardware TPM; the next may "
+                          "come in {} s (--freshness=strict:CHANGES)",
+                          *uuid_, service_.options_.changes_a_day, 86'400 / service_.options_.changes_a_day + 1);
+    }
+
     /// What the manager can tell of a hand-over: there is a state, which this link could have given out, and it was not asked for
     /// too often. That the other host has taken it is the word of the instance, which has had its confirmation (instance/migration.cpp).
     [[nodiscard]] Result<void> may_be_away() {
@@ -280,6 +301,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (info_.user && !service_.users_steps_[*info_.user].allow(service_.parts_.clock.now()).allowed) {
             return make_error(Errc::busy, "user {}: too many hand-overs in a minute; each wears the hardware TPM",
                               *info_.user);
+        }
+        if (!within(service_.bounds(*uuid_).handovers)) {
+            return make_error(Errc::busy, "vTPM {}: too many hand-overs in an hour; each wears the hardware TPM",
+                              *uuid_);
         }
         return {};
     }
@@ -324,6 +349,9 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (!certified_.insert(request.kind).second) {
             co_return make_error(Errc::exists, "vTPM {}: a key of this kind was certified already", *uuid_);
         }
+        if (!within(service_.bounds(*uuid_).certificates)) {
+            co_return make_error(Errc::busy, "vTPM {}: too many certificates in an hour", *uuid_);
+        }
         const std::string hash = to_hex(ek_hash(request));
         auto certified = co_await parts.certify(*uuid_, std::move(request));
         if (certified) {
@@ -356,6 +384,9 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return make_error(
                 Errc::rollback, "vTPM {}: another instance has saved since this one did; what this one has is not kept",
                 *uuid_);
+        }
+        if (auto may = may_change(); !may) {
+            co_return may;
         }
         co_return co_await vault.save_key(*uuid_, std::move(hash_key));
     }
@@ -480,7 +511,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
                 co_return admitted.error();
             }
         }
-        log.info_limited(service_.comings_[request.uuid], service_.parts_.clock.now(), "vTPM {} opened by {}",
+        log.info_limited(service_.bounds(request.uuid).comings, service_.parts_.clock.now(), "vTPM {} opened by {}",
                          request.uuid, peer());
         opened_ = true;
         if (service_.parts_.opened && info_.process.pid != 0) {
@@ -552,10 +583,15 @@ Task<> KeyService::serve(std::unique_ptr<proto::Channel> channel, LinkInfo link)
         parts_.log.warning_limited(broken_links_, parts_.clock.now(), "{}", ended.error().message);
     }
     if (session.opened()) {
-        parts_.log.info_limited(comings_[*session.uuid()], parts_.clock.now(), "vTPM {} closed by {}", *session.uuid(),
-                                session.peer());
+        parts_.log.info_limited(bounds(*session.uuid()).comings, parts_.clock.now(), "vTPM {} closed by {}",
+                                *session.uuid(), session.peer());
     }
     session.close();
+}
+
+KeyService::Bounds& KeyService::bounds(const Uuid& uuid) {
+    const RateLimit::Config changes{.burst = options_.changes_a_day, .interval = std::chrono::hours{24}};
+    return bounds_.try_emplace(uuid, Bounds{.changes = RateLimit{changes}}).first->second;
 }
 
 bool KeyService::admits(uid_t user) const {
@@ -719,8 +755,10 @@ Task<Result<void>> KeyService::reset(Uuid uuid) {
 Task<Result<void>> KeyService::bury(Uuid uuid, TombstoneRecord::Reason reason) {
     auto removed = co_await parts_.vault.remove(uuid, reason);
     // Also after an error that left the tombstone.
-    comings_.erase(uuid);
     saves_.erase(uuid);
+    if (reason == TombstoneRecord::Reason::deleted) { // the other may come back
+        bounds_.erase(uuid);
+    }
     if (parts_.gone && parts_.vault.registry().find(uuid) == nullptr) {
         parts_.gone(uuid);
     }

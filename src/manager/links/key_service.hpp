@@ -68,6 +68,8 @@ class KeyService {
         bool auto_create = false;
         std::size_t links_a_user = 1024; ///< of users who are neither root nor the manager's own, here and below
         std::size_t vtpms_a_user = 1024; ///< that they register themselves
+        /// Of one vTPM, where each may step the hardware TPM's counter. 0: no bound.
+        std::uint32_t changes_a_day = 0;
         Clock::duration hello_deadline = std::chrono::seconds(10);
         /// How long a hello waits for the end of a link whose peer is gone already.
         Clock::duration takeover_deadline = std::chrono::seconds(30);
@@ -136,7 +138,15 @@ class KeyService {
     /// Lines in the log that a peer can cause.
     RateLimit broken_links_;
     RateLimit refusals_{{.burst = 20, .interval = std::chrono::seconds{60}}};
-    std::unordered_map<Uuid, RateLimit> comings_;        ///< of each vTPM's instance
+    /// What an instance can cause at will, however often it connects.
+    struct Bounds {
+        RateLimit comings{};                                                        ///< in the log
+        RateLimit changes;                                                          ///< Options::changes_a_day
+        RateLimit handovers{{.burst = 60, .interval = std::chrono::seconds{3600}}}; ///< each steps the counter
+        RateLimit certificates{{.burst = 20, .interval = std::chrono::seconds{3600}}};
+    };
+    Bounds& bounds(const Uuid& uuid);
+    std::unordered_map<Uuid, Bounds> bounds_;
     std::unordered_map<uid_t, std::size_t> users_links_; ///< of LinkInfo::user
     std::unordered_map<uid_t, RateLimit> users_steps_;   ///< of the hardware counter, that they ask for
     ServiceCounters counters_;

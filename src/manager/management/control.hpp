@@ -146,6 +146,7 @@ struct FreshnessInfo {
     std::uint64_t counter = 0;  ///< the hardware TPM's, as last seen: how much of its part is worn
     std::uint64_t steps = 0;    ///< since start
     std::uint64_t failures = 0; ///< steps that the TPM refused or did not answer
+    std::uint64_t beyond = 0;   ///< steps beyond those that a day should have
     bool owed = false;          ///< the store is ahead of the counter
 };
 

@@ -401,6 +401,7 @@ FreshnessInfo ControlService::freshness() const {
             .counter = freshness.counters().hardware,
             .steps = freshness.counters().steps,
             .failures = freshness.counters().failures,
+            .beyond = freshness.counters().beyond,
             .owed = freshness.owed()};
 }
 

@@ -62,6 +62,8 @@ void add_service(Families& f, KeyService& service) {
     f.counter("vtpmd_connections_total", "Connections of instances", c.connections);
     f.counter("vtpmd_connections_refused_total", "Connections refused by credentials or number", c.connections_refused);
     f.counter("vtpmd_links_broken_total", "Connections ended by malformed frames or a deadline", c.links_broken);
+    f.counter("vtpmd_over_bounds_total",
+              "Changes, hand-overs and certificates refused to a vTPM that asked for too many", c.over_bounds);
     f.counter("vtpmd_registered_total", "vTPMs registered since start", c.registered);
     f.gauge("vtpmd_links", "Connections of instances now", service.link_count());
 }
@@ -94,6 +96,8 @@ void add_freshness(Families& f, const FreshnessInfo& i) {
     f.gauge("vtpmd_freshness_counter", "The hardware TPM's counter: the wear of its part", i.counter);
     f.counter("vtpmd_freshness_steps_total", "Steps of the counter", i.steps);
     f.counter("vtpmd_freshness_failures_total", "Steps that the hardware TPM refused or did not answer", i.failures);
+    f.counter("vtpmd_freshness_steps_beyond_total", "Steps beyond 20,000 a day: something wears the hardware TPM down",
+              i.beyond);
     f.gauge("vtpmd_freshness_owed", "1 while the store is ahead of the counter", i.owed ? 1 : 0);
 }
 

@@ -220,6 +220,19 @@ Task<Result<std::uint64_t>> Freshness::read_counter() {
     co_return *read + counter_.base;
 }
 
+void Freshness::stepped() {
+    ++counters_.steps;
+    const auto now = parts_.clock.now();
+    if (!pace_.allow(now).allowed) {
+        ++counters_.beyond;
+        parts_.log.warning_limited(alarm_, now,
+                                   "the hardware TPM's counter was stepped {} times within a day, and more: each wears "
+                                   "its part, whose counter stands at {}; --freshness=window steps it less often, "
+                                   "strict:CHANGES bounds what each vTPM may cause",
+                                   steps_a_day.burst, counters_.hardware);
+    }
+}
+
 Task<Result<void>> Freshness::move_hardware(std::uint64_t target) {
     if (unsure_) {
         auto read = co_await read_counter();
@@ -229,7 +242,7 @@ Task<Result<void>> Freshness::move_hardware(std::uint64_t target) {
         unsure_ = false;
         if (*read == target) { // it had happened after all
             hardware_ = target;
-            ++counters_.steps;
+            stepped();
             co_return Result<void>{};
         }
         if (*read + 1 != target) {
@@ -242,7 +255,7 @@ Task<Result<void>> Freshness::move_hardware(std::uint64_t target) {
         co_return value.error();
     }
     unsure_ = false;
-    ++counters_.steps;
+    stepped();
     counters_.hardware = *value;
     if (*value + counter_.base != target) {
         co_return fail_for_good(*value + counter_.base);

@@ -87,10 +87,14 @@ class LazySteps {
     Clock::time_point last_{};
 };
 
+/// More is said in the log. Counters of discrete parts are made for some 100,000 to 1,000,000 writes.
+inline constexpr RateLimit::Config steps_a_day{.burst = 20'000, .interval = std::chrono::hours{24}};
+
 struct FreshnessCounters {
     std::uint64_t steps = 0;    ///< of the hardware counter, by us
     std::uint64_t failures = 0; ///< steps that the TPM refused or did not answer
     std::uint64_t hardware = 0; ///< the counter, as last seen: the wear of the part
+    std::uint64_t beyond = 0;   ///< steps beyond steps_a_day
 };
 
 /// Interprets the rules above. Everything outlives it.
@@ -148,6 +152,7 @@ class Freshness {
     Task<Result<void>> move_hardware(std::uint64_t target);
     Task<Result<std::uint64_t>> read_counter();
     [[nodiscard]] std::optional<Clock::time_point> next_action() const;
+    void stepped();
     Error fail_for_good(std::uint64_t found);
 
     FreshnessPolicy policy_;
@@ -166,6 +171,8 @@ class Freshness {
     std::optional<Error> fatal_;
     std::function<void(const Error&)> on_fatal_;
     FreshnessCounters counters_;
+    RateLimit pace_{steps_a_day};
+    RateLimit alarm_{{.burst = 1, .interval = std::chrono::hours{1}}};
 };
 
 } // namespace vtpmd::manager

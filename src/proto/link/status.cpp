@@ -124,7 +124,7 @@ std::string_view meaning(std::uint32_t status) noexcept {
     case Status::vendor_deleted:
         return "this vTPM was deleted";
     case Status::vendor_busy:
-        return "this vTPM is open in another instance";
+        return "this vTPM is open in another instance, or asks for more than its share; its manager's log says which";
     case Status::vendor_mismatch:
         return "it knows this vTPM as another kind";
     case Status::vendor_unavailable:

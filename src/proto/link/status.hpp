@@ -15,9 +15,10 @@
 //   TPM_BADTAG          0x1E   -> protocol
 //   TPM_IOERROR         0x1F   io                   the manager's disk failed
 //   TPM_VENDOR_ERROR    0x400 + n, ours:
-//     1 tombstone, 2 busy (open elsewhere), 3 permission, 4 mismatch, 5 unavailable (closed, timed_out, canceled too:
-//     try again), 6 rollback, 7 pcr_mismatch, 8 corrupt, 9 version, 10 exists, 11 deleted (tombstone too: an answer to
-//     HELLO tells it from 1, which is of one that was migrated away; an older manager says 1 of both)
+//     1 tombstone, 2 busy (open elsewhere, or more than its share), 3 permission, 4 mismatch, 5 unavailable (closed,
+//     timed_out, canceled too: try again), 6 rollback, 7 pcr_mismatch, 8 corrupt, 9 version, 10 exists, 11 deleted
+//     (tombstone too: an answer to HELLO tells it from 1, which is of one that was migrated away; an older manager says
+//     1 of both)
 //
 // TPM codes: TPM Main part 2, section 16.
 #pragma once

@@ -25,6 +25,8 @@ Uuid uuid_of(unsigned n) {
     return u;
 }
 
+Task<Result<Bytes>> certificate(const Uuid& /*vtpm*/, proto::CertifyRequest /*request*/) { co_return Bytes(3); }
+
 struct Rig {
     explicit Rig(KeyService::Options o = {}, FreshnessPolicy::Mode mode = FreshnessPolicy::Mode::window) {
         m.options.freshness.mode = mode;
@@ -46,7 +48,8 @@ struct Rig {
                                                               .root = *m.root,
                                                               .clock = m.loop.clock,
                                                               .log = m.loop.log,
-                                                              .gone = [this](const Uuid& u) { gone.push_back(u); }});
+                                                              .gone = [this](const Uuid& u) { gone.push_back(u); },
+                                                              .certify = &certificate});
     }
     Machine m;
     std::unique_ptr<KeyService> service;
@@ -397,6 +400,74 @@ TEST_SUITE("manager service") {
         CHECK(rig.m.vault->registry().find(uuid_of(1)) != nullptr);
         CHECK(p.save(1)); // the link goes on
         p.hang_up();
+    }
+    TEST_CASE("more changes than a day has: refused for certain, to that vTPM alone, until there is time again") {
+        Rig rig({.changes_a_day = 4});
+        Peer p(rig);
+        REQUIRE(p.hello(1));
+        REQUIRE(p.save(1));
+        REQUIRE(p.save_over(1, 2));
+        REQUIRE(p.save_over(1, 2)); // it is there: no change
+        REQUIRE(p.save(3));
+        REQUIRE(p.save(4));
+        CHECK(p.save(5).error().code == Errc::busy);
+        auto refused = p.save_over(4, 5);
+        CHECK(refused.error().code == Errc::busy);
+        CHECK(refused.error().message.find("more than its share") != std::string::npos);
+        CHECK(rig.m.loop.logged("strict:CHANGES"));
+        CHECK(p.load() == 4);
+        CHECK(rig.service->counters().over_bounds == 2);
+        p.hang_up();
+        CHECK(p.ended());
+        Peer again(rig); // a new link is no new day
+        REQUIRE(again.hello(1, false));
+        CHECK(again.save(5).error().code == Errc::busy);
+        Peer other(rig);
+        REQUIRE(other.hello(2));
+        CHECK(other.save(5));
+        rig.m.loop.clock.advance(6h);
+        CHECK(again.save(5));
+        CHECK(again.save(6).error().code == Errc::busy);
+        again.hang_up();
+        other.hang_up();
+    }
+    TEST_CASE("more hand-overs and certificates than an hour has: refused, however often the vTPM comes back") {
+        Rig rig;
+        const auto steps = [&] { return rig.m.vault->freshness().counters().steps; };
+        const auto before = steps();
+        auto hand_over = [&](bool incoming) {
+            Peer p(rig);
+            Bytes a = p.ask(proto::encode_hello({.uuid = uuid_of(1), .create = true, .incoming = incoming}));
+            REQUIRE(proto::parse_hello_reply(a));
+            if (!incoming) {
+                REQUIRE(p.save(1));
+            }
+            auto done = proto::parse_save_reply(p.ask(proto::encode_handed_over()));
+            p.hang_up();
+            return done;
+        };
+        REQUIRE(hand_over(false));
+        for (int i = 1; i < 60; ++i) {
+            REQUIRE(hand_over(true));
+        }
+        CHECK(steps() - before == 60);
+        CHECK(hand_over(true).error().code == Errc::busy);
+        CHECK(steps() - before == 60);
+        auto certify = [&] {
+            Peer p(rig);
+            REQUIRE(p.hello(2));
+            Bytes a =
+                p.ask(proto::encode_certify({.kind = proto::EkKind::rsa_2048, .key = Bytes(256, std::byte{0xC1})}));
+            p.hang_up();
+            return proto::parse_certify_reply(a);
+        };
+        for (int i = 0; i < 20; ++i) {
+            REQUIRE(certify());
+        }
+        CHECK(certify().error().code == Errc::busy);
+        rig.m.loop.clock.advance(1h);
+        CHECK(certify());
+        CHECK(hand_over(true));
     }
     TEST_CASE("a user who is neither root nor the manager's own opens their own vTPMs, and nobody else's") {
         Rig rig;

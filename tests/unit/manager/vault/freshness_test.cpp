@@ -371,6 +371,22 @@ TEST_SUITE("manager") {
         REQUIRE(told);
         CHECK(w.loop.run(w.freshness->step()).has_error());
     }
+    TEST_CASE("freshness strict: more steps than a day should have are counted, and said once an hour") {
+        World w({.mode = Mode::strict});
+        REQUIRE(w.check());
+        for (unsigned i = 0; i < steps_a_day.burst; ++i) {
+            REQUIRE(w.loop.run(w.freshness->step()));
+        }
+        CHECK(w.freshness->counters().beyond == 0);
+        CHECK_FALSE(w.loop.logged("within a day, and more"));
+        REQUIRE(w.commit());
+        REQUIRE(w.commit()); // what is acknowledged is protected all the same
+        CHECK(w.freshness->counters().beyond == 2);
+        CHECK(w.loop.logged("within a day, and more"));
+        w.loop.clock.advance(24h);
+        REQUIRE(w.commit());
+        CHECK(w.freshness->counters().beyond == 2);
+    }
     TEST_CASE("freshness strict: one step a batch, before it is acknowledged") {
         World w({.mode = Mode::strict});
         REQUIRE(w.check());
