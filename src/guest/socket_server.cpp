@@ -185,7 +185,7 @@ Task<> SocketServer::accept_loop(Port& port, GuestStream::Measure measure, Conve
             warn(fmt::format("a connection was closed: {}", may.error().message));
             continue;
         }
-        if (port.open.size() >= options_.connection_limit) {
+        if (!has_place(port)) {
             ++counters_.over_limit;
             warn(fmt::format("a connection over the limit of {} was closed", options_.connection_limit));
             continue;
@@ -195,10 +195,25 @@ Task<> SocketServer::accept_loop(Port& port, GuestStream::Measure measure, Conve
     }
 }
 
+bool SocketServer::has_place(Port& port) {
+    if (port.open.size() < options_.connection_limit) {
+        return true;
+    }
+    const auto silent = std::ranges::find_if(port.open, &GuestStream::was_silent);
+    // Those that have to go are there for a moment yet.
+    if (silent == port.open.end() || port.open.size() >= 2 * options_.connection_limit) {
+        return false;
+    }
+    silent->finish();
+    warn(fmt::format("more than {} connections: the oldest that has never said anything was closed",
+                     options_.connection_limit));
+    return true;
+}
+
 void SocketServer::admit(Port& port, StreamSocket socket, GuestStream::Measure measure, Converse converse) {
     const auto descriptors = &port == &control_ && state_.data_descriptor ? GuestStream::Descriptors::taken
                                                                           : GuestStream::Descriptors::refused;
-    auto place = port.open.emplace(port.open.end(), std::move(socket), clock_, measure, descriptors);
+    auto place = port.open.emplace(port.open.end(), std::move(socket), clock_, measure, descriptors, &room_);
     group_.spawn(options_.name + " connection", connection(port, place, converse));
 }
 
@@ -343,7 +358,24 @@ Task<Bytes> SocketServer::control_request(GuestStream& stream, ControlRequest re
     if (request.command == ControlCommand::set_datafd && state_.data_descriptor) {
         return take_data_socket(stream);
     }
+    if (request.command == ControlCommand::get_stateblob) {
+        return give_blob(stream, std::move(request));
+    }
     return carry_out(std::move(request), service_, state_, peer_of(stream));
+}
+
+/// The TPM's secrets, in clear: whoever looks at the log sees who has them.
+Task<Bytes> SocketServer::give_blob(GuestStream& stream, ControlRequest request) {
+    const std::uint32_t type = request.type;
+    const bool begins = request.offset == 0;
+    Bytes answer = co_await carry_out(std::move(request), service_, state_, peer_of(stream));
+    const Bytes success = control_answer(ControlResult::success);
+    if (begins && answer.size() > success.size() &&
+        std::ranges::equal(ByteView(answer).first(success.size()), success)) {
+        log_.warning_limited(blobs_, clock_.now(), "{}: the TPM's state (blob {}) was given out, in clear, to {}",
+                             options_.name, type, stream.peer());
+    }
+    co_return answer;
 }
 
 /// SET_DATAFD: the socket that came beside the request is where commands come from, as long as this connection lasts.
@@ -371,7 +403,8 @@ Task<Bytes> SocketServer::take_data_socket(GuestStream& stream) {
         co_return control_answer(ControlResult::io_error);
     }
     (void)fd.release();
-    auto place = commands_.open.emplace(commands_.open.end(), std::move(socket), clock_, &command_size);
+    auto place = commands_.open.emplace(commands_.open.end(), std::move(socket), clock_, &command_size,
+                                        GuestStream::Descriptors::refused, &room_);
     device_model_ = &stream;
     data_ = &*place;
     state_.locality = 0;

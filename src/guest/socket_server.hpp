@@ -35,9 +35,11 @@ struct SocketServerOptions {
     /// What is set (SET_STATEBLOB) is not its connection's but the endpoint's, as for swtpm_ioctl, which makes one for
     /// each blob.
     bool sets_outlive_connections = false;
-    bool terminate = false;              ///< ask the service to shut down when a connection for commands ends
-    bool disconnect = false;             ///< close a connection for commands after each answer
-    std::size_t connection_limit = 1024; ///< commands and control each; what comes beyond is closed at once
+    bool terminate = false;  ///< ask the service to shut down when a connection for commands ends
+    bool disconnect = false; ///< close a connection for commands after each answer
+    /// Commands and control each. One that comes beyond takes the place of the oldest that has never said anything;
+    /// if there is none it is closed at once.
+    std::size_t connection_limit = 1024;
     Clock::duration accept_pause = std::chrono::milliseconds(100); ///< after EMFILE and its like
 };
 
@@ -85,8 +87,10 @@ class SocketServer {
     Task<Result<void>> converse_commands(GuestStream& stream);
     Task<Result<void>> converse_control(GuestStream& stream);
     Task<Result<Bytes>> rest_of_hash_data(GuestStream& stream, std::size_t more, Bytes answer);
+    bool has_place(Port& port);
     [[nodiscard]] ControlPeer peer_of(const GuestStream& stream) const;
     Task<Bytes> control_request(GuestStream& stream, ControlRequest request);
+    Task<Bytes> give_blob(GuestStream& stream, ControlRequest request);
     Task<Bytes> take_data_socket(GuestStream& stream);
     Task<> device_model_gone();
     void warn(std::string_view what);
@@ -98,6 +102,7 @@ class SocketServer {
     const Log& log_;
 
     SocketListeners listeners_; ///< for their files; the descriptors are with the acceptors
+    RequestRoom room_;
     Port commands_;
     Port control_;
     EndpointState state_;
@@ -106,6 +111,7 @@ class SocketServer {
     bool device_model_leaving_ = false;
     SocketCounters counters_;
     RateLimit limit_;
+    RateLimit blobs_;
     bool stopping_ = false;
     TaskGroup accepting_;
     TaskGroup group_;

@@ -174,7 +174,9 @@ Task<Result<void>> GuestStream::fill_with_descriptors() {
 Task<Result<void>> GuestStream::fill(std::size_t wanted) {
     if (buffer_.size() < wanted) {
         // Not at once to what a length field claims: as it comes, at most double what has come.
-        buffer_.resize(std::min(wanted, std::max(usual_request, 2 * buffer_.size())));
+        if (auto room = make_room(std::min(wanted, std::max(usual_request, 2 * buffer_.size()))); !room) {
+            co_return room;
+        }
     }
     if (descriptors_ == Descriptors::taken) {
         co_return co_await fill_with_descriptors();
@@ -191,7 +193,31 @@ Task<Result<void>> GuestStream::fill(std::size_t wanted) {
     co_return Result<void>{};
 }
 
+Result<void> GuestStream::make_room(std::size_t wanted) {
+    const std::size_t more = wanted - buffer_.size();
+    if (room_ != nullptr) {
+        if (more > room_->left) {
+            return make_error(Errc::too_large,
+                              "too many long requests at once: the bytes of those that are not whole are bounded");
+        }
+        room_->left -= more;
+        held_ += more;
+    }
+    Bytes larger(wanted);
+    std::copy_n(buffer_.begin(), filled_, larger.begin());
+    buffer_.swap(larger);
+    cleanse(larger);
+    return {};
+}
+
+void GuestStream::leave_room() noexcept {
+    if (room_ != nullptr) {
+        room_->left += std::exchange(held_, 0);
+    }
+}
+
 Bytes GuestStream::take(std::size_t size) {
+    spoke_ = true;
     Bytes request = to_bytes(pending().first(size));
     const MutByteView all(buffer_);
     std::copy(buffer_.begin() + static_cast<std::ptrdiff_t>(size),
@@ -201,6 +227,7 @@ Bytes GuestStream::take(std::size_t size) {
     if (filled_ == 0 && buffer_.size() > usual_request) {
         Bytes small(usual_request);
         buffer_.swap(small);
+        leave_room();
     }
     return request;
 }
@@ -224,6 +251,15 @@ Task<Result<void>> GuestStream::send_rest(ByteView data) {
         co_return stream_error(ec, "sending");
     }
     co_return Result<void>{};
+}
+
+std::string GuestStream::peer() {
+    ucred who{};
+    socklen_t size = sizeof who;
+    if (::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 || who.pid == 0) {
+        return "a peer that the kernel does not name";
+    }
+    return fmt::format("pid {} uid {}", who.pid, who.uid);
 }
 
 void GuestStream::finish() noexcept {

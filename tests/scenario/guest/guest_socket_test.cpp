@@ -292,6 +292,68 @@ TEST_SUITE("guest") {
         CHECK(s.get(again, 11) == answer);
     }
 
+    TEST_CASE("connections over the limit: those that have never said anything make room, the oldest first") {
+        Server s(8);
+        std::vector<UniqueFd> silent;
+        for (int i = 0; i < 8; ++i) {
+            silent.push_back(dial(s.path()));
+        }
+        CHECK(s.loop.until([&] { return s.server->connections() == 8; }));
+        std::vector<UniqueFd> all;
+        for (int i = 0; i < 8; ++i) {
+            all.push_back(dial(s.path()));
+            s.put(all.back(), command);
+            CHECK(s.get(all.back(), 11) == answer);
+            (void)s.get(silent[static_cast<std::size_t>(i)], 1);
+            CHECK(s.closed);
+        }
+        const UniqueFd extra = dial(s.path()); // now all have
+        (void)s.get(extra, 1);
+        CHECK(s.closed);
+        CHECK(s.server->counters().over_limit == 1);
+        CHECK(s.loop.lines.size() < 10);
+    }
+
+    TEST_CASE("long requests that are not whole: bounded for all connections together, others are served") {
+        Server s;
+        const std::string control = s.path() + ".ctrl";
+        Bytes blob = from_hex("0000000d000000000000000100080000").value(); // SET_STATEBLOB of 512 KiB
+        blob.resize(blob.size() + std::size_t{512} * 1024 - 1);
+        std::vector<UniqueFd> half;
+        std::size_t closed = 0;
+        for (int i = 0; i < 12; ++i) {
+            half.push_back(dial(control));
+            std::size_t sent = 0;
+            bool gone = false;
+            REQUIRE(s.loop.until([&] {
+                const ssize_t n =
+                    ::send(half.back().get(), blob.data() + sent, blob.size() - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+                sent += n > 0 ? static_cast<std::size_t>(n) : 0;
+                gone = n < 0 && errno != EAGAIN;
+                return gone || sent == blob.size();
+            }));
+            closed += gone ? 1 : 0;
+        }
+        s.loop.settle();
+        CHECK(closed >= 8);
+        const UniqueFd good = dial(s.path());
+        s.put(good, command);
+        CHECK(s.get(good, 11) == answer);
+        const UniqueFd other = dial(control);
+        s.put(other, "00000001"); // GET_CAPABILITY
+        CHECK(s.get(other, 8).substr(0, 8) == "00000000");
+        half.clear();
+        CHECK(s.loop.until([&] { return s.server->connections() == 2; }));
+        std::size_t sent = 0; // there is room again
+        REQUIRE(s.loop.until([&] {
+            const ssize_t n = ::send(other.get(), blob.data() + sent, blob.size() - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+            sent += n > 0 ? static_cast<std::size_t>(n) : 0;
+            return sent == blob.size();
+        }));
+        s.put(other, "00");
+        CHECK(s.get(other, 4).size() == 8);
+    }
+
     TEST_CASE("no descriptors left: the accept loop waits and goes on") {
         Server s;
         const UniqueFd waiting = dial(s.path());
