@@ -20,7 +20,7 @@ class Places:
 SCRIPT = r"""
 import ctypes, json, os, socket, struct, sys, uuid
 given = json.loads(sys.argv[1])
-place, pids, mine, other, user, inside = (given[k] for k in ("place", "pids", "mine", "other", "user", "inside"))
+place, pids, mine, other, user, group, inside = (given[k] for k in ("place", "pids", "mine", "other", "user", "group", "inside"))
 libc = ctypes.CDLL(None, use_errno=True)
 def must(outcome):
     if outcome < 0: raise OSError(ctypes.get_errno(), "libc")
@@ -33,7 +33,7 @@ if inside:
 for capability in range(64):
     if libc.prctl(24, capability, 0, 0, 0) < 0: break  # PR_CAPBSET_DROP, up to the last there is
 must(libc.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
-os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
+os.setgroups([]); os.setresgid(group, group, group); os.setresuid(user, user, user)
 def tried(what, attempt):
     try:
         print(json.dumps([what, "did: " + repr(attempt())]), flush=True)
@@ -84,11 +84,11 @@ def status_of(pid, proc="/proc"):
         return {k: v.split() for k, _, v in (line.partition(":") for line in f)}
 
 
-def refuses_everything(case, user, places, mine, other, pids, inside=None):
+def refuses_everything(case, user, places, mine, other, pids, group=None, inside=None):
     """`mine` is the vTPM of the instance whose user it is, `pids` those of the manager, of that instance and of the other vTPM's. In the
     namespaces of the process `inside`, if one is given; all paths and pids are meant there."""
     given = json.dumps({"place": dataclasses.asdict(places), "pids": pids, "mine": mine, "other": other, "user": user,
-                        "inside": inside})
+                        "group": user if group is None else group, "inside": inside})
     _, text = case.run_command(sys.executable, "-E", "-s", "-B", "-c", SCRIPT, given)
     rows = [json.loads(line) for line in text.splitlines()]
     if inside:
@@ -96,4 +96,5 @@ def refuses_everything(case, user, places, mine, other, pids, inside=None):
     case.assertEqual(len(rows), 15, text)
     for what, came in rows:
         case.assertTrue(came.startswith("refused: "), f"{what}: {came}")
-        case.assertRegex(came, "PermissionError|ConnectionResetError|EOFError|ProcessLookupError", what)  # not for a wrong path
+        # And not for a wrong path.
+        case.assertRegex(came, "PermissionError|ConnectionResetError|BrokenPipeError|EOFError|ProcessLookupError", what)

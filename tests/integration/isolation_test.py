@@ -20,6 +20,7 @@ import tpm
 VTPMCTL = os.environ.get("VTPMCTL", "")
 HELLO, HANDED_OVER, SAVE, LOAD = 0x56500001, 0x56500002, 1, 2
 STATUS_TEXT_AT = 10
+CERTIFY = 0x56500004
 INDEX = 0x01500002
 SHUTDOWN = struct.pack(">I", 3)  # on the control channel
 ATTACKER_USER, ATTACKER_GROUP = 1234, 4321
@@ -72,7 +73,11 @@ class Isolation(harness.Case):
         return tpm.Client(harness.connect(self.path("run", uuid + ".sock")))
 
     def test_code_inside_an_instance_gets_nothing_of_anybody_else(self):
-        manager = self.spawning_manager("--sandbox=on")
+        with open(self.path("group"), "w") as f:
+            f.write(f"root:x:0:\ndaemon:x:1:\nvtpmd:x:{ATTACKER_GROUP}:\n")
+        harness.mount(self.path("group"), "/etc/group", None, 0x1000)  # MS_BIND
+        self.addCleanup(harness.umount, "/etc/group")
+        manager = self.spawning_manager("--sandbox=on", "--api-read-group=daemon")
         mine, other = harness.new_uuid(), harness.new_uuid()
         pid, peer = self.started(mine), self.started(other)
         status, peers = attacker.status_of(pid), attacker.status_of(peer)
@@ -90,7 +95,15 @@ class Isolation(harness.Case):
         os.chmod(self.dir, 0o755)
         places = attacker.Places(state=self.dir, run=self.path("run"), store=self.path("manager.img"), tpm=self.path("manager.tpm"),
                                  manager=manager.socket, api=self.path("api.sock"))
-        attacker.refuses_everything(self, int(user), places, mine, other, {"manager": manager.process.pid, "me": pid, "peer": peer})
+        pids = {"manager": manager.process.pid, "me": pid, "peer": peer}
+        swapped = {"manager": manager.process.pid, "me": peer, "peer": pid}
+        nobody = 65534
+        attacker.refuses_everything(self, int(user), places, mine, other, pids)
+        attacker.refuses_everything(self, int(peers["Uid"][0]), places, other, mine, swapped)
+        # A user of the group vtpmd, one who may look at everything, and one of no group at all.
+        for who, group in ((ATTACKER_USER, ATTACKER_GROUP), (ATTACKER_USER, 1), (nobody, nobody)):
+            with self.subTest(user=who, group=group):
+                attacker.refuses_everything(self, who, places, mine, other, pids, group=group)
         with self.guest(other) as guest:  # nobody has noticed
             guest.nv_define(INDEX, 8)
         manager.process.terminate()
@@ -249,7 +262,8 @@ class Isolation(harness.Case):
         _, status, text = as_user(lambda: opened(uuid))
         self.assertNotEqual(status, 0)
         self.assertIn(f"is not user {ATTACKER_USER}'s", text)
-        for code, body in ((LOAD, b""), (SAVE, bytes(64)), (HANDED_OVER, b"")):
+        key = struct.pack(">BIIII", 1, 0, 0, 0, 0) + b"\xc1" * 256
+        for code, body in ((LOAD, b""), (SAVE, bytes(64)), (HANDED_OVER, b""), (CERTIFY, key)):
             link = as_user(lambda: Link(manager.socket))
             self.assertNotEqual(link.ask(code, body)[0], 0)
         _, status, text = as_user(lambda: opened(harness.new_uuid(), create=True))
