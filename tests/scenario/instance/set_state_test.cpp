@@ -27,7 +27,7 @@ constexpr Found as_it_was{own, own_registers}, as_set{set, -1}, as_set_and_store
 
 struct Rig {
     Rig() {
-        image = std::move(loop.run(store::StateImage::create(disk.open(), {}, loop.log)).value());
+        image = loop.run(store::StateImage::create(disk.open(), {}, loop.log)).value();
         instance::InstanceConfig config;
         config.allow_rollback = true;
         instance::InstanceParts parts{loop.io.get_executor(), engine, *image, manager, loop.clock, loop.log, [] {}};
