@@ -1,5 +1,6 @@
 #include "instance/guests.hpp"
 
+#include "util/unix_socket.hpp"
 #include "util/when_free.hpp"
 
 #include <algorithm>
@@ -137,6 +138,11 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
         co_return std::move(listeners).error();
     }
     guest::guard(*listeners, options.tcp_peers);
+    if (const auto* at = std::get_if<guest::UnixEndpoint>(&endpoint)) {
+        warn_of_folder(deps_.log, at->path);
+    } else if (const auto* qemu = std::get_if<guest::QemuEndpoint>(&endpoint)) {
+        warn_of_folder(deps_.log, qemu->path);
+    }
     sockets_.push_back({std::move(name), std::move(*listeners), state_blobs, sets_outlive_connections});
     co_return Result<void>{};
 }

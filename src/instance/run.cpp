@@ -12,6 +12,7 @@
 #include "util/pid_file.hpp"
 #include "util/sandbox.hpp"
 #include "util/service.hpp"
+#include "util/unix_socket.hpp"
 #include "util/when_free.hpp"
 #include "xen/kernel_driver.hpp"
 
@@ -289,6 +290,7 @@ Task<Result<void>> run_with_image(const InstanceOptions& options, RuntimeDeps de
             (void)co_await instance.close();
             co_return in_context(std::move(listener).error(), "--handover");
         }
+        warn_of_folder(deps.log, options.handover_path);
         handover.emplace(
             deps.executor, std::move(*listener), [&instance](TakeRequest r) { return instance.hand_over(r); },
             deps.clock, deps.log);

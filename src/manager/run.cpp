@@ -14,6 +14,7 @@
 #include "manager/xen/rings.hpp"
 #include "util/deadline.hpp"
 #include "util/service.hpp"
+#include "util/unix_socket.hpp"
 #include "util/when_free.hpp"
 
 #include <algorithm>
@@ -245,6 +246,7 @@ class Manager {
             }
             fd = std::move(*made);
             own_socket_ = true;
+            warn_of_folder(deps_.log, options_.listen_path);
         }
         auto listener = Listener::make(
             std::move(fd),
@@ -334,6 +336,7 @@ class Manager {
             }
             fd = std::move(*made);
             own_api_socket_ = true;
+            warn_of_folder(deps_.log, o.path);
         }
         ManagementParts parts{.executor = deps_.executor,
                               .listening = std::move(fd),
@@ -358,6 +361,7 @@ class Manager {
             co_return in_context(made.error(), "--legacy");
         }
         own_legacy_socket_ = true;
+        warn_of_folder(deps_.log, options_.legacy_path);
         legacy_socket_.emplace(
             std::move(*made), LegacySocket::Options{.own_uid = ::geteuid()},
             LegacySocket::Parts{

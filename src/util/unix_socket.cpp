@@ -111,6 +111,32 @@ int bind_socket(int fd, const SocketFile& file) {
     return bound == 0 && file.group ? give_socket(file) : bound;
 }
 
+std::string who_can_replace(const std::string& path) {
+    const std::filesystem::path of(path);
+    const std::string parent = of.has_parent_path() ? of.parent_path().string() : ".";
+    struct stat st {};
+    if (::stat(parent.c_str(), &st) != 0) {
+        return {};
+    }
+    if (st.st_uid != 0 && st.st_uid != ::geteuid()) {
+        return fmt::format("user {}, whose folder {} is,", st.st_uid, parent);
+    }
+    const bool own_only = (st.st_mode & S_ISVTX) != 0; // as in /tmp
+    if ((st.st_mode & S_IWOTH) != 0 && !own_only) {
+        return fmt::format("everybody, who may write into {},", parent);
+    }
+    if ((st.st_mode & S_IWGRP) != 0 && !own_only && st.st_gid != 0) {
+        return fmt::format("group {}, which may write into {},", st.st_gid, parent);
+    }
+    return {};
+}
+
+void warn_of_folder(const Log& log, const std::string& path) {
+    if (const std::string who = who_can_replace(path); !who.empty()) {
+        log.warning("{}: {} can put another socket in its place", path, who);
+    }
+}
+
 bool is_socket(const std::string& path) {
     struct stat st {};
     return ::lstat(path.c_str(), &st) == 0 && S_ISSOCK(st.st_mode);

@@ -36,6 +36,13 @@ struct SocketFile {
 /// exchanges it.
 [[nodiscard]] int give_socket(const SocketFile& file);
 
+/// Who, besides root and this process's user, can put another socket in the place of that at `path`, by the rights to
+/// its folder; for people. Empty: nobody can.
+[[nodiscard]] std::string who_can_replace(const std::string& path);
+
+/// Says it in the log.
+void warn_of_folder(const Log& log, const std::string& path);
+
 /// There is a socket at `path`.
 [[nodiscard]] bool is_socket(const std::string& path);
 /// For descriptors that other people's code makes: no program that this process starts has them.

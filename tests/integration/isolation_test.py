@@ -313,6 +313,30 @@ class Isolation(harness.Case):
             instance.process.terminate()
         manager.process.terminate()
 
+    def test_a_socket_in_a_folder_that_others_can_change(self):
+        """Who can is named; in one like /tmp, whose files are their owners' alone, nobody can."""
+        manager = harness.Manager(self).start(create=True)
+        for mode, owner, group, said in ((0o755, ATTACKER_USER, 0, f"user {ATTACKER_USER}, whose folder"), (0o777, 0, 0, "everybody, who"),
+                                         (0o775, 0, ATTACKER_GROUP, f"group {ATTACKER_GROUP}, which"), (0o1777, 0, 0, None),
+                                         (0o755, 0, ATTACKER_GROUP, None)):
+            with self.subTest(mode=oct(mode), owner=owner, group=group):
+                uuid = harness.new_uuid()
+                folder = self.path("f" + uuid[:8])
+                os.mkdir(folder)
+                os.chown(folder, owner, group)
+                os.chmod(folder, mode)
+                instance = self.spawn("i" + uuid[:8], *[harness.VTPMD, "--mode=instance", f"--uuid={uuid}", "--create"],
+                                      f"--manager=unix:{manager.socket}", f"--state={self.path(uuid + '.img')}",
+                                      f"--guest=socket:unix:{folder}/g.sock")
+                instance.wait_log("VTPM attached to Frontend")
+                warned = f"{folder}/g.sock: {said}"
+                if said:
+                    self.assertIn(warned, instance.log())
+                else:
+                    self.assertNotIn("can put another socket in its place", instance.log())
+                instance.terminate()
+        manager.process.terminate()
+
     def test_tcp_is_not_every_users(self):
         """By hand; in the sandbox too, where the kernel cannot be asked any more by who has not opened the way before."""
         manager = harness.Manager(self).start(create=True)
