@@ -277,7 +277,13 @@ Task<Result<void>> SocketServer::converse_commands(GuestStream& stream) {
         }
         ++counters_.commands;
         Bytes answer = co_await service_.execute(std::move(*command), state_.locality);
-        auto sent = co_await stream.send(answer);
+        auto taken = stream.send_at_once(answer);
+        Result<void> sent;
+        if (!taken) {
+            sent = std::move(taken).error();
+        } else if (*taken < answer.size()) {
+            sent = co_await stream.send_rest(ByteView(answer).subspan(*taken));
+        }
         cleanse(answer);
         if (!sent || options_.disconnect) {
             co_return sent;

@@ -15,9 +15,6 @@ namespace {
 
 /// A TPM command fits; a larger request makes the buffer grow to its size, within the limits of its measure.
 constexpr std::size_t usual_request = 4096;
-/// Requests that are found by looking before others of the loop have their turn.
-constexpr unsigned found_limit = 8;
-constexpr unsigned look_limit = 1000; ///< for a clock that stands still; a system call each, so never reached otherwise
 
 Error stream_error(const error_code& ec, std::string_view what) {
     if (ec == asio::error::operation_aborted) {
@@ -39,18 +36,16 @@ Task<Result<Bytes>> GuestStream::receive() {
         if (finishing_) {
             co_return make_error(Errc::closed, "the connection is being finished");
         }
-        if (spin()) {
-            // A peer that never pauses would never let the loop go.
-            if (++found_ % found_limit == 0) {
-                co_await asio::post(socket_.get_executor(), asio::use_awaitable);
-            }
-        } else {
-            auto begun = co_await fill(1);
-            if (!begun) {
-                co_return std::move(begun).error();
-            }
+        Result<void> begun;
+        if (descriptors_ == Descriptors::taken) {
+            begun = co_await fill_with_descriptors();
+        } else { // fill(), without a frame of its own: every command comes by here
+            auto [ec, n] = co_await socket_.async_read_some(asio::buffer(buffer_.data(), buffer_.size()), use_tuple);
+            begun = filled(ec, n);
         }
-        spin_pays_ = answered_ && clock_.now() - *answered_ < 2 * spin_limit;
+        if (!begun) {
+            co_return std::move(begun).error();
+        }
     }
     auto wanted = measure();
     if (!wanted) {
@@ -60,25 +55,6 @@ Task<Result<Bytes>> GuestStream::receive() {
         co_return take(*wanted);
     }
     co_return co_await with_deadline(clock_, stall_limit, "the rest of a request", rest(*wanted));
-}
-
-bool GuestStream::spin() {
-    if (!spin_pays_ || descriptors_ == Descriptors::taken) {
-        return false;
-    }
-    ++spins_;
-    const auto begin = clock_.now();
-    for (unsigned looks = 0; looks < look_limit && clock_.now() - begin < spin_limit; ++looks) {
-        const ssize_t n = ::recv(socket_.native_handle(), buffer_.data(), buffer_.size(), MSG_DONTWAIT);
-        if (n > 0) {
-            filled_ = static_cast<std::size_t>(n);
-            return true;
-        }
-        if (n == 0 || errno != EAGAIN) {
-            return false; // fill() finds the same, and says it
-        }
-    }
-    return false;
 }
 
 /// Measures until the answer does not change: the whole size, or more bytes than there are.
@@ -183,14 +159,18 @@ Task<Result<void>> GuestStream::fill(std::size_t wanted) {
     }
     auto [ec, n] =
         co_await socket_.async_read_some(asio::buffer(buffer_.data() + filled_, buffer_.size() - filled_), use_tuple);
+    co_return filled(ec, n);
+}
+
+Result<void> GuestStream::filled(const error_code& ec, std::size_t n) {
+    if (ec == asio::error::eof && filled_ != 0) {
+        return make_error(Errc::protocol, "the connection ended inside a request");
+    }
     if (ec) {
-        if (ec == asio::error::eof && filled_ != 0) {
-            co_return make_error(Errc::protocol, "the connection ended inside a request");
-        }
-        co_return stream_error(ec, "receiving");
+        return stream_error(ec, "receiving");
     }
     filled_ += n;
-    co_return Result<void>{};
+    return {};
 }
 
 Result<void> GuestStream::make_room(std::size_t wanted) {
@@ -232,20 +212,30 @@ Bytes GuestStream::take(std::size_t size) {
     return request;
 }
 
-Task<Result<void>> GuestStream::send(ByteView answer) {
+Result<std::size_t> GuestStream::send_at_once(ByteView answer) {
     const ssize_t n = ::send(socket_.native_handle(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-    answered_ = clock_.now();
-    if (n == static_cast<ssize_t>(answer.size())) {
-        co_return Result<void>{};
-    }
     if (n < 0 && errno != EAGAIN && errno != EINTR) {
-        co_return errno_error(errno, "sending");
+        return errno_error(errno, "sending");
     }
-    co_return co_await with_deadline(clock_, stall_limit, "taking an answer",
-                                     send_rest(answer.subspan(n < 0 ? 0 : static_cast<std::size_t>(n))));
+    return n < 0 ? 0 : static_cast<std::size_t>(n);
 }
 
-Task<Result<void>> GuestStream::send_rest(ByteView data) {
+Task<Result<void>> GuestStream::send(ByteView answer) {
+    auto taken = send_at_once(answer);
+    if (!taken) {
+        co_return std::move(taken).error();
+    }
+    if (*taken < answer.size()) {
+        co_return co_await send_rest(answer.subspan(*taken));
+    }
+    co_return Result<void>{};
+}
+
+Task<Result<void>> GuestStream::send_rest(ByteView rest) {
+    co_return co_await with_deadline(clock_, stall_limit, "taking an answer", write_all(rest));
+}
+
+Task<Result<void>> GuestStream::write_all(ByteView data) {
     auto [ec, n] = co_await asio::async_write(socket_, asio::buffer(data.data(), data.size()), use_tuple);
     if (ec) {
         co_return stream_error(ec, "sending");

@@ -2,6 +2,10 @@
 //
 // What a peer can make us hold is one request buffer, and what all peers of an endpoint can, is its RequestRoom. A peer
 // that begins a request must finish it, and take its answer, within `stall_limit`.
+//
+// It waits by sleeping, and never looks at the socket meanwhile: a client that blocks, as they all do, is woken on the
+// processor that this process has just left. One that stays there makes each answer wake another processor, which costs
+// more than the sleep (docs/performance.md).
 #pragma once
 
 #include "util/asio.hpp"
@@ -11,7 +15,6 @@
 #include "util/result.hpp"
 
 #include <boost/asio/generic/stream_protocol.hpp>
-#include <optional>
 
 namespace vtpmd::guest {
 
@@ -27,9 +30,6 @@ class GuestStream {
     /// How long the request is in all that begins with these bytes, as far as one can tell (control_size()'s contract).
     using Measure = Result<std::size_t> (*)(ByteView so_far);
     static constexpr Clock::duration stall_limit = std::chrono::seconds(60);
-    /// How long the socket is looked at after an answer, before waiting for it: saves the waking up while a peer asks
-    /// at once. Only after a request that came within twice that; a peer that goes quiet is not looked for again.
-    static constexpr std::chrono::microseconds spin_limit{30};
 
     /// Whether the peer may pass descriptors; those of a peer that may not are closed by the kernel.
     enum class Descriptors { refused, taken };
@@ -53,12 +53,14 @@ class GuestStream {
     Task<Result<void>> send(ByteView answer);
     /// Nothing has come on it yet.
     [[nodiscard]] bool was_silent() const noexcept { return !spoke_ && filled_ == 0 && !finishing_; }
+    /// What the socket takes of it at once, in bytes: nearly always the whole answer, without a trip through the loop.
+    Result<std::size_t> send_at_once(ByteView answer);
+    /// The rest of an answer that was not taken at once.
+    Task<Result<void>> send_rest(ByteView rest);
     /// Forgets what was received behind the last request.
     void drop_pending() noexcept { filled_ = 0; }
     /// The last descriptor that came since the last call.
     [[nodiscard]] UniqueFd take_descriptor() noexcept { return std::move(descriptor_); }
-    /// Times the socket was looked at after an answer.
-    [[nodiscard]] std::uint64_t spins() const noexcept { return spins_; }
     /// Who it is, for people.
     [[nodiscard]] std::string peer();
     [[nodiscard]] ByteView pending() const noexcept { return ByteView(buffer_).first(filled_); }
@@ -70,13 +72,12 @@ class GuestStream {
     Task<Result<void>> fill(std::size_t wanted);
     Result<void> make_room(std::size_t wanted);
     void leave_room() noexcept;
+    Result<void> filled(const error_code& ec, std::size_t n);
     Task<Result<void>> fill_with_descriptors();
-    /// The beginning of the next request, if it comes at once.
-    bool spin();
     Task<Result<Bytes>> rest(std::size_t wanted);
     Task<Result<Bytes>> exactly(std::size_t wanted);
     Bytes take(std::size_t size);
-    Task<Result<void>> send_rest(ByteView data);
+    Task<Result<void>> write_all(ByteView data);
 
     Clock& clock_;
     const Measure measure_;
@@ -90,10 +91,6 @@ class GuestStream {
     std::size_t held_ = 0; ///< of the room
     bool spoke_ = false;
     bool finishing_ = false;
-    std::optional<Clock::time_point> answered_;
-    bool spin_pays_ = false; ///< the peer was quick the last time
-    std::uint64_t spins_ = 0;
-    unsigned found_ = 0;
 };
 
 } // namespace vtpmd::guest

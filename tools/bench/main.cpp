@@ -28,8 +28,22 @@ struct Options {
     fs::path dir;
     fs::path json;
     bool quick = false;
+    unsigned busy = 0;
     std::set<std::string> only; ///< empty: everything
     [[nodiscard]] bool wants(const std::string& part) const { return only.empty() || only.contains(part); }
+};
+
+/// Processes that take the processors as long as this lives.
+class BusyProcessors {
+  public:
+    explicit BusyProcessors(unsigned count) {
+        for (unsigned n = 0; n < count; ++n) {
+            processes_.emplace_back(std::vector<std::string>{"sh", "-c", "while :; do :; done"}, "/dev/null");
+        }
+    }
+
+  private:
+    std::vector<Process> processes_;
 };
 
 /// A new directory below `parent`, short enough for sockets, removed at the end.
@@ -70,6 +84,7 @@ std::optional<Options> parse(int argc, char** argv) {
     add("dir", po::value<std::string>()->default_value("/var/tmp"), "where state is kept: a disk, not a tmpfs");
     add("json", po::value<std::string>(), "also write the results here");
     add("quick", "a smoke test of some seconds: its numbers mean little");
+    add("busy", po::value(&o.busy)->default_value(0), "so many processes beside that do nothing but compute");
     add("only", po::value(&only), "trips, rings, nv, start, memory, qemu, hardware or manage (repeatable)");
     po::variables_map vm;
     po::store(po::parse_command_line(argc, argv, d), vm);
@@ -185,6 +200,21 @@ struct Bench {
                         .unit = "us",
                         .ours = t[0].p99_us,
                         .theirs = t[1].p99_us});
+            report.add({.name = fmt::format("{} over the Unix socket, CPU of the TPM's side, each", name),
+                        .unit = "us",
+                        .ours = t[0].cpu_us,
+                        .theirs = t[1].cpu_us,
+                        .at_most = 1.1});
+            const auto p = round_trips({&ours, &theirs}, *command, extent, std::chrono::milliseconds(1));
+            report.add({.name = fmt::format("{}, the client sleeps 1 ms between, p50", name),
+                        .unit = "us",
+                        .ours = p[0].p50_us,
+                        .theirs = p[1].p50_us,
+                        .at_most = 1.1});
+            report.add({.name = fmt::format("{}, the client sleeps 1 ms between, CPU, each", name),
+                        .unit = "us",
+                        .ours = p[0].cpu_us,
+                        .theirs = p[1].cpu_us});
             report.add(
                 {.name = fmt::format("{}, vtpmd's engine alone, p50", name), .unit = "us", .ours = engine.p50_us});
             report.add(
@@ -240,7 +270,7 @@ struct Bench {
                                         {&theirs, ClientSync::file},
                                         {&theirs, ClientSync::file_and_directory},
                                         {&theirs, ClientSync::none}},
-                                       count, extent);
+                                       count, dir, extent);
             const std::string who = fmt::format("NV writes of {} vTPM{}", count, count == 1 ? "" : "s");
             const auto wanted = count == 1 ? std::optional<double>() : 10.0;
             const auto row = [&](const char* how, std::size_t k, std::optional<double> at_least) {
@@ -257,6 +287,9 @@ struct Bench {
                         .unit = "us",
                         .ours = rate[0].cpu_us,
                         .theirs = rate[3].cpu_us});
+            report.add({.name = who + ": flushes of the disk, each (beside: swtpm + fsync)",
+                        .ours = rate[0].flushes,
+                        .theirs = rate[1].flushes});
         }
     }
 
@@ -377,6 +410,7 @@ void run(const Options& o) {
     Report report;
     report.describe_machine(dir.path(), first_line_of(o.programs.swtpm + " --version"));
     const Extent extent = o.quick ? Extent::quick() : Extent();
+    const BusyProcessors beside(o.busy);
     static constexpr std::array fleets{"trips", "rings", "start", "memory", "nv"};
     if (std::any_of(fleets.begin(), fleets.end(), [&o](const char* part) { return o.wants(part); })) {
         compare_fleets(o, dir, extent, report);
@@ -393,6 +427,9 @@ void run(const Options& o) {
     }
     if (o.wants("manage")) {
         management(report, extent, dir.make("m"), o.programs);
+    }
+    if (o.busy != 0) {
+        report.note(fmt::format("{} busy processes beside.", o.busy));
     }
     if (o.quick) {
         report.note("--quick: a smoke test, not a measurement.");

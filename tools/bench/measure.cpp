@@ -11,8 +11,12 @@
 #include <exception>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fstream>
+#include <iterator>
 #include <mutex>
 #include <stdexcept>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <thread>
 #include <unistd.h>
 
@@ -41,7 +45,7 @@ Latency latency(std::vector<double>& samples) {
     const auto at = [&](double q) {
         return samples[static_cast<std::size_t>(q * static_cast<double>(samples.size() - 1))];
     };
-    return {at(0.50), at(0.99)};
+    return {.p50_us = at(0.50), .p99_us = at(0.99)};
 }
 
 /// Times `call` as often as a round-trip measurement does.
@@ -61,6 +65,21 @@ void fsync_file(const std::filesystem::path& path) {
     if (!fd || fsync(fd.get()) != 0) {
         throw std::runtime_error(fmt::format("fsync of {} failed", path.string()));
     }
+}
+
+/// Flushes of the disk below `path` so far; nothing of a file system that has none.
+std::optional<double> flushes_below(const std::filesystem::path& path) {
+    struct stat file {};
+    if (stat(path.c_str(), &file) != 0) {
+        return std::nullopt;
+    }
+    const auto disk = fmt::format("/sys/dev/block/{}:{}", major(file.st_dev), minor(file.st_dev));
+    // A partition's own count stays at 0; the disk's is a directory above.
+    const bool part = std::filesystem::exists(disk + "/partition");
+    std::ifstream in(disk + (part ? "/../stat" : "/stat"));
+    std::vector<double> fields{std::istream_iterator<double>(in), {}};
+    constexpr std::size_t flushes = 15; // Documentation/block/stat.rst of the kernel
+    return fields.size() > flushes ? std::optional(fields[flushes]) : std::nullopt;
 }
 
 /// One writing client: writes until told to stop, counts the answers.
@@ -154,6 +173,7 @@ Extent Extent::quick() {
     Extent e;
     e.blocks = 4;
     e.trips_per_block = 250;
+    e.paused_trips_per_block = 25;
     e.nv_rounds = 1;
     e.nv_time = std::chrono::milliseconds(400);
     e.many = 8;
@@ -169,9 +189,13 @@ Extent Extent::quick() {
     return e;
 }
 
-std::vector<Latency> round_trips(const std::vector<Fleet*>& fleets, ByteView command, const Extent& extent) {
+std::vector<Latency> round_trips(const std::vector<Fleet*>& fleets, ByteView command, const Extent& extent,
+                                 std::chrono::microseconds pause) {
+    const bool paused = pause != std::chrono::microseconds{};
+    const std::size_t trips = paused ? extent.paused_trips_per_block : extent.trips_per_block;
     std::vector<std::unique_ptr<Client>> clients;
     std::vector<std::vector<double>> samples(fleets.size());
+    std::vector<double> cpu(fleets.size());
     for (Fleet* f : fleets) {
         clients.push_back(f->connect(0));
         for (std::size_t i = 0; i < extent.trips_per_block; ++i) {
@@ -180,16 +204,22 @@ std::vector<Latency> round_trips(const std::vector<Fleet*>& fleets, ByteView com
     }
     for (std::size_t block = 0; block < extent.blocks; ++block) {
         for (std::size_t k = 0; k < fleets.size(); ++k) {
-            for (std::size_t i = 0; i < extent.trips_per_block; ++i) {
+            const double before = cpu_of(*fleets[k], 1);
+            for (std::size_t i = 0; i < trips; ++i) {
+                if (paused) {
+                    std::this_thread::sleep_for(pause);
+                }
                 const auto begin = Clock::now();
                 clients[k]->must(command);
                 samples[k].push_back(us(Clock::now() - begin));
             }
+            cpu[k] += cpu_of(*fleets[k], 1) - before;
         }
     }
     std::vector<Latency> out;
-    for (auto& s : samples) {
-        out.push_back(latency(s));
+    for (std::size_t k = 0; k < fleets.size(); ++k) {
+        out.push_back(latency(samples[k]));
+        out.back().cpu_us = cpu[k] / static_cast<double>(extent.blocks * trips) * 1e6;
     }
     return out;
 }
@@ -236,7 +266,8 @@ Latency direct_calls(ByteView command, const Extent& extent) {
     return out;
 }
 
-std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent) {
+std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t count, const std::filesystem::path& dir,
+                             const Extent& extent) {
     std::vector<NvRate> out(writers.size());
     for (std::size_t round = 0; round < extent.nv_rounds; ++round) {
         for (std::size_t k = 0; k < writers.size(); ++k) {
@@ -246,11 +277,14 @@ std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t cou
                 clients.push_back(std::make_unique<NvWriter>(writers[k], n));
             }
             const double before = cpu_of(*writers[k].fleet, count);
+            const auto flushed = flushes_below(dir);
             const double rate = write_together(clients, extent.nv_time);
             const double cpu = cpu_of(*writers[k].fleet, count) - before;
             const double writes = rate * std::chrono::duration<double>(extent.nv_time).count();
             out[k].per_second += rate / static_cast<double>(extent.nv_rounds);
             out[k].cpu_us += cpu / writes * 1e6 / static_cast<double>(extent.nv_rounds);
+            const auto now = flushes_below(dir);
+            out[k].flushes += flushed && now ? (*now - *flushed) / writes / static_cast<double>(extent.nv_rounds) : -1;
         }
     }
     return out;

@@ -12,6 +12,7 @@ namespace bench {
 struct Extent {
     std::size_t blocks = 20; ///< alternations of a round-trip measurement
     std::size_t trips_per_block = 2000;
+    std::size_t paused_trips_per_block = 100;
     std::size_t nv_rounds = 3; ///< alternations of an NV measurement
     std::chrono::milliseconds nv_time{3000};
     std::size_t many = 64; ///< vTPMs that write together
@@ -30,9 +31,12 @@ struct Extent {
 struct Latency {
     double p50_us = 0;
     double p99_us = 0;
+    double cpu_us = 0; ///< of round trips: processor time of the TPM's side for one
 };
-/// One entry per fleet, in their order. Every fleet has vTPM 0 running.
-std::vector<Latency> round_trips(const std::vector<Fleet*>& fleets, ByteView command, const Extent& extent);
+/// One entry per fleet, in their order. Every fleet has vTPM 0 running. The client blocks in each system call, as all
+/// clients do, and sleeps for `pause` between two commands.
+std::vector<Latency> round_trips(const std::vector<Fleet*>& fleets, ByteView command, const Extent& extent,
+                                 std::chrono::microseconds pause = {});
 /// libtpms called directly in this process, without an engine round it.
 Latency direct_calls(ByteView command, const Extent& extent);
 /// The same through vtpmd's engine.
@@ -51,10 +55,13 @@ struct Writer {
 };
 struct NvRate {
     double per_second = 0;
-    double cpu_us = 0; ///< CPU time of the TPMs' processes for one write, without the client's
+    double cpu_us = 0;  ///< CPU time of the TPMs' processes for one write, without the client's
+    double flushes = 0; ///< of the whole disk for one write, whoever asked for them; negative if it does not count them
 };
-/// Answered TPM2_NV_Write commands, all together, with vTPMs 0..count-1 running. Every write changes data.
-std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t count, const Extent& extent);
+/// Answered TPM2_NV_Write commands, all together, with vTPMs 0..count-1 running. Every write changes data. Their state is in
+/// `dir`.
+std::vector<NvRate> nv_rates(const std::vector<Writer>& writers, std::size_t count, const std::filesystem::path& dir,
+                             const Extent& extent);
 /// 4 KiB written and synced to a file in `dir`: what one durable write costs here at least.
 Latency disk_sync(const std::filesystem::path& dir, const Extent& extent);
 /// What a durable write costs beside, since the file is looked for at its path (util/file_watch.hpp).

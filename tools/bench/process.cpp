@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <thread>
+#include <time.h>
 #include <unistd.h>
 #include <utility>
 
@@ -105,19 +106,12 @@ std::optional<double> Process::pss_kib() const {
 }
 
 double Process::cpu_seconds() const {
-    std::ifstream in(fmt::format("/proc/{}/stat", pid_));
-    std::string line;
-    std::getline(in, line);
-    // Fields 14 and 15 (utime, stime), counted behind the command's name, which may hold anything.
-    std::istringstream fields(line.substr(line.rfind(')') + 1));
-    std::string skipped;
-    for (int i = 3; i < 14; ++i) {
-        fields >> skipped;
+    clockid_t clock{};
+    timespec used{};
+    if (clock_getcpuclockid(pid_, &clock) != 0 || clock_gettime(clock, &used) != 0) {
+        return 0;
     }
-    double user = 0;
-    double system = 0;
-    fields >> user >> system;
-    return (user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
+    return static_cast<double>(used.tv_sec) + static_cast<double>(used.tv_nsec) / 1e9;
 }
 
 } // namespace bench

@@ -29,7 +29,7 @@ class Process {
     [[nodiscard]] std::string complaint() const;
     /// Proportional set size in KiB (/proc/PID/smaps_rollup); nothing if the kernel does not let us look.
     [[nodiscard]] std::optional<double> pss_kib() const;
-    /// User and system time used so far, in seconds.
+    /// User and system time of all its threads so far, in seconds, to the nanosecond.
     [[nodiscard]] double cpu_seconds() const;
 
   private:
