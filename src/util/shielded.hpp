@@ -2,45 +2,75 @@
 // it.
 #pragma once
 
+#include "util/cancelled.hpp"
+#include "util/clock.hpp"
 #include "util/task_group.hpp"
+#include "util/wake.hpp"
 
 #include <memory>
 #include <optional>
 
 namespace vtpmd {
 
+namespace detail {
+
+template <typename T>
+struct Shielded {
+    explicit Shielded(const asio::any_io_executor& e)
+        : ended(e) {}
+    Wake ended; ///< or not waited for any longer
+    std::optional<T> value;
+    std::exception_ptr thrown;
+    bool late = false; ///< nobody waits any longer
+
+    static Task<> run(std::shared_ptr<Shielded> to, Task<T> operation) {
+        try {
+            to->value.emplace(co_await std::move(operation));
+        } catch (...) {
+            to->thrown = std::current_exception();
+        }
+        to->ended.set();
+    }
+    static Task<std::optional<T>> outcome(std::shared_ptr<Shielded> of) {
+        while (!of->value && !of->thrown && !of->late) {
+            (void)co_await of->ended.wait();
+            const auto state = co_await asio::this_coro::cancellation_state;
+            if (!of->value && !of->thrown && is_cancelled(state)) {
+                co_return std::nullopt;
+            }
+        }
+        if (of->thrown) {
+            std::rethrow_exception(of->thrown);
+        }
+        co_return std::move(of->value);
+    }
+};
+
+} // namespace detail
+
 /// Runs `operation` in `group` and waits for it. nullopt: the caller was cancelled first; the operation goes on. What
 /// the operation throws is thrown here.
 template <typename T>
 Task<std::optional<T>> shielded(TaskGroup& group, std::string name, Task<T> operation) {
-    struct Shared {
-        explicit Shared(const asio::any_io_executor& e)
-            : ended(e, asio::steady_timer::time_point::max()) {}
-        asio::steady_timer ended; ///< never expires; cancelled at the end
-        std::optional<T> value;
-        std::exception_ptr thrown;
-    };
+    using Shared = detail::Shielded<T>;
     auto shared = std::make_shared<Shared>(co_await asio::this_coro::executor);
-    auto run = [](std::shared_ptr<Shared> to, Task<T> op) -> Task<> {
-        try {
-            to->value.emplace(co_await std::move(op));
-        } catch (...) {
-            to->thrown = std::current_exception();
-        }
-        to->ended.cancel();
-    };
-    group.spawn(std::move(name), run(shared, std::move(operation)));
-    while (!shared->value && !shared->thrown) {
-        (void)co_await shared->ended.async_wait(use_tuple);
-        const auto state = co_await asio::this_coro::cancellation_state;
-        if (!shared->value && !shared->thrown && state.cancelled() != asio::cancellation_type::none) {
-            co_return std::nullopt;
-        }
-    }
-    if (shared->thrown) {
-        std::rethrow_exception(shared->thrown);
-    }
-    co_return std::move(shared->value);
+    group.spawn(std::move(name), Shared::run(shared, std::move(operation)));
+    co_return co_await Shared::outcome(std::move(shared));
+}
+
+/// The same for at most `limit`. nullopt also: that was over first; the operation goes on.
+template <typename T>
+Task<std::optional<T>> shielded_for(Clock& clock, Clock::duration limit, TaskGroup& group, std::string name,
+                                    Task<T> operation) {
+    using Shared = detail::Shielded<T>;
+    auto shared = std::make_shared<Shared>(co_await asio::this_coro::executor);
+    Alarm alarm(clock, [of = shared.get()] {
+        of->late = true;
+        of->ended.set();
+    });
+    alarm.set(clock.now() + limit);
+    group.spawn(std::move(name), Shared::run(shared, std::move(operation)));
+    co_return co_await Shared::outcome(shared);
 }
 
 } // namespace vtpmd

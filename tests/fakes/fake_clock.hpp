@@ -38,12 +38,15 @@ class FakeClock final : public Clock {
                 s->wake.cancel();
             }
         }
+        alarms_changed();
     }
-    [[nodiscard]] std::size_t sleeping() const { return sleepers_.size(); }
-    /// When the first of those who sleep is due; now() if nobody sleeps.
+    /// Those who sleep, and the alarms that are set.
+    [[nodiscard]] std::size_t sleeping() const { return sleepers_.size() + alarms(); }
+    /// When the first of those is due; now() if there is none.
     [[nodiscard]] time_point next_due() const {
-        time_point first = now_;
-        bool any = false;
+        const auto alarm = first_alarm();
+        time_point first = alarm.value_or(now_);
+        bool any = alarm.has_value();
         for (const Sleeper* s : sleepers_) {
             if (!s->due && (!any || s->when < first)) {
                 first = s->when;
@@ -54,6 +57,13 @@ class FakeClock final : public Clock {
     }
 
   private:
+    void alarms_changed() override {
+        const auto first = first_alarm();
+        if (first && *first <= now_) {
+            asio::post(executor_, [this] { ring_due(); });
+        }
+    }
+
     struct Sleeper {
         asio::steady_timer wake; ///< never expires; cancelled when due
         time_point when;
