@@ -147,7 +147,7 @@ class Company {
     RuntimeDeps deps_;
     const Guests& guests_;
     const NamedFile& at_path_;
-    const std::optional<NamedFile::Place> image_; ///< as it is opened; nullopt: it cannot be told
+    const std::optional<FilePlace> image_; ///< as it is opened; nullopt: it cannot be told
     Orphan orphan_;
 };
 

@@ -18,8 +18,6 @@ namespace {
 constexpr unsigned rescue_names = 10;
 constexpr std::size_t chunk_size = std::size_t{256} * 1024;
 
-bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
-
 /// As much as there is, without a hole being filled; durable.
 bool copy_all(int from, int to) {
     struct stat st {};
@@ -76,11 +74,10 @@ FileWatch::FileWatch(int fd, const std::string& path)
     : fd_(fd)
     , there_(path)
     , path_(there_.path()) {
-    struct stat mine {};
-    struct stat there {};
-    has_path_ =
-        ::fstat(fd_, &mine) == 0 && there_.look(there) && mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
-    changed_ = mine.st_mtim;
+    const auto mine = facts_of(fd_);
+    const auto there = there_.look();
+    has_path_ = mine && there && mine->place == there->place;
+    place_ = mine ? mine->place : FilePlace{};
 }
 
 Result<void> FileWatch::may_write() {
@@ -95,17 +92,22 @@ Result<void> FileWatch::may_write() {
     return {};
 }
 
-/// Whether somebody else has written since we did last.
+/// Whether somebody else has written since we did last. (The file's times would tell too, but see facts_of().)
 void FileWatch::look_before_write() {
-    struct stat mine {};
-    if (writing_ == 0 && ::fstat(fd_, &mine) == 0 && !same_time(mine.st_mtim, changed_)) {
-        overwritten_ = overwritten_ || !holds_last(); // else somebody touched it, or the file system keeps its own time
+    if (writing_ == 0) {
+        overwritten_ = overwritten_ || !holds_last();
     }
 }
 
 bool FileWatch::holds_last() const {
     std::array<std::byte, tail_size> now{};
+    if (tail_.empty()) {
+        return true;
+    }
     const ssize_t n = ::pread(fd_, now.data(), tail_.size(), static_cast<off_t>(tail_at_));
+    if (n < 0) {
+        return true; // a disk that cannot be read is none of it
+    }
     return n == static_cast<ssize_t>(tail_.size()) && std::ranges::equal(ByteView(now).first(tail_.size()), tail_);
 }
 
@@ -113,10 +115,12 @@ void FileWatch::grew() {
     if (writing_ > 0) {
         --writing_;
     }
-    struct stat mine {};
-    if (::fstat(fd_, &mine) == 0) {
-        changed_ = mine.st_mtim;
-    }
+}
+
+void FileWatch::failed() {
+    grew();
+    tail_.clear();
+    tail_is_ours_ = true;
 }
 
 void FileWatch::wrote(std::uint64_t offset, ByteView data) {
@@ -149,26 +153,35 @@ Result<void> FileWatch::check(std::uint64_t size) {
 }
 
 Result<void> FileWatch::in_place(std::uint64_t size) const {
-    struct stat mine {};
-    if (::fstat(fd_, &mine) != 0) {
-        return errno_error(errno, path_ + ": fstat");
+    if (has_path_) {
+        if (const auto there = there_.look(); there && there->place == place_ && there->size >= size) {
+            return {};
+        }
     }
-    if (mine.st_nlink == 0) {
+    return why_not_in_place(size);
+}
+
+Result<void> FileWatch::why_not_in_place(std::uint64_t size) const {
+    const auto mine = facts_of(fd_);
+    if (!mine) {
+        return errno_error(errno, path_ + ": statx");
+    }
+    if (mine->links == 0) {
         return lost(Loss::nameless, "it was deleted, or another file was renamed over it");
     }
     if (has_path_) {
-        struct stat there {};
-        if (!there_.look(there)) {
+        const auto there = there_.look();
+        if (!there) {
             // Who has given up its rights since it opened the file cannot look any more.
             if (errno != EACCES && errno != EPERM) {
                 return lost(Loss::elsewhere, "it is not at its path any more: it was renamed, or its directory was");
             }
-        } else if (mine.st_dev != there.st_dev || mine.st_ino != there.st_ino) {
+        } else if (there->place != place_) {
             return lost(Loss::elsewhere,
                         "another file is at its path: it was renamed, or something was mounted over it");
         }
     }
-    if (static_cast<std::uint64_t>(mine.st_size) < size) {
+    if (mine->size < size) {
         return lost(Loss::changed, "another program has cut it short");
     }
     return {};
@@ -176,9 +189,7 @@ Result<void> FileWatch::in_place(std::uint64_t size) const {
 
 Error FileWatch::lost(Loss kind, std::string_view what) const {
     const std::string live = fmt::format("/proc/{}/fd/{}", ::getpid(), fd_);
-    struct stat mine {};
-    (void)::fstat(fd_, &mine);
-    Error e = make_error(Errc::io, "{}: {}, while it is open (inode {}). ", path_, what, mine.st_ino);
+    Error e = make_error(Errc::io, "{}: {}, while it is open (inode {}). ", path_, what, place_.inode);
     e.detail = ESTALE;
     if (kind == Loss::changed) {
         e.message +=

@@ -1,8 +1,7 @@
 // An open file that can be taken from under the process which writes it: a restore tool unlinks it, renames another
 // over it, moves its directory, mounts something over that, or copies over what is in it. What is written then is lost
 // at the latest when the process ends. So whoever acknowledges something looks first whether the file is still the one
-// at its path, and holds what was written last. Three or four system calls for each write and its sync, 1.6
-// microseconds (tools/bench nv).
+// at its path, and holds what was written last: two system calls for each write and its sync (tools/bench nv).
 //
 // Once it is found away nothing more is written to it, so that what it holds can be copied. One that has no name any
 // more is copied at once, beside its path (".rescued"); one that is only elsewhere can be put back, and the process
@@ -14,7 +13,6 @@
 #include "util/result.hpp"
 
 #include <cstdint>
-#include <ctime>
 #include <string>
 #include <string_view>
 
@@ -35,8 +33,10 @@ class FileWatch {
 
     /// Before a write. An error: it was found away and is away still.
     Result<void> may_write();
-    /// After a write, whatever became of it; `data` is what should be there.
+    /// After a write; `data` is what should be there.
     void wrote(std::uint64_t offset, ByteView data);
+    /// After a write that failed: what is there is not known.
+    void failed();
     /// After an allocation, which may_write() comes before as well.
     void grew();
     /// The same for what was read, until something is written.
@@ -47,6 +47,7 @@ class FileWatch {
 
   private:
     [[nodiscard]] Result<void> in_place(std::uint64_t size) const;
+    [[nodiscard]] Result<void> why_not_in_place(std::uint64_t size) const;
     void look_before_write();
     [[nodiscard]] bool holds_last() const;
     enum class Loss { nameless, elsewhere, changed };
@@ -58,15 +59,15 @@ class FileWatch {
     int fd_;
     NamedFile there_;
     std::string path_; ///< absolute
-    bool has_path_;    ///< it could be found there when it was opened
+    FilePlace place_;
+    bool has_path_; ///< it could be found there when it was opened
     bool away_ = false;
     mutable std::string rescued_; ///< where its copy is
     mutable bool rescue_tried_ = false;
     unsigned writing_ = 0; ///< writes of ours that are not done
     bool overwritten_ = false;
-    timespec changed_{}; ///< the file's mtime after our last write
     std::uint64_t tail_at_ = 0;
-    Bytes tail_; ///< the end of what was written (before the first write: read) last
+    Bytes tail_; ///< the end of what was written (before the first write: read) last; empty: not known
     bool tail_is_ours_ = false;
 };
 

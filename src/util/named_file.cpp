@@ -29,7 +29,20 @@ UniqueFd open_folder(const std::filesystem::path& path) {
     return UniqueFd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
+std::optional<FileFacts> facts_at(int folder, const char* path, int flags) {
+    struct statx found {};
+    if (::statx(folder, path, flags, STATX_INO | STATX_NLINK | STATX_SIZE, &found) != 0) {
+        return std::nullopt;
+    }
+    constexpr unsigned half = 32;
+    const std::uint64_t device = (std::uint64_t{found.stx_dev_major} << half) | found.stx_dev_minor;
+    return FileFacts{
+        .place = {.device = device, .inode = found.stx_ino}, .size = found.stx_size, .links = found.stx_nlink};
+}
+
 } // namespace
+
+std::optional<FileFacts> facts_of(int fd) { return facts_at(fd, "", AT_EMPTY_PATH); }
 
 void give_up_paths() noexcept { paths_given_up = true; }
 
@@ -40,26 +53,28 @@ NamedFile::NamedFile(const std::string& path)
     , root_(open_folder("/"))
     , folder_(open_folder(std::filesystem::path(real_).parent_path())) {}
 
-bool NamedFile::look(struct stat& out) const {
+std::optional<FileFacts> NamedFile::look() const {
     if (!paths_given_up) {
-        return ::stat(path_.c_str(), &out) == 0;
+        return facts_at(AT_FDCWD, path_.c_str(), 0);
     }
-    if (root_ && ::fstatat(root_.get(), real_.c_str() + 1, &out, AT_SYMLINK_NOFOLLOW) == 0) {
-        return true;
-    }
-    if (root_ && errno != EACCES) {
-        return false;
+    if (root_) {
+        if (auto found = facts_at(root_.get(), real_.c_str() + 1, AT_SYMLINK_NOFOLLOW)) {
+            return found;
+        }
+        if (errno != EACCES) {
+            return std::nullopt;
+        }
     }
     if (!folder_) {
         errno = EACCES;
-        return false;
+        return std::nullopt;
     }
-    return ::fstatat(folder_.get(), name_.c_str(), &out, AT_SYMLINK_NOFOLLOW) == 0;
+    return facts_at(folder_.get(), name_.c_str(), AT_SYMLINK_NOFOLLOW);
 }
 
-std::optional<NamedFile::Place> NamedFile::place() const {
-    struct stat st {};
-    return look(st) ? std::optional(Place{st.st_dev, st.st_ino}) : std::nullopt;
+std::optional<FilePlace> NamedFile::place() const {
+    const auto found = look();
+    return found ? std::optional(found->place) : std::nullopt;
 }
 
 } // namespace vtpmd
