@@ -71,6 +71,14 @@ class Engine {
 
     /// All three blobs of the running TPM as they are now: permanent and save state as libtpms stored them last.
     virtual Result<EngineState> snapshot() = 0;
+    /// The volatile blob of snapshot() alone.
+    virtual Result<SecretBytes> registers() {
+        auto all = snapshot();
+        if (!all) {
+            return all.error();
+        }
+        return std::move(all->volatile_state);
+    }
     /// Power-cycles the running TPM into this volatile state; permanent and save state, and what is staged, stay as
     /// they are. Errc::corrupt if libtpms refuses it: the TPM is then off.
     virtual Result<void> resume(const SecretBytes& volatile_state) = 0;

@@ -105,6 +105,7 @@ class LibtpmsEngine final : public Engine {
     void staged_is_durable() override;
     void staged_failed() override;
     Result<EngineState> snapshot() override;
+    Result<SecretBytes> registers() override;
     Result<void> resume(const SecretBytes& volatile_state) override;
     [[nodiscard]] TpmVersion version() const override { return version_; }
     BufferSize buffer_size(std::uint32_t wanted) override;
@@ -347,20 +348,28 @@ void LibtpmsEngine::staged_failed() {
 }
 
 Result<EngineState> LibtpmsEngine::snapshot() {
-    if (auto ok = running_or_error("taking a snapshot"); !ok) {
-        return ok.error();
-    }
-    TpmBuffer registers;
-    if (TPM_RESULT rc = TPMLIB_GetState(TPMLIB_STATE_VOLATILE, &registers.data, &registers.size); rc != TPM_SUCCESS) {
-        return tpm_error(rc, "reading the volatile state");
+    auto now = registers();
+    if (!now) {
+        return now.error();
     }
     // libtpms' own view of the other two is not wanted: asked for TPM 1.2's save state it makes up what TPM_SaveState
     // would save now, although nobody asked the TPM to.
     EngineState out;
     out.permanent = permanent_.clone();
     out.save_state = save_state_.clone();
-    out.volatile_state = SecretBytes(registers.view());
+    out.volatile_state = std::move(*now);
     return out;
+}
+
+Result<SecretBytes> LibtpmsEngine::registers() {
+    if (auto ok = running_or_error("taking a snapshot"); !ok) {
+        return ok.error();
+    }
+    TpmBuffer blob;
+    if (TPM_RESULT rc = TPMLIB_GetState(TPMLIB_STATE_VOLATILE, &blob.data, &blob.size); rc != TPM_SUCCESS) {
+        return tpm_error(rc, "reading the volatile state");
+    }
+    return SecretBytes(blob.view());
 }
 
 Result<void> LibtpmsEngine::resume(const SecretBytes& volatile_state) {

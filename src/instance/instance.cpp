@@ -138,7 +138,7 @@ Task<Bytes> Instance::commit_answer(Turn turn, Arrival arrival, Ran ran) {
     if (ran.how == Admission::watch) {
         kept = co_await committer_.undo_if_changed(std::move(ran.registers), ran.command, ran.answer);
     } else {
-        kept = co_await commit_if_changed(std::move(ran.registers), ran.command, ran.answer);
+        kept = co_await commit_if_changed(std::move(ran.registers), ran.command, ran.answer); // both live in this frame
     }
     cleanse(ran.command);
     if (!kept) {
@@ -152,14 +152,11 @@ Task<Bytes> Instance::commit_answer(Turn turn, Arrival arrival, Ran ran) {
     co_return std::move(ran.answer);
 }
 
-Task<Result<void>> Instance::commit_if_changed(SecretBytes registers, Bytes command, Bytes answer) {
+Task<Result<void>> Instance::commit_if_changed(SecretBytes registers, ByteView command, ByteView answer) {
     if (!committer_.dirty()) {
         co_return Result<void>{};
     }
-    auto kept = co_await committer_.commit(std::move(registers), command, answer);
-    cleanse(command);
-    cleanse(answer);
-    co_return kept;
+    co_return co_await committer_.commit(std::move(registers), command, answer);
 }
 
 Bytes Instance::refuse_not_durable(std::uint32_t code) {

@@ -127,7 +127,7 @@ class Instance final : public guest::TpmService {
     };
     Task<Bytes> commit_answer(Turn turn, Arrival arrival, Ran ran);
     /// Committer::commit() where there is something to commit.
-    Task<Result<void>> commit_if_changed(SecretBytes registers, Bytes command, Bytes answer);
+    Task<Result<void>> commit_if_changed(SecretBytes registers, ByteView command, ByteView answer);
     Bytes refuse_not_durable(std::uint32_t code);
     /// Takes a turn and runs `step` on the TPM; what it changed is durable on return, or it has not happened.
     Task<Result<void>> with_tpm(std::string what, Event event, Step step);

@@ -258,7 +258,15 @@ class FakeManager final : public proto::ManagerClient {
         }
         co_return reply;
     }
-    Task<Result<void>> save_hash_key(ByteView key) override {
+    using ManagerClient::save_hash_key;
+    Task<Result<void>> save_hash_key(ByteView key, Interruption* by) override {
+        Task<Result<void>> saving = save(key);
+        if (by != nullptr) {
+            saving = interruptible(*by, "fake", std::move(saving));
+        }
+        co_return co_await std::move(saving);
+    }
+    Task<Result<void>> save(ByteView key) {
         const std::uint64_t number = number_in(key);
         offered.push_back(number);
         co_await points_.pass();

@@ -5,10 +5,11 @@
 #include "tpm/commands.hpp"
 #include "tpm/driver_patience.hpp"
 #include "util/cancelled.hpp"
-#include "util/deadline.hpp"
+#include "util/interruption.hpp"
 #include "util/shielded.hpp"
 
 #include <algorithm>
+#include <boost/asio/experimental/parallel_group.hpp>
 #include <cstdlib>
 
 namespace vtpmd::instance {
@@ -91,24 +92,54 @@ CommitPatience Committer::patience_for(ByteView command) const {
     return patience;
 }
 
-/// Ends when `patience` has; a manager that was away and is back has the longer of the two.
-Task<> Committer::run_out(CommitPatience patience) {
-    Clock::duration waited{};
-    Clock::duration limit = std::min(patience.linked, patience.unlinked);
-    bool was_away = false;
-    while (waited < limit) {
-        const auto step = std::min(look, limit - waited);
-        (void)co_await clock_.sleep_for(step);
-        waited += step;
-        const bool away = !manager_.connected();
-        was_away = was_away || away;
+/// Runs out after `patience`; a manager that was away and is back has the longer of the two.
+class Committer::Wait {
+  public:
+    Wait(Committer& self, CommitPatience patience)
+        : self_(self)
+        , patience_(patience)
+        , limit_(std::min(patience.linked, patience.unlinked))
+        , alarm_(self.clock_, [this] { look_again(); }) {
+        set_alarm();
+    }
+    [[nodiscard]] Interruption& over() { return over_; }
+
+  private:
+    void set_alarm() {
+        step_ = std::min(look, limit_ - waited_);
+        alarm_.set(self_.clock_.now() + step_);
+    }
+    void look_again() {
+        waited_ += step_;
+        const bool away = !self_.manager_.connected();
+        was_away_ = was_away_ || away;
         if (away) {
-            away_since_ = away_since_.value_or(clock_.now() - step);
-            limit = hurried_ ? std::min(patience_.unlinked, patience.unlinked) : patience.unlinked;
+            self_.away_since_ = self_.away_since_.value_or(self_.clock_.now() - step_);
+            limit_ = self_.hurried_ ? std::min(self_.patience_.unlinked, patience_.unlinked) : patience_.unlinked;
         } else {
-            limit = was_away ? std::max(patience.linked, patience.unlinked) : patience.linked;
+            limit_ = was_away_ ? std::max(patience_.linked, patience_.unlinked) : patience_.linked;
+        }
+        if (waited_ < limit_) {
+            set_alarm();
+        } else {
+            over_.request();
         }
     }
+
+    Committer& self_;
+    const CommitPatience patience_;
+    Clock::duration limit_;
+    Clock::duration step_{};
+    Clock::duration waited_{};
+    bool was_away_ = false;
+    Interruption over_;
+    Alarm alarm_;
+};
+
+/// What is on record, if the manager says it before `patience` has run out.
+Task<Result<std::optional<SecretBytes>>> Committer::ask_record(CommitPatience patience) {
+    Wait wait(*this, patience);
+    co_return co_await interruptible(wait.over(), "the manager", manager_.load_hash_key());
 }
 
 // --- one save ---
@@ -184,7 +215,7 @@ Task<Result<void>> Committer::write_slot(std::optional<CommitPatience> patience)
     SecretBytes blob = encode_state(engine_.version(), *staged);
     Task<Result<SecretBytes>> preparing; // assigned once: a Task that is assigned over leaves its frame behind
     if (patience) {
-        preparing = with_deadline(clock_, patience->linked, "the disk", prepare(blob.clone()));
+        preparing = prepare_within(patience->linked, std::move(blob));
     } else {
         preparing = image_.prepare(blob.view());
     }
@@ -200,7 +231,7 @@ Task<Result<void>> Committer::write_slot(std::optional<CommitPatience> patience)
 }
 
 /// The write may take longer than anybody waits for it.
-Task<Result<SecretBytes>> Committer::prepare(SecretBytes blob) {
+Task<Result<SecretBytes>> Committer::prepare_within(Clock::duration limit, SecretBytes blob) {
     auto write = [](Committer& self, SecretBytes state) -> Task<Result<SecretBytes>> {
         self.writing_ = true;
         auto key = co_await self.image_.prepare(state.view());
@@ -211,19 +242,25 @@ Task<Result<SecretBytes>> Committer::prepare(SecretBytes blob) {
         }
         co_return key;
     };
-    auto done = co_await shielded(group_, "writing the state", write(*this, std::move(blob)));
-    if (!done) {
-        co_return make_error(Errc::canceled, "cancelled");
+    auto done = co_await shielded_for(clock_, limit, group_, "a save", write(*this, std::move(blob)));
+    if (done) {
+        co_return std::move(*done);
     }
-    co_return std::move(*done);
+    const bool cancelled = is_cancelled(co_await asio::this_coro::cancellation_state);
+    if (cancelled) {
+        co_return make_error(Errc::canceled, "the disk: cancelled");
+    }
+    co_return make_error(Errc::timed_out, "the disk: no answer within {} ms",
+                         std::chrono::duration_cast<std::chrono::milliseconds>(limit).count());
 }
 
 Task<Result<void>> Committer::offer_key(std::optional<CommitPatience> patience) {
-    Task<Result<void>> offering = manager_.save_hash_key(in_doubt_->view());
+    std::optional<Wait> wait;
     if (patience) {
-        offering = until(run_out(*patience), "the manager", std::move(offering));
+        wait.emplace(*this, *patience);
     }
-    auto saved = co_await std::move(offering);
+    auto saved = co_await manager_.save_hash_key(in_doubt_->view(), wait ? &wait->over() : nullptr);
+    wait.reset();
     if (!saved) {
         co_return in_context(std::move(saved).error(), "giving the state's key to the manager");
     }
@@ -273,8 +310,8 @@ SecretBytes Committer::before(ByteView command, Admission how) {
 }
 
 SecretBytes Committer::registers_now() {
-    auto now = engine_.snapshot();
-    return now ? std::move(now->volatile_state) : SecretBytes();
+    auto now = engine_.registers();
+    return now ? std::move(*now) : SecretBytes();
 }
 
 Task<Result<void>> Committer::commit(SecretBytes registers, ByteView command, ByteView answer) {
@@ -354,7 +391,7 @@ Task<Committer::Fate> Committer::find_fate(Error& why, CommitPatience patience) 
     if (is_silence(why.code)) {
         co_return Fate::not_known;
     }
-    auto kept = co_await until(run_out(patience), "the manager", manager_.load_hash_key());
+    auto kept = co_await ask_record(patience);
     if (!kept) {
         if (is_past(kept.error().code)) {
             why = std::move(kept).error();
@@ -444,9 +481,10 @@ Task<> Committer::stopped() {
     }
 }
 
-/// Asks until `end` ends. Whoever can say what is on record can take a save.
-Task<bool> Committer::manager_answers(Task<> end) {
-    auto kept = co_await until(std::move(end), "the manager", manager_.load_hash_key());
+/// Asks until `patience` has run out, or this is stopped. Whoever can say what is on record can take a save.
+Task<bool> Committer::manager_answers(std::optional<CommitPatience> patience) {
+    auto asking = patience ? ask_record(*patience) : until(stopped(), "the manager", manager_.load_hash_key());
+    auto kept = co_await std::move(asking);
     if (!kept && is_past(kept.error().code)) {
         (void)lose(kept.error());
     }
@@ -461,7 +499,7 @@ Task<> Committer::await_manager(ByteView command) {
     if (left <= Clock::duration::zero()) {
         co_return;
     }
-    const bool answers = co_await manager_answers(run_out({.linked = patience_.linked, .unlinked = left}));
+    const bool answers = co_await manager_answers(CommitPatience{.linked = patience_.linked, .unlinked = left});
     if (answers) {
         co_await save_once_more();
     }
@@ -476,7 +514,7 @@ Task<> Committer::save_again() {
         };
         (void)co_await until(stopped(), "a pause", sleep(clock_, wait));
         wait = std::min(2 * wait, longest_pause);
-        const bool answers = co_await manager_answers(stopped()); // nobody's command waits for this
+        const bool answers = co_await manager_answers(std::nullopt); // nobody's command waits for this
         if (answers && !stopped_) {
             auto turn = co_await lock_.acquire();
             if (turn && !stopped_ && !calm()) {

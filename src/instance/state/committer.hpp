@@ -61,9 +61,9 @@ class Committer {
     [[nodiscard]] Durability state() const { return state_; }
     /// True if the TPM may be ahead of the disk: a save of an earlier step, which was not a command, did not succeed.
     [[nodiscard]] bool dirty() const { return (in_doubt_.has_value() && !resaving_) || engine_.has_staged(); }
-    /// Nothing is dirty and the last save went well.
     /// Why nothing is answered any more, if so.
     [[nodiscard]] const std::optional<Error>& lost() const { return lost_; }
+    /// Nothing is dirty and the last save went well.
     [[nodiscard]] bool calm() const { return state_ == Durability::durable && !dirty(); }
 
     /// Returns once nothing is dirty any more; an error leaves it dirty, and the next call goes on where this one failed.
@@ -122,10 +122,11 @@ class Committer {
     enum class Fate { durable, never, not_known };
 
     [[nodiscard]] CommitPatience patience_for(ByteView command) const;
-    Task<> run_out(CommitPatience patience);
+    class Wait;
+    Task<Result<std::optional<SecretBytes>>> ask_record(CommitPatience patience);
     Task<Result<void>> save(std::optional<CommitPatience> patience);
     Task<Result<void>> write_slot(std::optional<CommitPatience> patience);
-    Task<Result<SecretBytes>> prepare(SecretBytes blob);
+    Task<Result<SecretBytes>> prepare_within(Clock::duration limit, SecretBytes blob);
     Task<Result<void>> offer_key(std::optional<CommitPatience> patience);
     Task<Result<void>> accept();
     /// What became of a save that failed. What the manager says about the vTPM itself goes to `why`.
@@ -138,7 +139,7 @@ class Committer {
     void note_trouble(const Error& why);
     Error lose(Error why);
     void try_again();
-    Task<bool> manager_answers(Task<> end);
+    Task<bool> manager_answers(std::optional<CommitPatience> patience);
     Task<> save_again();
     Task<> save_once_more();
     Task<> stopped();

@@ -369,6 +369,10 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     /// Compares with what is durable. Nobody else saves meanwhile: this session holds the vTPM.
     Task<Result<void>> save_if_over(Bytes over, SecretBytes hash_key) {
         Vault& vault = service_.parts_.vault;
+        const Bytes hash = to_bytes(hash_key.view().subspan(proto::hash_key_part));
+        if (saved_ && saved_->sequence == sequence_on_record() && saved_->hash == over && hash != over) {
+            co_return co_await save(std::move(hash_key), hash); // nearly every save: nothing is to be unwrapped
+        }
         auto present = co_await vault.load_key(*uuid_);
         if (!present) {
             co_return present.error();
@@ -385,10 +389,22 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
                 Errc::rollback, "vTPM {}: another instance has saved since this one did; what this one has is not kept",
                 *uuid_);
         }
+        co_return co_await save(std::move(hash_key), hash);
+    }
+    Task<Result<void>> save(SecretBytes hash_key, Bytes hash) {
         if (auto may = may_change(); !may) {
             co_return may;
         }
-        co_return co_await vault.save_key(*uuid_, std::move(hash_key));
+        saved_.reset();
+        auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
+        if (saved) {
+            saved_ = Saved{.sequence = sequence_on_record(), .hash = std::move(hash)};
+        }
+        co_return saved;
+    }
+    [[nodiscard]] std::uint64_t sequence_on_record() const {
+        const auto* vtpm = service_.parts_.vault.registry().find(*uuid_);
+        return vtpm == nullptr ? 0 : vtpm->sequence;
     }
 
     [[nodiscard]] bool is_administrator() const {
@@ -557,6 +573,12 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     bool knows_reset_ = false;                ///< the last one of its vTPM
     bool receiving_ = false;
     std::set<proto::EkKind> certified_; ///< asked for
+    /// By this session last, and on record as long as the sequence is the same.
+    struct Saved {
+        std::uint64_t sequence;
+        Bytes hash;
+    };
+    std::optional<Saved> saved_;
 };
 
 KeyService::KeyService(Options options, Parts parts)

@@ -49,9 +49,9 @@ class Client final : public ManagerClient {
         co_return greeted_;
     }
 
-    Task<Result<void>> save_hash_key(ByteView hash_key) override {
+    Task<Result<void>> save_hash_key(ByteView hash_key, Interruption* by) override {
         offered_ = to_bytes(hash_key.subspan(hash_key_part));
-        auto saved = co_await save(hash_key);
+        auto saved = co_await save(hash_key, by);
         if (saved) {
             had_record_ = true;
             on_record_ = std::exchange(offered_, std::nullopt);
@@ -173,10 +173,10 @@ class Client final : public ManagerClient {
     }
 
     /// By SAVE_OVER, where it is known what this goes over and the manager has it.
-    Task<Result<void>> save(ByteView hash_key) {
+    Task<Result<void>> save(ByteView hash_key, Interruption* by) {
         if (on_record_ && !without_save_over_) {
             SecretBytes request = secret_frame(encode_save_over(*on_record_, hash_key));
-            auto answer = co_await exchange("SAVE_OVER", request.view(), &is_answer);
+            auto answer = co_await exchange("SAVE_OVER", request.view(), &is_answer, by);
             if (!answer) {
                 co_return std::move(answer).error();
             }
@@ -190,7 +190,7 @@ class Client final : public ManagerClient {
             without_save_over_ = true;
         }
         SecretBytes request = secret_frame(encode_save(hash_key));
-        auto answer = co_await exchange("SAVEHASHKEY", request.view(), &is_answer);
+        auto answer = co_await exchange("SAVEHASHKEY", request.view(), &is_answer, by);
         if (!answer) {
             co_return std::move(answer).error();
         }
@@ -234,29 +234,43 @@ class Client final : public ManagerClient {
 
     /// `operation` with a deadline; running out of it is Errc::unavailable with the last trouble of the link.
     template <typename T>
-    Task<Result<T>> bounded(Clock::duration limit, std::string what, Task<Result<T>> operation) {
+    Task<Result<T>> bounded(Clock::duration limit, std::string what, Task<Result<T>> operation,
+                            Interruption* by = nullptr) {
         trouble_.reset();
-        auto result = co_await with_deadline(clock_, limit, what, std::move(operation));
+        Interruption own;
+        Interruption& end = by != nullptr ? *by : own;
+        bool time_up = false;
+        Alarm alarm(clock_, [&end, &time_up] {
+            time_up = true;
+            end.request();
+        });
+        alarm.set(clock_.now() + limit);
+        auto result = co_await interruptible(end, what, std::move(operation));
         if (!result && (result.error().code == Errc::timed_out || result.error().code == Errc::canceled)) {
             // Whatever was under way may still be answered: that answer must not be taken for a later
             // request's.
             channel_.reset();
         }
-        away_ = !result && result.error().code == Errc::timed_out;
+        away_ = !result && result.error().code == Errc::timed_out && time_up;
         if (away_) {
+            const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(limit).count();
             co_return make_error(Errc::unavailable, "{}: {}", what,
-                                 trouble_ ? trouble_->message : result.error().message);
+                                 trouble_ ? trouble_->message : fmt::format("no answer within {} ms", ms));
         }
         co_return result;
     }
 
-    Task<Result<Bytes>> exchange(std::string what, ByteView request, IsAnswer expected) {
-        auto held = co_await turn_.acquire();
+    Task<Result<Bytes>> exchange(std::string what, ByteView request, IsAnswer expected, Interruption* by = nullptr) {
+        Task<Result<FifoLock::Guard>> waiting = turn_.acquire();
+        if (by != nullptr && turn_.held()) {
+            waiting = interruptible(*by, what, std::move(waiting));
+        }
+        auto held = co_await std::move(waiting);
         if (!held) {
             co_return std::move(held).error();
         }
         co_return co_await bounded(away_ ? options_.retry_deadline : options_.request_deadline, std::move(what),
-                                   exchange_until_answered(request, expected));
+                                   exchange_until_answered(request, expected), by);
     }
 
     /// Sends `request` over as many links as it takes.

@@ -3,6 +3,7 @@
 
 #include "proto/link/messages.hpp"
 #include "util/clock.hpp"
+#include "util/interruption.hpp"
 #include "util/log.hpp"
 
 #include <functional>
@@ -26,7 +27,9 @@ class ManagerClient {
     /// offered again, or load_hash_key() asked what is on record, before any slot is written. Errc::unavailable after
     /// the deadline; rollback: another instance has saved since this one did (here and below); otherwise what the
     /// manager says.
-    virtual Task<Result<void>> save_hash_key(ByteView hash_key) = 0;
+    /// `by`, which outlives the call, ends it early (Errc::timed_out, the outcome unknown); nullptr: nothing does.
+    virtual Task<Result<void>> save_hash_key(ByteView hash_key, Interruption* by) = 0;
+    Task<Result<void>> save_hash_key(ByteView hash_key) { return save_hash_key(hash_key, nullptr); }
     /// nullopt: registered, but nothing was ever saved.
     virtual Task<Result<std::optional<SecretBytes>>> load_hash_key() = 0;
     virtual Task<Result<BootHash>> boot_hash() = 0;
