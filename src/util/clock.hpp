@@ -77,8 +77,9 @@ class SystemClock final : public Clock {
 
     [[nodiscard]] time_point now() const override { return std::chrono::steady_clock::now(); }
     Task<error_code> sleep_until(time_point when) override;
-    /// Whether the loop's timer stays set when the alarm that it was set for is cleared; the next alarm will hardly ever need
-    /// an earlier one. It keeps the loop running that long, so this is for as long as the loop is to run anyway.
+    /// Whether the loop's timer stays set when the alarm that it was set for is cleared; the next alarm will hardly
+    /// ever need an earlier one. It keeps the loop running that long, so this is for as long as the loop is to run
+    /// anyway.
     void keep_timer(bool keep);
 
   private:

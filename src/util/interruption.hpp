@@ -25,10 +25,10 @@ class Interruption {
     bool requested_ = false;
 };
 
-/// Runs `operation`, which is cancelled by `by`, as by its caller's cancellation, and joined: never abandoned. After `by`
-/// the result is Errc::timed_out with `what` in its text, unless the operation succeeded after all (its error by then is
-/// our cancellation); Errc::canceled if it was the caller who was cancelled. Its exceptions pass through, except after
-/// `by`.
+/// Runs `operation`, which is cancelled by `by`, as by its caller's cancellation, and joined: never abandoned. After
+/// `by` the result is Errc::timed_out with `what` in its text, unless the operation succeeded after all (its error by
+/// then is our cancellation); Errc::canceled if it was the caller who was cancelled. Its exceptions pass through,
+/// except after `by`.
 template <typename T>
 Task<Result<T>> interruptible(Interruption& by, std::string what, Task<Result<T>> operation) {
     if (by.requested()) { // it is not begun
