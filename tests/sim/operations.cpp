@@ -497,6 +497,7 @@ void World::group_step(const Step& s) {
                                      } else if (o == Outcome::unknown) {
                                          g.sequence.also(sequence);
                                          g.ca.clear();
+                                         g.lost = g.lost && was; // one that is found now is the new one
                                      }
                                      conclude(g.presence, Presence::there, was, o);
                                      if (!dead) {

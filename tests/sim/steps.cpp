@@ -486,7 +486,7 @@ void World::new_tpm() {
     another.pcrs = tpm_.pcrs;
     tpm_ = std::move(another);
     for (GroupModel& g : model_.groups) {
-        g.lost = true;
+        g.lost = g.lost || g.presence.allows(Presence::there);
     }
     say("another TPM");
     for (const RecoveryModel& k : model_.recovery) {
