@@ -60,8 +60,10 @@ Task<Result<void>> Instance::do_hand_over(Turn turn, TakeRequest request) {
     bool in_doubt = false;
     auto is_open = [&in_doubt](const Error& e) {
         in_doubt = in_doubt || e.code == Errc::unavailable;
-        // A disk that fails now says nothing of what was asked before.
-        return e.code == Errc::unavailable || (in_doubt && (e.code == Errc::io || e.code == Errc::no_space));
+        // A disk that fails now, or a manager that refuses to look, says nothing of what was asked before.
+        const bool says_nothing =
+            e.code == Errc::io || e.code == Errc::no_space || e.code == Errc::busy || e.code == Errc::permission;
+        return e.code == Errc::unavailable || (in_doubt && says_nothing);
     };
     while (!gone && is_open(gone.error()) && !committer_.has_stopped()) {
         // It may be done: neither to run on nor to say no is safe before that is known.

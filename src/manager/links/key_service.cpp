@@ -13,6 +13,9 @@ namespace vtpmd::manager {
 
 namespace {
 
+/// Whether it would allow one more, of which nothing is taken.
+bool has_room(RateLimit bound, Clock::time_point now) { return bound.allow(now).allowed; }
+
 bool is_refusal(Errc code) {
     switch (code) {
     case Errc::usage:
@@ -189,6 +192,9 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             co_return count(Request::handed_over, std::move(may));
         }
         auto removed = co_await service_.bury(*uuid_, TombstoneRecord::Reason::migrated);
+        if (service_.parts_.vault.registry().find(*uuid_) == nullptr) {
+            count_hand_over();
+        }
         // A tombstone that an older copy of the store might undo is one: the vTPM must not go on here.
         if (!removed && service_.parts_.vault.registry().tombstone(*uuid_) != nullptr) {
             service_.parts_.log.error("{}", removed.error().message);
@@ -298,15 +304,25 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (known == nullptr || (!known->has_key() && !known->returned)) {
             return make_error(Errc::usage, "vTPM {} has no state that another host could have taken", *uuid_);
         }
-        if (info_.user && !service_.users_steps_[*info_.user].allow(service_.parts_.clock.now()).allowed) {
+        const auto now = service_.parts_.clock.now();
+        if (info_.user && !has_room(service_.users_steps_[*info_.user], now)) {
             return make_error(Errc::busy, "user {}: too many hand-overs in a minute; each wears the hardware TPM",
                               *info_.user);
         }
-        if (!within(service_.bounds(*uuid_).handovers)) {
+        if (!has_room(service_.bounds(*uuid_).handovers, now)) {
+            ++service_.counters_.over_bounds;
             return make_error(Errc::busy, "vTPM {}: too many hand-overs in an hour; each wears the hardware TPM",
                               *uuid_);
         }
         return {};
+    }
+    /// Only what was done: an instance that does not know whether it was asks again and again.
+    void count_hand_over() {
+        const auto now = service_.parts_.clock.now();
+        if (info_.user) {
+            (void)service_.users_steps_[*info_.user].allow(now);
+        }
+        (void)service_.bounds(*uuid_).handovers.allow(now);
     }
 
     /// Whether the peer may have this vTPM at all; says nothing of it to who may not.
