@@ -57,7 +57,7 @@ class Spawn(harness.Case):
         manager = harness.Manager(self, options=["--auto-create", "--spawn", f"--run-dir={self.path('run')}"])
         manager.state_dir = images
         manager.start(create=True)
-        self.assertEqual(os.stat(images).st_mode & 0o7777, 0o700)
+        self.assertEqual(os.stat(images).st_mode & 0o7776, 0o700)  # instances of users of their own may pass through it
         self.assertIn(f"{images}: made", manager.process.log())
         manager.process.terminate()
         os.rmdir(images)

@@ -35,7 +35,7 @@ class TpmTools(harness.Case):
 
     def test_owner_story(self):
         manager = harness.Manager(self).start(create=True)
-        instance = harness.Instance(self, manager, version="1.2", tcp=True).start(create=True)
+        instance = harness.Instance(self, manager, version="1.2", tcp=True, options=["--tcp-user=tss"]).start(create=True)
         tcsd = self.start_tcsd(instance)
         _, text = self.tool("tpm_version")
         self.assertIn("TPM 1.2 Version Info", text)
