@@ -20,6 +20,7 @@
 #include <boost/asio/experimental/parallel_group.hpp>
 #include <filesystem>
 #include <fmt/ranges.h>
+#include <malloc.h>
 #include <optional>
 #include <unistd.h>
 #include <utility>
@@ -50,6 +51,7 @@ Task<> serve(const InstanceOptions& options, RuntimeDeps deps, Instance& instanc
         }
         pid_files.push_back(std::move(*file));
     }
+    (void)::malloc_trim(0); // what the start took; what a change takes is kept from here on (main.cpp)
     notify_ready(fmt::format("vTPM {} (TPM {}) serves", options.uuid, to_string(instance.version())));
     co_await deps.stop.wait();
     co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
