@@ -300,7 +300,7 @@ class Groups(harness.Case):
                                 ("the vTPM's PCRs are not what they have to be", {"pcr": f"sha1:10={zero}"}),
                                 ("the hardware: PCR sha1:4 is", {"host_pcr": f"sha1:4={zero}"}),
                                 ("not one of the trusted key", {"key": stranger}),
-                                ("not one of the trusted key", {"file": self.written("damaged", b"\x01" + answer[1:])}),
+                                ("not one of the trusted key", {"file": self.written("damaged", bytes([answer[0] ^ 1]) + answer[1:])}),
                                 ("not the one to this request", {"file": self.written("short", answer[:-1])})):
             self.refused(harness.EX_DATAERR, reason, *verify(**changed))
         for bad in ({"request": self.path("answer")}, {"locality": "5"}, {"pcr": f"sha1:11={zero}"}):
