@@ -26,10 +26,10 @@ XEN_GUEST = os.path.join(HERE, "..", "..", "contrib", "xl", "vtpmd-xen-guest")
 VTPM_PROXY = os.environ.get("VTPMD_VTPM_PROXY", "build/tools/vtpm-proxy/vtpm-proxy")
 
 # Of the kernel's modules, with what they depend on: in every domain, in dom0 only.
-MODULES = ("xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-tpmfront", "tpm_vtpm_proxy")
+MODULES = ("xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-tpmfront", "tpm_vtpm_proxy", "tcp_diag")
 DOM0_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 # init loads these; the others wait for a test. xenfs without xen-privcmd before it does not work.
-LOADED = ("xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", *DOM0_MODULES)
+LOADED = ("xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "tcp_diag", *DOM0_MODULES)
 
 
 def run(*args, **kw):
