@@ -277,13 +277,7 @@ Task<Result<void>> SocketServer::converse_commands(GuestStream& stream) {
         }
         ++counters_.commands;
         Bytes answer = co_await service_.execute(std::move(*command), state_.locality);
-        auto taken = stream.send_at_once(answer);
-        Result<void> sent;
-        if (!taken) {
-            sent = std::move(taken).error();
-        } else if (*taken < answer.size()) {
-            sent = co_await stream.send_rest(ByteView(answer).subspan(*taken));
-        }
+        auto sent = co_await stream.send(answer);
         cleanse(answer);
         if (!sent || options_.disconnect) {
             co_return sent;

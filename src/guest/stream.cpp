@@ -36,13 +36,7 @@ Task<Result<Bytes>> GuestStream::receive() {
         if (finishing_) {
             co_return make_error(Errc::closed, "the connection is being finished");
         }
-        Result<void> begun;
-        if (descriptors_ == Descriptors::taken) {
-            begun = co_await fill_with_descriptors();
-        } else { // fill(), without a frame of its own: every command comes by here
-            auto [ec, n] = co_await socket_.async_read_some(asio::buffer(buffer_.data(), buffer_.size()), use_tuple);
-            begun = filled(ec, n);
-        }
+        auto begun = co_await fill(1);
         if (!begun) {
             co_return std::move(begun).error();
         }
@@ -159,18 +153,14 @@ Task<Result<void>> GuestStream::fill(std::size_t wanted) {
     }
     auto [ec, n] =
         co_await socket_.async_read_some(asio::buffer(buffer_.data() + filled_, buffer_.size() - filled_), use_tuple);
-    co_return filled(ec, n);
-}
-
-Result<void> GuestStream::filled(const error_code& ec, std::size_t n) {
-    if (ec == asio::error::eof && filled_ != 0) {
-        return make_error(Errc::protocol, "the connection ended inside a request");
-    }
     if (ec) {
-        return stream_error(ec, "receiving");
+        if (ec == asio::error::eof && filled_ != 0) {
+            co_return make_error(Errc::protocol, "the connection ended inside a request");
+        }
+        co_return stream_error(ec, "receiving");
     }
     filled_ += n;
-    return {};
+    co_return Result<void>{};
 }
 
 Result<void> GuestStream::make_room(std::size_t wanted) {
@@ -212,30 +202,19 @@ Bytes GuestStream::take(std::size_t size) {
     return request;
 }
 
-Result<std::size_t> GuestStream::send_at_once(ByteView answer) {
-    const ssize_t n = ::send(socket_.native_handle(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (n < 0 && errno != EAGAIN && errno != EINTR) {
-        return errno_error(errno, "sending");
-    }
-    return n < 0 ? 0 : static_cast<std::size_t>(n);
-}
-
 Task<Result<void>> GuestStream::send(ByteView answer) {
-    auto taken = send_at_once(answer);
-    if (!taken) {
-        co_return std::move(taken).error();
+    const ssize_t n = ::send(socket_.native_handle(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n == static_cast<ssize_t>(answer.size())) {
+        co_return Result<void>{};
     }
-    if (*taken < answer.size()) {
-        co_return co_await send_rest(answer.subspan(*taken));
+    if (n < 0 && errno != EAGAIN && errno != EINTR) {
+        co_return errno_error(errno, "sending");
     }
-    co_return Result<void>{};
+    co_return co_await with_deadline(clock_, stall_limit, "taking an answer",
+                                     send_rest(answer.subspan(n < 0 ? 0 : static_cast<std::size_t>(n))));
 }
 
-Task<Result<void>> GuestStream::send_rest(ByteView rest) {
-    co_return co_await with_deadline(clock_, stall_limit, "taking an answer", write_all(rest));
-}
-
-Task<Result<void>> GuestStream::write_all(ByteView data) {
+Task<Result<void>> GuestStream::send_rest(ByteView data) {
     auto [ec, n] = co_await asio::async_write(socket_, asio::buffer(data.data(), data.size()), use_tuple);
     if (ec) {
         co_return stream_error(ec, "sending");

@@ -53,10 +53,6 @@ class GuestStream {
     Task<Result<void>> send(ByteView answer);
     /// Nothing has come on it yet.
     [[nodiscard]] bool was_silent() const noexcept { return !spoke_ && filled_ == 0 && !finishing_; }
-    /// What the socket takes of it at once, in bytes: nearly always the whole answer, without a trip through the loop.
-    Result<std::size_t> send_at_once(ByteView answer);
-    /// The rest of an answer that was not taken at once.
-    Task<Result<void>> send_rest(ByteView rest);
     /// Forgets what was received behind the last request.
     void drop_pending() noexcept { filled_ = 0; }
     /// The last descriptor that came since the last call.
@@ -72,12 +68,11 @@ class GuestStream {
     Task<Result<void>> fill(std::size_t wanted);
     Result<void> make_room(std::size_t wanted);
     void leave_room() noexcept;
-    Result<void> filled(const error_code& ec, std::size_t n);
     Task<Result<void>> fill_with_descriptors();
     Task<Result<Bytes>> rest(std::size_t wanted);
     Task<Result<Bytes>> exactly(std::size_t wanted);
     Bytes take(std::size_t size);
-    Task<Result<void>> write_all(ByteView data);
+    Task<Result<void>> send_rest(ByteView data);
 
     Clock& clock_;
     const Measure measure_;
