@@ -412,9 +412,6 @@ class SlotImage final : public StateImage {
             auto written = co_await write_geometry(geometry_);
             (void)written;
         }
-        if (geometry_.live) {
-            co_return Result<void>{};
-        }
         auto marked = co_await mark_live();
         co_return marked;
     }

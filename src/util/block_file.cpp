@@ -103,10 +103,16 @@ class RealFile final : public BlockFile {
                 co_return there;
             }
         }
-        const std::uint64_t begin = offset;
-        const ByteView whole = data;
-        Result<void> written;
-        while (written && !data.empty()) {
+        auto written = co_await write_all(kind, offset, data);
+        if (watch_) {
+            written ? watch_->wrote(offset, data) : watch_->failed();
+        }
+        co_return written&& kind == Kind::write_sync ? in_place() : written;
+    }
+
+    Task<Result<void>> write_all(Kind kind, std::uint64_t offset, ByteView data) {
+        const std::uint64_t end = offset + data.size();
+        while (!data.empty()) {
             // The kernel only reads through the pointer; the request's type has one for both directions.
             auto* bytes = const_cast<std::byte*>(data.data()); // NOLINT(cppcoreguidelines-pro-type-const-cast)
             BlockOperation op{kind, fd_.get(), offset, bytes, std::min(data.size(), max_transfer), {}, {}, 0};
@@ -115,28 +121,18 @@ class RealFile final : public BlockFile {
                 continue;
             }
             if (outcome.transfer <= 0) {
-                written = errno_error(outcome.transfer < 0 ? -outcome.transfer : ENOSPC,
+                co_return errno_error(outcome.transfer < 0 ? -outcome.transfer : ENOSPC,
                                       fmt::format("{}: write at offset {}", path_, offset));
-                break;
             }
             // A short write broke the link, so its sync did not happen: the next round's covers both.
             offset += static_cast<unsigned>(outcome.transfer);
             data = data.subspan(static_cast<unsigned>(outcome.transfer));
             if (data.empty() && kind == Kind::write_sync && outcome.sync < 0) {
-                written = errno_error(-outcome.sync, fmt::format("{}: sync", path_));
+                co_return errno_error(-outcome.sync, fmt::format("{}: sync", path_));
             }
         }
-        if (!written) {
-            if (watch_) {
-                watch_->failed();
-            }
-            co_return written;
-        }
-        size_ = std::max(size_, begin + whole.size());
-        if (watch_) {
-            watch_->wrote(begin, whole);
-        }
-        co_return kind == Kind::write_sync ? in_place() : written;
+        size_ = std::max(size_, end);
+        co_return Result<void>{};
     }
 
     Task<Result<void>> do_sync() {
