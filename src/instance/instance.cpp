@@ -33,8 +33,7 @@ Instance::Instance(InstanceConfig config, InstanceParts parts)
     , log_(parts.log)
     , request_shutdown_(std::move(parts.request_shutdown))
     , figures_(parts.executor, parts.engine.version(), counters_)
-    , committer_({.executor = parts.executor,
-                  .engine = parts.engine,
+    , committer_({.engine = parts.engine,
                   .image = parts.image,
                   .manager = parts.manager,
                   .counters = counters_,
@@ -280,11 +279,11 @@ Task<Result<void>> Instance::hash_end() {
 
 Task<Result<void>> Instance::store_volatile() {
     return with_tpm("storing the registers", Event::store, [this]() -> Result<void> {
-        auto now = engine_.snapshot();
+        auto now = engine_.registers();
         if (!now) {
             return std::move(now).error();
         }
-        committer_.keep_volatile(std::move(now->volatile_state));
+        committer_.keep_volatile(std::move(*now));
         return {};
     });
 }

@@ -4,7 +4,15 @@
 #include "util/clock.hpp"
 #include "util/interruption.hpp"
 
+#include <string_view>
+
 namespace vtpmd {
+
+/// Errc::timed_out: that `what` did not answer within `limit`.
+[[nodiscard]] inline Error no_answer_within(Clock::duration limit, std::string_view what) {
+    return make_error(Errc::timed_out, "{}: no answer within {} ms", what,
+                      std::chrono::duration_cast<std::chrono::milliseconds>(limit).count());
+}
 
 /// Runs `operation` for at most `limit`: interruptible() by the end of that time.
 template <typename T>
@@ -14,8 +22,7 @@ Task<Result<T>> with_deadline(Clock& clock, Clock::duration limit, std::string w
     alarm.set(clock.now() + limit);
     auto done = co_await interruptible(time_up, what, std::move(operation));
     if (!done && time_up.requested() && done.error().code == Errc::timed_out) {
-        co_return make_error(Errc::timed_out, "{}: no answer within {} ms", what,
-                             std::chrono::duration_cast<std::chrono::milliseconds>(limit).count());
+        co_return no_answer_within(limit, what);
     }
     co_return done;
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "util/cancelled.hpp"
-#include "util/clock.hpp"
+#include "util/deadline.hpp"
 #include "util/task_group.hpp"
 #include "util/wake.hpp"
 
@@ -58,19 +58,28 @@ Task<std::optional<T>> shielded(TaskGroup& group, std::string name, Task<T> oper
     co_return co_await Shared::outcome(std::move(shared));
 }
 
-/// The same for at most `limit`. nullopt also: that was over first; the operation goes on.
+/// with_deadline() whose operation goes on, in `group`, when the time is up (Errc::timed_out) or the caller is
+/// cancelled (Errc::canceled).
 template <typename T>
-Task<std::optional<T>> shielded_for(Clock& clock, Clock::duration limit, TaskGroup& group, std::string name,
-                                    Task<T> operation) {
-    using Shared = detail::Shielded<T>;
+Task<Result<T>> shielded_for(Clock& clock, Clock::duration limit, TaskGroup& group, std::string what,
+                             Task<Result<T>> operation) {
+    using Shared = detail::Shielded<Result<T>>;
     auto shared = std::make_shared<Shared>(co_await asio::this_coro::executor);
     Alarm alarm(clock, [of = shared.get()] {
         of->late = true;
         of->ended.set();
     });
     alarm.set(clock.now() + limit);
-    group.spawn(std::move(name), Shared::run(shared, std::move(operation)));
-    co_return co_await Shared::outcome(shared);
+    group.spawn(what, Shared::run(shared, std::move(operation)));
+    auto done = co_await Shared::outcome(shared);
+    if (done) {
+        co_return std::move(*done);
+    }
+    const bool cancelled = is_cancelled(co_await asio::this_coro::cancellation_state);
+    if (cancelled) {
+        co_return make_error(Errc::canceled, "{}: cancelled", what);
+    }
+    co_return no_answer_within(limit, what);
 }
 
 } // namespace vtpmd

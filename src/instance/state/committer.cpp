@@ -4,13 +4,12 @@
 #include "tpm/clock.hpp"
 #include "tpm/commands.hpp"
 #include "tpm/driver_patience.hpp"
-#include "util/cancelled.hpp"
 #include "util/interruption.hpp"
 #include "util/shielded.hpp"
 
 #include <algorithm>
-#include <boost/asio/experimental/parallel_group.hpp>
 #include <cstdlib>
+#include <vector>
 
 namespace vtpmd::instance {
 
@@ -33,31 +32,6 @@ bool is_shutdown(TpmVersion version, std::uint32_t code) {
     return code == (version == TpmVersion::tpm12 ? tpm::ord::save_state : tpm::cc::shutdown);
 }
 
-/// `operation` until `end` ends; it is cancelled then, and joined.
-template <typename T>
-Task<Result<T>> until(Task<> end, std::string what, Task<Result<T>> operation) {
-    auto executor = co_await asio::this_coro::executor;
-    std::optional<Result<T>> outcome;
-    auto run = [](Task<Result<T>> op, std::optional<Result<T>>& out) -> Task<> { out.emplace(co_await std::move(op)); };
-    auto [order, failed, end_failed] = co_await asio::experimental::make_parallel_group(
-                                           asio::co_spawn(executor, run(std::move(operation), outcome), asio::deferred),
-                                           asio::co_spawn(executor, std::move(end), asio::deferred))
-                                           .async_wait(asio::experimental::wait_for_one(), asio::use_awaitable);
-    (void)end_failed;
-    const bool in_time = order[0] == 0;
-    if (outcome && (in_time || outcome->has_value())) {
-        co_return std::move(*outcome);
-    }
-    if (failed && in_time) {
-        std::rethrow_exception(failed);
-    }
-    const bool cancelled = is_cancelled(co_await asio::this_coro::cancellation_state);
-    if (cancelled) {
-        co_return make_error(Errc::canceled, "{}: cancelled", what);
-    }
-    co_return make_error(Errc::timed_out, "{}: no answer in time", what);
-}
-
 } // namespace
 
 Committer::Committer(Parts parts)
@@ -71,8 +45,7 @@ Committer::Committer(Parts parts)
     , worker_(parts.worker)
     , group_(parts.group)
     , uuid_(parts.uuid)
-    , on_lost_(std::move(parts.on_lost))
-    , stop_(parts.executor, asio::steady_timer::time_point::max()) {}
+    , on_lost_(std::move(parts.on_lost)) {}
 
 void Committer::move(DurabilityEvent event) {
     const auto to = next(state_, event);
@@ -242,16 +215,7 @@ Task<Result<SecretBytes>> Committer::prepare_within(Clock::duration limit, Secre
         }
         co_return key;
     };
-    auto done = co_await shielded_for(clock_, limit, group_, "a save", write(*this, std::move(blob)));
-    if (done) {
-        co_return std::move(*done);
-    }
-    const bool cancelled = is_cancelled(co_await asio::this_coro::cancellation_state);
-    if (cancelled) {
-        co_return make_error(Errc::canceled, "the disk: cancelled");
-    }
-    co_return make_error(Errc::timed_out, "the disk: no answer within {} ms",
-                         std::chrono::duration_cast<std::chrono::milliseconds>(limit).count());
+    return shielded_for(clock_, limit, group_, "the disk", write(*this, std::move(blob)));
 }
 
 Task<Result<void>> Committer::offer_key(std::optional<CommitPatience> patience) {
@@ -475,15 +439,24 @@ void Committer::try_again() {
     }
 }
 
-Task<> Committer::stopped() {
-    while (!stopped_) {
-        (void)co_await stop_.async_wait(use_tuple);
+/// `operation` until stop(); it is cancelled then, and joined.
+template <typename T>
+Task<Result<T>> Committer::until_stopped(std::string what, Task<Result<T>> operation) {
+    Interruption by;
+    if (stopped_) {
+        by.request();
     }
+    struct Place {
+        std::set<Interruption*>& all;
+        Interruption* by;
+        ~Place() { all.erase(by); }
+    } place{ended_by_stop_, *ended_by_stop_.insert(&by).first};
+    co_return co_await interruptible(by, std::move(what), std::move(operation));
 }
 
 /// Asks until `patience` has run out, or this is stopped. Whoever can say what is on record can take a save.
 Task<bool> Committer::manager_answers(std::optional<CommitPatience> patience) {
-    auto asking = patience ? ask_record(*patience) : until(stopped(), "the manager", manager_.load_hash_key());
+    auto asking = patience ? ask_record(*patience) : until_stopped("the manager", manager_.load_hash_key());
     auto kept = co_await std::move(asking);
     if (!kept && is_past(kept.error().code)) {
         (void)lose(kept.error());
@@ -512,7 +485,7 @@ Task<> Committer::save_again() {
             (void)co_await clock.sleep_for(d);
             co_return Result<void>{};
         };
-        (void)co_await until(stopped(), "a pause", sleep(clock_, wait));
+        (void)co_await until_stopped("a pause", sleep(clock_, wait));
         wait = std::min(2 * wait, longest_pause);
         const bool answers = co_await manager_answers(std::nullopt); // nobody's command waits for this
         if (answers && !stopped_) {
@@ -545,7 +518,7 @@ Task<> Committer::save_once_more() {
 }
 
 Task<Result<void>> Committer::unless_stopped(Task<Result<void>> operation) {
-    auto done = co_await until(stopped(), "the manager", std::move(operation));
+    auto done = co_await until_stopped("the manager", std::move(operation));
     if (!done && stopped_ && done.error().code == Errc::timed_out) {
         co_return make_error(Errc::unavailable, "{}", done.error().message);
     }
@@ -554,7 +527,9 @@ Task<Result<void>> Committer::unless_stopped(Task<Result<void>> operation) {
 
 void Committer::stop() {
     stopped_ = true;
-    stop_.cancel();
+    for (Interruption* waiting : std::vector(ended_by_stop_.begin(), ended_by_stop_.end())) {
+        waiting->request();
+    }
 }
 
 // --- what is on the disk ---

@@ -17,12 +17,14 @@
 #include "proto/link/client.hpp"
 #include "store/state_image.hpp"
 #include "util/fifo_lock.hpp"
+#include "util/interruption.hpp"
 #include "util/log.hpp"
 #include "util/task_group.hpp"
 #include "util/worker.hpp"
 
 #include <functional>
 #include <optional>
+#include <set>
 
 namespace vtpmd::instance {
 
@@ -43,7 +45,6 @@ class Committer {
   public:
     /// All of it outlives the committer, whose tasks run in `group`.
     struct Parts {
-        asio::any_io_executor executor;
         Engine& engine;
         store::StateImage& image;
         proto::ManagerClient& manager;
@@ -142,7 +143,8 @@ class Committer {
     Task<bool> manager_answers(std::optional<CommitPatience> patience);
     Task<> save_again();
     Task<> save_once_more();
-    Task<> stopped();
+    template <typename T>
+    Task<Result<T>> until_stopped(std::string what, Task<Result<T>> operation);
     void move(DurabilityEvent event);
 
     InstanceCounters& counters_;
@@ -174,7 +176,7 @@ class Committer {
     bool guessed_ = false;                        ///< a wrong authorisation could not be counted
     bool orderly_ = false;                        ///< shut down: the next command may change that
     bool stopped_ = false;
-    asio::steady_timer stop_; ///< never expires; cancelled by stop()
+    std::set<Interruption*> ended_by_stop_;
     SecretBytes volatile_;
     SecretBytes unconfirmed_;
     SecretBytes given_out_;

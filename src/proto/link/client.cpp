@@ -87,9 +87,7 @@ class Client final : public ManagerClient {
 
     Task<Result<void>> handed_over() override {
         const Bytes request = encode_handed_over();
-        const auto before = asked_;
-        auto answer = co_await exchange("HANDED_OVER", request, &is_answer);
-        said_handed_over_ = said_handed_over_ || asked_ != before;
+        auto answer = co_await exchange("HANDED_OVER", request, &is_answer, nullptr, &said_handed_over_);
         // Deleted or reset meanwhile is another thing: then it is nobody's.
         const bool is_away = !answer && answer.error().code == Errc::tombstone &&
                              answer.error().detail == static_cast<std::uint32_t>(Status::vendor_tombstone);
@@ -253,14 +251,18 @@ class Client final : public ManagerClient {
         }
         away_ = !result && result.error().code == Errc::timed_out && time_up;
         if (away_) {
-            const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(limit).count();
-            co_return make_error(Errc::unavailable, "{}: {}", what,
-                                 trouble_ ? trouble_->message : fmt::format("no answer within {} ms", ms));
+            Error away = no_answer_within(limit, what);
+            if (trouble_) {
+                away.message = fmt::format("{}: {}", what, trouble_->message);
+            }
+            away.code = Errc::unavailable;
+            co_return away;
         }
         co_return result;
     }
 
-    Task<Result<Bytes>> exchange(std::string what, ByteView request, IsAnswer expected, Interruption* by = nullptr) {
+    Task<Result<Bytes>> exchange(std::string what, ByteView request, IsAnswer expected, Interruption* by = nullptr,
+                                 bool* sent = nullptr) {
         Task<Result<FifoLock::Guard>> waiting = turn_.acquire();
         if (by != nullptr && turn_.held()) {
             waiting = interruptible(*by, what, std::move(waiting));
@@ -270,21 +272,17 @@ class Client final : public ManagerClient {
             co_return std::move(held).error();
         }
         co_return co_await bounded(away_ ? options_.retry_deadline : options_.request_deadline, std::move(what),
-                                   exchange_until_answered(request, expected), by);
+                                   exchange_until_answered(request, expected, sent), by);
     }
 
     /// Sends `request` over as many links as it takes.
-    Task<Result<Bytes>> exchange_until_answered(ByteView request, IsAnswer expected) {
+    Task<Result<Bytes>> exchange_until_answered(ByteView request, IsAnswer expected, bool* sent) {
         for (;;) {
             auto linked = co_await make_link();
             if (!linked) {
                 co_return std::move(linked).error();
             }
-            ++asked_;
-            auto answer = co_await once(request);
-            if (!answer && !sent_) {
-                --asked_;
-            }
+            auto answer = co_await once(request, sent);
             if (answer) {
                 if (expected(*parse_header(*answer))) {
                     failures_ = 0;
@@ -300,12 +298,15 @@ class Client final : public ManagerClient {
     }
 
     /// One request, one answer on the present link. `in_exchange_` stays set if this is abandoned half-way.
-    Task<Result<Bytes>> once(ByteView request) {
+    /// `may_be_there` is set once the manager may have the request.
+    Task<Result<Bytes>> once(ByteView request, bool* may_be_there = nullptr) {
         in_exchange_ = true;
-        sent_ = true; // also if this is abandoned
+        const bool before = may_be_there != nullptr && std::exchange(*may_be_there, true); // also if this is abandoned
         auto sent = co_await channel_->send(request);
         if (!sent) {
-            sent_ = sent.error().code == Errc::canceled;
+            if (may_be_there != nullptr && sent.error().code != Errc::canceled) {
+                *may_be_there = before;
+            }
             co_return std::move(sent).error();
         }
         auto answer = co_await channel_->receive();
@@ -470,8 +471,6 @@ class Client final : public ManagerClient {
     std::optional<Bytes>
         on_record_; ///< hash of the slot that was acknowledged or loaded last, empty: none; not set: not known
     std::optional<Bytes> offered_;  ///< hash of the slot whose fate is not known
-    std::uint64_t asked_ = 0;       ///< requests that were sent, the hello not counted
-    bool sent_ = false;             ///< the last request, or it may have been
     bool said_handed_over_ = false; ///< else a tombstone is not of that
     bool closed_ = false;
     bool away_ = false;            ///< the last request ran out of time

@@ -181,7 +181,9 @@ TEST_SUITE("util") {
         loop.clock.advance(5s);
         loop.settle();
         REQUIRE(run->done);
-        CHECK_FALSE(run->value->has_value());
+        REQUIRE_FALSE(*run->value);
+        CHECK(run->value->error().code == Errc::timed_out);
+        CHECK(run->value->error().message == "it: no answer within 5000 ms");
         CHECK_FALSE(joined);
         CHECK(group.size() == 1);
         loop.clock.advance(5s);
@@ -195,9 +197,20 @@ TEST_SUITE("util") {
         loop.clock.advance(1s);
         loop.settle();
         REQUIRE(soon->done);
-        REQUIRE(soon->value->has_value());
-        CHECK((*soon->value)->value() == 1);
+        CHECK(soon->value->value() == 1);
         CHECK(loop.clock.sleeping() == 0);
+
+        joined = false;
+        auto left = loop.start(shielded_for(loop.clock, 5s, group, "it", work(loop.clock, 10s, joined)));
+        loop.settle();
+        left->cancel();
+        loop.settle();
+        REQUIRE(left->done);
+        CHECK(left->value->error().code == Errc::canceled);
+        CHECK_FALSE(joined);
+        loop.clock.advance(10s);
+        loop.settle();
+        CHECK(group.empty());
     }
 }
 
