@@ -100,6 +100,7 @@ Task<Result<void>> Guests::open(InstanceOptions& options) {
             if (!opened) {
                 co_return in_context(std::move(opened).error(), "--guest=" + to_string(endpoint));
             }
+            guest::guard(sockets_.back().listeners, options.tcp_peers);
         }
     }
     co_return Result<void>{};
@@ -116,7 +117,6 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
         if (!adopted) {
             co_return std::move(adopted).error();
         }
-        guest::guard(*adopted, options.tcp_peers);
         sockets_.push_back({std::move(name), std::move(*adopted), of_this_host,
                             (options.allow_rollback || options.incoming) && passed->commands.has_value()});
         co_return Result<void>{};
@@ -128,7 +128,6 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
         if (!adopted) {
             co_return std::move(adopted).error();
         }
-        guest::guard(*adopted, options.tcp_peers);
         sockets_.push_back({std::move(name), std::move(*adopted), state_blobs, sets_outlive_connections});
         co_return Result<void>{};
     }
@@ -137,7 +136,6 @@ Task<Result<void>> Guests::open_socket(InstanceOptions& options, guest::Endpoint
     if (!listeners) {
         co_return std::move(listeners).error();
     }
-    guest::guard(*listeners, options.tcp_peers);
     if (const auto* at = std::get_if<guest::UnixEndpoint>(&endpoint)) {
         warn_of_folder(deps_.log, at->path);
     } else if (const auto* qemu = std::get_if<guest::QemuEndpoint>(&endpoint)) {

@@ -426,8 +426,8 @@ Task<Result<void>> Instance::orderly_end(bool keep_registers) {
     }
     const bool running = life_.power() == Power::on || life_.power() == Power::started;
     if (keep_registers && running) {
-        if (auto now = engine_.snapshot()) {
-            committer_.keep_volatile(std::move(now->volatile_state));
+        if (auto now = engine_.registers()) {
+            committer_.keep_volatile(std::move(*now));
             co_return co_await last_save("shut down in order");
         }
     }
