@@ -48,15 +48,17 @@ void Log::put_limited(const Limited& how, fmt::string_view format, fmt::format_a
 }
 
 RateLimit::Verdict RateLimit::allow(time_point now) {
-    const std::chrono::nanoseconds interval = config_.interval;
-    const auto cost = interval / std::max(config_.burst, 1U);
-    const auto full_at = std::max(full_at_, now) + cost;
-    if (full_at - now > interval) {
+    if (!has_room(now)) {
         ++suppressed_;
         return {false, suppressed_};
     }
-    full_at_ = full_at;
+    full_at_ = full_with_one_more(now);
     return {true, std::exchange(suppressed_, 0)};
+}
+
+RateLimit::time_point RateLimit::full_with_one_more(time_point now) const {
+    const std::chrono::nanoseconds interval = config_.interval;
+    return std::max(full_at_, now) + interval / std::max(config_.burst, 1U);
 }
 
 } // namespace vtpmd

@@ -46,8 +46,12 @@ class RateLimit {
         std::uint64_t suppressed; ///< lines held back since the last one allowed
     };
     [[nodiscard]] Verdict allow(time_point now);
+    /// Whether allow() would; nothing is taken.
+    [[nodiscard]] bool has_room(time_point now) const { return full_with_one_more(now) - now <= config_.interval; }
 
   private:
+    [[nodiscard]] time_point full_with_one_more(time_point now) const;
+
     Config config_{};
     time_point full_at_{}; ///< when the bucket is full again, if nothing more is taken
     std::uint64_t suppressed_ = 0;

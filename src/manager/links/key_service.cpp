@@ -13,9 +13,6 @@ namespace vtpmd::manager {
 
 namespace {
 
-/// Whether it would allow one more, of which nothing is taken.
-bool has_room(RateLimit bound, Clock::time_point now) { return bound.allow(now).allowed; }
-
 bool is_refusal(Errc code) {
     switch (code) {
     case Errc::usage:
@@ -138,10 +135,7 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
         if (auto current = knows_present(); !current) {
             co_return count(Request::save, std::move(current));
         }
-        if (auto may = may_change(); !may) {
-            co_return count(Request::save, std::move(may));
-        }
-        auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
+        auto saved = co_await save(std::move(hash_key));
         note_save(saved);
         co_return count(Request::save, std::move(saved));
     }
@@ -305,11 +299,11 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
             return make_error(Errc::usage, "vTPM {} has no state that another host could have taken", *uuid_);
         }
         const auto now = service_.parts_.clock.now();
-        if (info_.user && !has_room(service_.users_steps_[*info_.user], now)) {
+        if (info_.user && !service_.users_steps_[*info_.user].has_room(now)) {
             return make_error(Errc::busy, "user {}: too many hand-overs in a minute; each wears the hardware TPM",
                               *info_.user);
         }
-        if (!has_room(service_.bounds(*uuid_).handovers, now)) {
+        if (!service_.bounds(*uuid_).handovers.has_room(now)) {
             ++service_.counters_.over_bounds;
             return make_error(Errc::busy, "vTPM {}: too many hand-overs in an hour; each wears the hardware TPM",
                               *uuid_);
@@ -385,9 +379,9 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
     /// Compares with what is durable. Nobody else saves meanwhile: this session holds the vTPM.
     Task<Result<void>> save_if_over(Bytes over, SecretBytes hash_key) {
         Vault& vault = service_.parts_.vault;
-        const Bytes hash = to_bytes(hash_key.view().subspan(proto::hash_key_part));
-        if (saved_ && saved_->sequence == sequence_on_record() && saved_->hash == over && hash != over) {
-            co_return co_await save(std::move(hash_key), hash); // nearly every save: nothing is to be unwrapped
+        const bool is_over_mine = saved_ && saved_->sequence == sequence_on_record() && saved_->hash == over;
+        if (is_over_mine && !std::ranges::equal(hash_key.view().subspan(proto::hash_key_part), over)) {
+            co_return co_await save(std::move(hash_key)); // nearly every save: nothing is to be unwrapped
         }
         auto present = co_await vault.load_key(*uuid_);
         if (!present) {
@@ -405,12 +399,13 @@ class KeyService::Session final : public proto::Handler, public proto::Channel {
                 Errc::rollback, "vTPM {}: another instance has saved since this one did; what this one has is not kept",
                 *uuid_);
         }
-        co_return co_await save(std::move(hash_key), hash);
+        co_return co_await save(std::move(hash_key));
     }
-    Task<Result<void>> save(SecretBytes hash_key, Bytes hash) {
+    Task<Result<void>> save(SecretBytes hash_key) {
         if (auto may = may_change(); !may) {
             co_return may;
         }
+        Bytes hash = to_bytes(hash_key.view().subspan(proto::hash_key_part));
         saved_.reset();
         auto saved = co_await service_.parts_.vault.save_key(*uuid_, std::move(hash_key));
         if (saved) {
