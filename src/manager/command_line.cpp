@@ -6,12 +6,8 @@
 #include "util/unix_socket.hpp"
 
 #include <algorithm>
-#include <cstddef>
 #include <initializer_list>
 #include <limits>
-#include <string_view>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 namespace vtpmd::manager {
@@ -303,19 +299,6 @@ Result<void> parse_store(const CommandLine& line, ManagerOptions& out) {
     return {};
 }
 
-/// Of a Unix socket; empty: it has none that others can use.
-std::string path_of(int socket) {
-    sockaddr_un address{};
-    socklen_t size = sizeof address;
-    void* into = &address;
-    if (::getsockname(socket, static_cast<sockaddr*>(into), &size) != 0 || address.sun_family != AF_UNIX ||
-        size <= offsetof(sockaddr_un, sun_path) || address.sun_path[0] != '/') {
-        return {};
-    }
-    const std::string_view path(address.sun_path, size - offsetof(sockaddr_un, sun_path));
-    return std::string(path.substr(0, path.find('\0')));
-}
-
 } // namespace
 
 std::span<const OptionSpec> option_specs() { return specs; }
@@ -354,7 +337,7 @@ Result<ManagerOptions> parse_options(const CommandLine& line) {
             return make_error(Errc::usage, "two sockets were passed for the vTPM link; pass one");
         }
         out.listen_fd = std::move(socket.fd);
-        if (auto path = path_of(out.listen_fd.get()); !path.empty()) {
+        if (auto path = socket_path(out.listen_fd.get()); !path.empty()) {
             out.listen_path = std::move(path); // where instances come back to
         }
     }

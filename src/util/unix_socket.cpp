@@ -137,6 +137,17 @@ void warn_of_folder(const Log& log, const std::string& path) {
     }
 }
 
+std::string socket_path(int fd) {
+    sockaddr_un address{};
+    socklen_t size = sizeof address;
+    if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0 || address.sun_family != AF_UNIX ||
+        size <= offsetof(sockaddr_un, sun_path) || address.sun_path[0] != '/') {
+        return {};
+    }
+    const std::string_view path(address.sun_path, size - offsetof(sockaddr_un, sun_path));
+    return std::string(path.substr(0, path.find('\0')));
+}
+
 bool is_socket(const std::string& path) {
     struct stat st {};
     return ::lstat(path.c_str(), &st) == 0 && S_ISSOCK(st.st_mode);

@@ -43,6 +43,8 @@ struct SocketFile {
 /// Says it in the log.
 void warn_of_folder(const Log& log, const std::string& path);
 
+/// Where a Unix socket was bound; empty: it has no path that others can use.
+[[nodiscard]] std::string socket_path(int fd);
 /// There is a socket at `path`.
 [[nodiscard]] bool is_socket(const std::string& path);
 /// For descriptors that other people's code makes: no program that this process starts has them.
