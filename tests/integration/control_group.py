@@ -2,8 +2,12 @@
 test, what runs in the group is ended, and the group goes."""
 import contextlib
 import os
+import shutil
+import signal
 import sys
 import time
+
+import harness
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools", "lib"))
 import left  # noqa: E402
@@ -89,3 +93,23 @@ def run_in_own(main):
         main()
     finally:
         group.leave()
+
+
+def killed_leaves_nothing(case, script, begin, end, look=None):
+    """`script`, told "the killed one", says "up PID... FOLDER" within `begin` seconds. Whatever kills it, those processes and its control
+    groups are gone within `end` seconds. `look` at the processes before that."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with case.subTest(signal=number.name):
+            test = case.spawn("killed", sys.executable, "-E", "-s", "-B", script, "the killed one", start_new_session=True)
+            up = test.wait_log(r"^up ((?:\d+ )+)(\S+)$", begin)
+            pids = up[1].split()
+            case.addCleanup(shutil.rmtree, up[2], ignore_errors=True)
+            if look:
+                look(pids)
+            groups = [os.path.join(os.path.dirname(group), f"vtpmd-test-{test.pid}") for group, _ in control_groups()]
+            case.assertTrue(groups and all(map(os.path.isdir, groups)), groups)
+            os.killpg(test.pid, number)
+            case.assertEqual(test.wait(), -number)
+            for pid in pids:
+                harness.wait_until(lambda: not os.path.exists(f"/proc/{pid}"), f"process {pid} to end", end)
+            harness.wait_until(lambda: not any(map(os.path.exists, groups)), "the control groups to go", end)

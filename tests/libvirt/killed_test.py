@@ -1,8 +1,5 @@
 #!/usr/bin/python3
 """A test of libvirt that is killed, as Meson does with one that takes too long, leaves no QEMU, no libvirtd and no TPM."""
-import os
-import shutil
-import signal
 import sys
 
 import libvirt  # first: it knows where the harness is
@@ -27,20 +24,10 @@ class TheKilledOne(harness.Case):
 
 class Killed(harness.Case):
     def test_nothing_is_left(self):
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with self.subTest(signal=number.name):
-                test = self.spawn("killed", sys.executable, "-E", "-s", "-B", __file__, "the killed one", start_new_session=True)
-                up = test.wait_log(r"^up (\d+) (\d+) (\d+) (\S+)$", libvirt.PATIENCE)
-                self.addCleanup(shutil.rmtree, up[4], ignore_errors=True)
-                with open(f"/proc/{up[1]}/comm") as f:
-                    self.assertTrue(f.read().startswith("qemu-system"))
-                groups = [os.path.join(os.path.dirname(group), f"vtpmd-test-{test.pid}") for group, _ in control_group.control_groups()]
-                self.assertTrue(groups and all(map(os.path.isdir, groups)), groups)
-                os.killpg(test.pid, number)
-                self.assertEqual(test.wait(), -number)
-                for pid in up.groups()[:3]:
-                    harness.wait_until(lambda: not os.path.exists(f"/proc/{pid}"), f"process {pid} to end", libvirt.PATIENCE)
-                harness.wait_until(lambda: not any(map(os.path.exists, groups)), "the control groups to go", libvirt.PATIENCE)
+        def look(pids):
+            with open(f"/proc/{pids[0]}/comm") as f:
+                self.assertTrue(f.read().startswith("qemu-system"))
+        control_group.killed_leaves_nothing(self, __file__, libvirt.PATIENCE, libvirt.PATIENCE, look)
 
 
 if __name__ == "__main__":

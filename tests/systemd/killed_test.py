@@ -1,8 +1,5 @@
 #!/usr/bin/python3
 """A test of a host that is killed, as Meson does with one that takes too long, leaves no container and no control group."""
-import os
-import shutil
-import signal
 import sys
 
 import container
@@ -24,18 +21,7 @@ class TheKilledOne(container.Case):
 
 class Killed(harness.Case):
     def test_nothing_is_left(self):
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with self.subTest(signal=number.name):
-                test = self.spawn("killed", sys.executable, "-E", "-s", "-B", __file__, "the killed one", start_new_session=True)
-                up = test.wait_log(r"^up (\d+) (\S+)$", 3 * container.PATIENCE)
-                systemd = int(up[1])
-                self.addCleanup(shutil.rmtree, up[2], ignore_errors=True)
-                groups = [os.path.join(os.path.dirname(group), f"vtpmd-test-{test.pid}") for group, _ in control_group.control_groups()]
-                self.assertTrue(groups and all(map(os.path.isdir, groups)), groups)
-                os.killpg(test.pid, number)
-                self.assertEqual(test.wait(), -number)
-                harness.wait_until(lambda: not os.path.exists(f"/proc/{systemd}"), "the container to end", container.PATIENCE)
-                harness.wait_until(lambda: not any(map(os.path.exists, groups)), "the control groups to go", container.PATIENCE)
+        control_group.killed_leaves_nothing(self, __file__, 3 * container.PATIENCE, container.PATIENCE)
 
 
 if __name__ == "__main__":
